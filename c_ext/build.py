@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""cffi builder of `paravirt.ring._core`.
+
+The public headers are the one source of the C API: they are fed to `cdef` with every preprocessor line dropped but
+`#define NAME number`. `pv_atomic.h` is private to the C files and is left out.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).parent
+HEADERS = sorted(path.name for path in HERE.glob("pv_*.h") if path.name != "pv_atomic.h")
+SOURCES = sorted(path.name for path in HERE.glob("pv_*.c"))
+CONSTANT = re.compile(r"#define\s+([A-Z]\w+)\s+\(?(-?(?:0x[0-9a-fA-F]+|\d+))[uUlL]*\)?\s*(?:/\*.*)?$")
+
+
+def declarations(header: str) -> str:
+    """The part of a header that cffi's C parser reads."""
+    lines = []
+    for line in (HERE / header).read_text().splitlines():
+        if constant := CONSTANT.match(line.strip()):
+            lines.append(f"#define {constant[1]} {constant[2]}")
+        elif not line.lstrip().startswith("#"):
+            lines.append(line)
+    return "\n".join(lines)
+
+
+# setuptools wants paths relative to setup.py, whatever the working directory of the caller is.
+ROOT = Path(os.path.relpath(HERE))
+
+ffibuilder = FFI()
+for name in HEADERS:
+    ffibuilder.cdef(declarations(name))
+ffibuilder.set_source(
+    "paravirt.ring._core",
+    "".join(f'#include "{name}"\n' for name in HEADERS),
+    sources=[str(ROOT / name) for name in SOURCES],
+    depends=[str(ROOT / name) for name in [*HEADERS, "pv_atomic.h", *SOURCES]],
+    include_dirs=[str(ROOT)],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-strict-aliasing"],
+    libraries=["rt"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The one place that names memory orders. Everything in shared memory is read and written through these; the README in
+ * this folder lists every use with the access it pairs with.
+ *
+ * The macros take plain integer pointers (so that the public headers stay readable by cffi) and are built on the
+ * compiler's __atomic builtins. A test may replace this header by a shim that records or reorders accesses: define
+ * PV_ATOMIC_SHIM to its name.
+ */
+#ifndef PV_ATOMIC_H
+#define PV_ATOMIC_H
+
+#ifdef PV_ATOMIC_SHIM
+#include PV_ATOMIC_SHIM
+#else
+
+/* A word whose value guards nothing else, or that only its reader writes. Read once: never re-read by the compiler. */
+#define pv_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+#define pv_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+
+/* Hand-over of slots: everything written before the release is visible after the acquire that reads its value. */
+#define pv_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+#define pv_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+
+/* Read-modify-write, sequentially consistent: bits that several writers set, and grant flags. */
+#define pv_fetch_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
+#define pv_fetch_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)
+#define pv_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
+#define pv_compare_exchange(p, expected, desired) \
+	__atomic_compare_exchange_n((p), (expected), (desired), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
+
+/* Store-then-load order ("publish, then look whether the other side sleeps"). The expensive one: one a batch. */
+#define pv_fence_full() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+/* Keeps the compiler from moving or merging accesses; no instruction. */
+#define pv_fence_compiler() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
+#if defined(__x86_64__) || defined(__i386__)
+#define pv_pause() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define pv_pause() __asm__ volatile("yield" ::: "memory")
+#else
+#define pv_pause() pv_fence_compiler()
+#endif
+
+#endif
+#endif

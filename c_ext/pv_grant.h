@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Xen v1 grant entries over an arena chunk, both sides.
+ *
+ * A chunk is what one domain (the granter) shares with one other (the mapper): an object of grant entries, written by
+ * both, and an object of data pages. Entry i of the chunk has reference `base + i`; a page's frame number (gfn) is its
+ * reference. Membership is what the MMU enforces; the entries are the protocol of ownership inside it. So each side
+ * decides from private copies: the granter of what it granted, the mapper of the frame and flags it pinned.
+ *
+ * Source: Xen public/grant_table.h (entry layout, GTF_*, GNTST_*), grant_table.c for the order of checks.
+ */
+#ifndef PV_GRANT_H
+#define PV_GRANT_H
+
+#include <stdint.h>
+
+#define PV_GTF_PERMIT_ACCESS 1
+#define PV_GTF_TYPE_MASK 3
+#define PV_GTF_READONLY 4
+#define PV_GTF_READING 8
+#define PV_GTF_WRITING 16
+
+#define PV_GNTST_OKAY 0
+#define PV_GNTST_GENERAL_ERROR -1
+#define PV_GNTST_BAD_DOMAIN -2
+#define PV_GNTST_BAD_GNTREF -3
+#define PV_GNTST_BAD_HANDLE -4
+#define PV_GNTST_NO_DEVICE_SPACE -7
+#define PV_GNTST_PERMISSION_DENIED -8
+#define PV_GNTST_BAD_PAGE -9
+#define PV_GNTST_BAD_COPY_ARG -10
+#define PV_GNTST_EAGAIN -12
+#define PV_GNTST_NO_SPACE -13
+
+#define PV_MAPTRACK_MAGIC 0x544D5650   /* "PVMT" */
+
+struct pv_grant_entry {
+	uint16_t flags;
+	uint16_t domid;
+	uint32_t frame;
+};
+
+/* What the granter remembers of an entry. Private. */
+struct pv_grant_private {
+	uint32_t frame;
+	uint16_t flags;     /* 0: not granted */
+	uint16_t domid;
+};
+
+/* Private: the granter's view of one chunk. */
+struct pv_granter {
+	struct pv_grant_entry *entries;     /* shared, n_pages */
+	struct pv_grant_private *granted;   /* private, n_pages */
+	uint32_t base;
+	uint32_t n_pages;
+	uint64_t grants;
+	uint64_t revokes;
+	uint64_t busy;                      /* revokes refused because the peer still uses the page */
+};
+
+/* One row a grant of the chunk, in an object made by the broker and shared by it and one mapping process. */
+struct pv_pin {
+	uint16_t readers;
+	uint16_t writers;
+};
+
+struct pv_maptrack {
+	uint32_t magic;
+	uint32_t version;
+	uint32_t base;
+	uint32_t n_pages;
+	uint32_t pad[12];
+	/* followed by struct pv_pin pins[n_pages] */
+};
+
+/* What the mapper pinned. Private. */
+struct pv_pinned {
+	uint32_t frame;
+	uint16_t flags;
+	uint16_t pad;
+};
+
+/* Private: the mapper's view of one chunk. */
+struct pv_mapper {
+	struct pv_grant_entry *entries;     /* shared, n_pages */
+	uint8_t *data;                      /* shared, n_pages * 4096 */
+	struct pv_pin *pins;                /* shared with the broker only */
+	struct pv_pinned *pinned;           /* private, n_pages */
+	uint32_t base;
+	uint32_t n_pages;
+	uint16_t self;                      /* our domid: entries must name it */
+	uint16_t read_only;                 /* 1: the data is mapped read-only, writable maps are refused */
+	uint32_t pinned_pages;
+	uint64_t maps;
+	uint64_t unmaps;
+	uint64_t failures;
+};
+
+/* 0; -EINVAL reference or frame outside the chunk; -EBUSY already granted. domid, frame, then (release) flags. */
+int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only);
+/* 0 revoked; -EBUSY still read or written by the peer (the page must not be used for anything else); -EINVAL. */
+int pv_grant_revoke(struct pv_granter *granter, uint32_t gref);
+/* The reading and writing bits now set; -EINVAL. A hint: the peer can write them. */
+int pv_grant_in_use(struct pv_granter *granter, uint32_t gref);
+
+/*
+ * Pin one reference. GNTST status; on okay *frame_offset is the byte offset of the page in `data`.
+ * At most 4 tries against a peer that keeps changing the flags.
+ */
+int pv_grant_map(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_t *frame_offset);
+/* Undo one pv_grant_map with the same read_only. BAD_HANDLE when it was not mapped so. */
+int pv_grant_unmap(struct pv_mapper *mapper, uint32_t gref, int read_only);
+
+struct pv_grant_copy_op {
+	uint32_t gref;
+	uint16_t offset;        /* bytes into the page */
+	uint16_t length;        /* bytes; offset + length <= 4096 */
+	uint64_t local_offset;  /* bytes into the local buffer */
+	int16_t status;         /* out: GNTST */
+	uint16_t pad[3];
+};
+/* Copy between granted pages and a private buffer; each operation gets its own status. to_grant: 1 writes the page. */
+void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant);
+
+#endif

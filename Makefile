@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint stub clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): $(SOURCES) scripts/setup
+	@scripts/setup "$(PYTHON)" $(VENV)
+	@touch $@
+
+demo: $(STAMP) ## Set everything up, then: a guest process reads and writes a real disk through the ring
+	@$(BIN)/paravirt demo
+
+test: $(STAMP) ## Set everything up, then run the tests
+	@$(BIN)/python -m pytest -q
+
+bench: $(STAMP) ## Measure the marks against their peers (prints met, missed or inconclusive)
+	@$(BIN)/python -m benchmarks
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+stub: $(STAMP) ## Write src/ring/_core.pyi anew from the C headers
+	@$(BIN)/python c_ext/stub.py > src/ring/_core.pyi
+	@$(BIN)/ruff format -q src/ring/_core.pyi
+
+clean: ## Remove what was built
+	rm -rf $(VENV) build src/ring/_core*.so .mypy_cache .ruff_cache .pytest_cache *.egg-info src/*.egg-info

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""Shared memory objects and mappings of them.
+
+Two providers make the same thing, a descriptor of zeroed memory of a fixed size:
+
+* `posix`: POSIX shared memory under a random name, made exclusively with mode 0600, unlinked at once and then sized with
+  `posix_fallocate`, so that a full /dev/shm is an error here and not a SIGBUS later. The default inside one trust domain.
+* `memfd`: a memfd sealed against shrinking and growing, for peers that are not trusted: a holder of a POSIX descriptor
+  could truncate the object under everybody's feet.
+"""
+
+import fcntl
+import mmap
+import os
+import secrets
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import posix_ipc
+
+from paravirt.errors import Closed, InvalidRequest, ResourceLimit
+from paravirt.ring._core import ffi
+
+PAGE_BYTES = 4096
+
+Provider = Literal["posix", "memfd"]
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
+
+CData = Any
+
+
+def create_object(provider: Provider, n_bytes: int) -> int:
+    """A close-on-exec descriptor of `n_bytes` of zeroed shared memory that has no name.
+
+    Raises `ResourceLimit` when the memory is not there.
+    """
+    if n_bytes <= 0 or n_bytes % PAGE_BYTES:
+        raise InvalidRequest(f"size of a shared object must be a positive multiple of {PAGE_BYTES}, not {n_bytes}")
+    if provider == "posix":
+        shared = posix_ipc.SharedMemory(f"/paravirt-{secrets.token_hex(12)}", posix_ipc.O_CREX, mode=0o600)
+        shared.unlink()
+        fd: int = shared.fd
+        os.set_inheritable(fd, False)
+    elif provider == "memfd":
+        fd = os.memfd_create("paravirt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    else:
+        raise InvalidRequest(f"unknown memory provider {provider!r}; there are {', '.join(PROVIDERS)}")
+    try:
+        os.posix_fallocate(fd, 0, n_bytes)
+        if provider == "memfd":
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError as error:
+        os.close(fd)
+        raise ResourceLimit(f"{n_bytes} bytes of shared memory are not available: {error.strerror}") from error
+    return fd
+
+
+class Mapping:
+    """Shared memory mapped into this process; not inherited by forked children.
+
+    `view` is a memoryview of the mapping: as long as it or a slice of it lives, the pages stay mapped. Raw pointers from
+    `pointer` do not keep anything alive: whoever takes one keeps the `Mapping` open for as long.
+    """
+
+    def __init__(self, fd: int, n_bytes: int, *, offset_bytes: int = 0, read_only: bool = False) -> None:
+        """Map `n_bytes` of `fd` from `offset_bytes`; the descriptor stays the caller's."""
+        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        self._mmap = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, protection, offset=offset_bytes)
+        self._mmap.madvise(mmap.MADV_DONTFORK)
+        self._pid = os.getpid()
+        self._view: memoryview | None = memoryview(self._mmap)
+        self.n_bytes = n_bytes
+        self.read_only = read_only
+        with ffi.from_buffer("uint8_t[]", self._mmap, require_writable=not read_only) as start:
+            self.address = int(ffi.cast("uintptr_t", start))
+
+    @property
+    def view(self) -> memoryview:
+        """All bytes of the mapping."""
+        if self._view is None or os.getpid() != self._pid:
+            raise Closed("this shared memory is closed, or was mapped by the parent of this process")
+        return self._view
+
+    def pointer(self, c_type: str = "uint8_t *", offset_bytes: int = 0) -> CData:
+        """A C pointer into the mapping. It does not keep the mapping alive."""
+        if self._view is None or os.getpid() != self._pid:
+            raise Closed("this shared memory is closed, or was mapped by the parent of this process")
+        return ffi.cast(c_type, self.address + offset_bytes)
+
+    @property
+    def closed(self) -> bool:
+        return self._view is None
+
+    def close(self) -> None:
+        """Unmap. If slices of `view` are still held the pages stay mapped until those go."""
+        if self._view is None:
+            return
+        view, self._view = self._view, None
+        try:
+            view.release()
+            self._mmap.close()
+        except BufferError:
+            pass  # a caller still holds a slice: the mmap goes with the last of them
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._view is None else f"{self.n_bytes} bytes at {self.address:#x}"
+        return f"<Mapping {state}{' read-only' if self.read_only else ''}>"
+
+
+def map_new(provider: Provider, n_bytes: int) -> tuple[int, Mapping]:
+    """A new object and a mapping of it: (descriptor, mapping)."""
+    fd = create_object(provider, n_bytes)
+    try:
+        return fd, Mapping(fd, n_bytes)
+    except BaseException:
+        os.close(fd)
+        raise

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""What every command gets: which host is meant, connections to it, and one way to print."""
+
+import importlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from paravirt.host.rundir import RunDir
+
+
+@dataclass
+class Context:
+    """The global options, and what follows from them."""
+
+    host: str
+    run: str | None
+    log_level: str
+    log_file: str | None
+
+    @cached_property
+    def rundir(self) -> RunDir:
+        return RunDir.locate(self.host, self.run)
+
+    def hypervisor(self) -> Any:
+        """A new connection to this host's broker as Dom0; the caller closes it. `NotFound` if the host does not run."""
+        self.rundir.require_running()
+        return importlib.import_module("paravirt.hypervisor.client").Hypervisor.connect(self.rundir.hypervisor_socket)
+
+    def store(self) -> Any:
+        """A new connection to this host's xenstored as Dom0; the caller closes it."""
+        self.rundir.require_running()
+        return importlib.import_module("paravirt.xenstore.client").XenstoreClient.connect(self.rundir.xenstored_socket)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+pass_context = click.make_pass_decorator(Context)
+
+
+def json_option(command: F) -> F:
+    """Give a command the option `--json`, passed to it as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
+
+
+def emit(rows: Iterable[Any], columns: Mapping[str, str], *, as_json: bool) -> None:
+    """Print `rows` (mappings or dataclasses) as a table of `columns` (key to heading), or all of each row as JSON."""
+    records = [_record(row) for row in rows]
+    if as_json:
+        emit_json(records)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for key, heading in columns.items():
+        numeric = any(isinstance(record.get(key), int | float) for record in records)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for record in records:
+        table.add_row(*(Text(_cell(record.get(key))) for key in columns))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # a pipe has no width: never fold
+    console.print(table)
+
+
+def emit_json(value: Any) -> None:
+    """Print one value as JSON."""
+    click.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def _record(row: Any) -> dict[str, Any]:
+    if is_dataclass(row) and not isinstance(row, type):
+        return asdict(row)
+    return dict(row)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(_plain(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return str(value) if isinstance(value, Path) else value

@@ -29,6 +29,9 @@
 #define pv_compare_exchange(p, expected, desired) \
 	__atomic_compare_exchange_n((p), (expected), (desired), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
 
+/* A private counter that several threads bump; it orders nothing. */
+#define pv_count(p) ((void)__atomic_fetch_add((p), 1, __ATOMIC_RELAXED))
+
 /* Store-then-load order ("publish, then look whether the other side sleeps"). The expensive one: one a batch. */
 #define pv_fence_full() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 

@@ -19,6 +19,7 @@
 #define PV_GTF_READONLY 4
 #define PV_GTF_READING 8
 #define PV_GTF_WRITING 16
+#define PV_GTF_SUB_PAGE 256
 
 #define PV_GNTST_OKAY 0
 #define PV_GNTST_GENERAL_ERROR -1
@@ -34,6 +35,7 @@
 
 #define PV_MAPTRACK_MAGIC 0x544D5650   /* "PVMT" */
 
+/* Shared. Always read and written as one 64-bit word, so that flags, domid and frame belong together. */
 struct pv_grant_entry {
 	uint16_t flags;
 	uint16_t domid;
@@ -47,7 +49,7 @@ struct pv_grant_private {
 	uint16_t domid;
 };
 
-/* Private: the granter's view of one chunk. */
+/* Private: the granter's view of one chunk. Threads: any number, but one at a time for one reference. */
 struct pv_granter {
 	struct pv_grant_entry *entries;     /* shared, n_pages */
 	struct pv_grant_private *granted;   /* private, n_pages */
@@ -58,7 +60,11 @@ struct pv_granter {
 	uint64_t busy;                      /* revokes refused because the peer still uses the page */
 };
 
-/* One row a grant of the chunk, in an object made by the broker and shared by it and one mapping process. */
+/*
+ * One row a grant of the chunk, in an object made by the broker and shared by it and one mapping process. A row is written
+ * before the entry's reading and writing bits are set and after they are cleared: whatever a dying process leaves set
+ * in an entry, its row tells.
+ */
 struct pv_pin {
 	uint16_t readers;
 	uint16_t writers;
@@ -80,7 +86,10 @@ struct pv_pinned {
 	uint16_t pad;
 };
 
-/* Private: the mapper's view of one chunk. */
+/*
+ * Private: one mapping process' view of one chunk. Threads: any number. The reading and writing bits do not count
+ * processes: two processes of a domain should not map the same reference.
+ */
 struct pv_mapper {
 	struct pv_grant_entry *entries;     /* shared, n_pages */
 	uint8_t *data;                      /* shared, n_pages * 4096 */
@@ -90,22 +99,30 @@ struct pv_mapper {
 	uint32_t n_pages;
 	uint16_t self;                      /* our domid: entries must name it */
 	uint16_t read_only;                 /* 1: the data is mapped read-only, writable maps are refused */
-	uint32_t pinned_pages;
+	uint32_t lock;                      /* guards pins, pinned and the counters */
+	uint32_t pinned_pages;              /* references pinned now */
 	uint64_t maps;
 	uint64_t unmaps;
-	uint64_t failures;
+	uint64_t copies;                    /* copy operations that succeeded */
+	uint64_t copied_bytes;
+	uint64_t failures;                  /* maps, unmaps and copies with a status other than okay */
 };
 
-/* 0; -EINVAL reference or frame outside the chunk; -EBUSY already granted. domid, frame, then (release) flags. */
+/* 0; -EINVAL reference or frame outside the chunk; -EBUSY already granted. What was written to the page before is visible
+ * to whoever maps it. */
 int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only);
-/* 0 revoked; -EBUSY still read or written by the peer (the page must not be used for anything else); -EINVAL. */
+/* 0 revoked; -EBUSY still read or written by the peer, or the peer keeps changing the entry (the page must not be used for
+ * anything else; try later); -EINVAL not granted. */
 int pv_grant_revoke(struct pv_granter *granter, uint32_t gref);
-/* The reading and writing bits now set; -EINVAL. A hint: the peer can write them. */
+/* The reading and writing bits now set; -EINVAL outside the chunk. A hint: the peer can write them. */
 int pv_grant_in_use(struct pv_granter *granter, uint32_t gref);
 
 /*
- * Pin one reference. GNTST status; on okay *frame_offset is the byte offset of the page in `data`.
- * At most 4 tries against a peer that keeps changing the flags.
+ * Pin one reference. GNTST status; on okay *frame_offset is the byte offset of the page in `data`. Checks in Xen's order:
+ * BAD_GNTREF outside the chunk; GENERAL_ERROR for too many pins of one reference (65,535), an entry that is not
+ * permit_access for our domid, or a writable map of a read-only one; BAD_PAGE for a frame outside the chunk. At most 4
+ * tries against a peer that keeps changing the entry, then GENERAL_ERROR. A reference that is pinned already keeps the
+ * frame and flags of its first pin, whatever the entry says by now.
  */
 int pv_grant_map(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_t *frame_offset);
 /* Undo one pv_grant_map with the same read_only. BAD_HANDLE when it was not mapped so. */
@@ -116,10 +133,22 @@ struct pv_grant_copy_op {
 	uint16_t offset;        /* bytes into the page */
 	uint16_t length;        /* bytes; offset + length <= 4096 */
 	uint64_t local_offset;  /* bytes into the local buffer */
-	int16_t status;         /* out: GNTST */
+	int16_t status;         /* out: GNTST, of each operation, whatever happened to the others */
 	uint16_t pad[3];
 };
-/* Copy between granted pages and a private buffer; each operation gets its own status. to_grant: 1 writes the page. */
+/*
+ * Copy between granted pages and a private buffer (to_grant: 1 writes the pages). A page is pinned during its copy;
+ * neighbours with one reference share the pin. length 0 is okay and nothing else is looked at; then the checks of
+ * pv_grant_map; then BAD_COPY_ARG for a range outside the page or the local buffer.
+ */
 void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant);
+
+/*
+ * The broker, for a mapping process that is gone: clear the reading and writing bits of what its rows say it had pinned,
+ * but not what a row of one of the `n_others` other processes of that domain still holds. Returns the references cleared.
+ * A lying row only changes bits in entries that its process could write itself.
+ */
+uint32_t pv_grant_release(
+	struct pv_grant_entry *entries, uint32_t n_pages, struct pv_pin *pins, struct pv_pin **others, uint32_t n_others);
 
 #endif

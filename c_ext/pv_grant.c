@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: MIT */
+#include "pv_grant.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+
+#include "pv_atomic.h"
+
+#define PAGE_BYTES 4096u
+#define MAX_TRIES 4          /* against a peer that flips an entry for ever (XSA-295) */
+#define SPINS_BEFORE_YIELD 64
+
+_Static_assert(sizeof(struct pv_grant_entry) == 8, "Xen v1 entry");
+_Static_assert(sizeof(struct pv_pin) == 4, "maptrack row");
+_Static_assert(sizeof(struct pv_maptrack) == 64, "maptrack header");
+_Static_assert(sizeof(struct pv_grant_copy_op) == 24, "copy operation");
+
+/* An entry is one 64-bit word to everybody: one load gives flags, domid and frame of the same moment. */
+union entry_word {
+	struct pv_grant_entry entry;
+	uint64_t word;
+};
+
+static uint64_t *entry_of(struct pv_grant_entry *entries, uint32_t index)
+{
+	return (uint64_t *)(void *)&entries[index];
+}
+
+static uint64_t flag_bits(uint16_t flags)
+{
+	union entry_word bits = { .entry = { .flags = flags } };
+
+	return bits.word;
+}
+
+/* ---- the granter ---- */
+
+int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only)
+{
+	uint32_t index = gref - granter->base;
+	uint16_t flags = PV_GTF_PERMIT_ACCESS | (read_only ? PV_GTF_READONLY : 0);
+	union entry_word next = { .entry = { .flags = flags, .domid = domid, .frame = frame } };
+
+	if (index >= granter->n_pages || frame - granter->base >= granter->n_pages)
+		return -EINVAL;
+	if (granter->granted[index].flags)
+		return -EBUSY;
+	granter->granted[index] = (struct pv_grant_private){ .frame = frame, .flags = flags, .domid = domid };
+	/* Hands the page over: pairs with the load in set_flags. */
+	pv_store_release(entry_of(granter->entries, index), next.word);
+	pv_count(&granter->grants);
+	return 0;
+}
+
+int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
+{
+	uint32_t index = gref - granter->base;
+	union entry_word seen;
+
+	if (index >= granter->n_pages || !granter->granted[index].flags)
+		return -EINVAL;
+	seen.word = pv_load_relaxed(entry_of(granter->entries, index));
+	for (int tries = 0; tries < MAX_TRIES; tries++) {
+		if (seen.entry.flags & (PV_GTF_READING | PV_GTF_WRITING))
+			break;
+		/* Takes the page back: the mapper's last access came before clear_flags, which this compare-exchange reads. */
+		if (pv_compare_exchange(entry_of(granter->entries, index), &seen.word, 0)) {
+			granter->granted[index] = (struct pv_grant_private){ 0 };
+			pv_count(&granter->revokes);
+			return 0;
+		}
+	}
+	pv_count(&granter->busy);
+	return -EBUSY;
+}
+
+int pv_grant_in_use(struct pv_granter *granter, uint32_t gref)
+{
+	uint32_t index = gref - granter->base;
+	union entry_word seen;
+
+	if (index >= granter->n_pages)
+		return -EINVAL;
+	seen.word = pv_load_relaxed(entry_of(granter->entries, index));
+	return seen.entry.flags & (PV_GTF_READING | PV_GTF_WRITING);
+}
+
+/* ---- the mapper ---- */
+
+static void lock_mapper(struct pv_mapper *mapper)
+{
+	for (uint32_t spins = 0; pv_exchange(&mapper->lock, 1u); spins++) {
+		if (spins < SPINS_BEFORE_YIELD)
+			pv_pause();
+		else
+			sched_yield();
+	}
+}
+
+static void unlock_mapper(struct pv_mapper *mapper)
+{
+	pv_store_release(&mapper->lock, 0u);
+}
+
+static int is_pinned(const struct pv_pin *pin)
+{
+	return pin->readers || pin->writers;
+}
+
+/* The first pin, or the first writer among readers: mark the entry as used. Fills *pinned on the first pin. */
+static int set_flags(struct pv_mapper *mapper, uint32_t index, int first, int read_only)
+{
+	uint64_t *shared = entry_of(mapper->entries, index);
+	struct pv_pinned *pinned = &mapper->pinned[index];
+	union entry_word seen, next;
+
+	/* Takes the page over: pairs with the release in pv_grant_access. */
+	seen.word = pv_load_acquire(shared);
+	for (int tries = 0; tries < MAX_TRIES; tries++) {
+		const struct pv_grant_entry entry = seen.entry;
+		uint16_t type = entry.flags & (PV_GTF_TYPE_MASK | PV_GTF_SUB_PAGE);
+		uint16_t granted = first ? entry.flags : pinned->flags | entry.flags;
+
+		if (first && (type != PV_GTF_PERMIT_ACCESS || entry.domid != mapper->self))
+			return PV_GNTST_GENERAL_ERROR;
+		if (!read_only && (granted & PV_GTF_READONLY))
+			return PV_GNTST_GENERAL_ERROR;
+		if (first && entry.frame - mapper->base >= mapper->n_pages)
+			return PV_GNTST_BAD_PAGE;
+		next = seen;
+		next.entry.flags |= PV_GTF_READING | (read_only ? 0 : PV_GTF_WRITING);
+		if (pv_compare_exchange(shared, &seen.word, next.word)) {
+			if (first)
+				*pinned = (struct pv_pinned){ .frame = entry.frame, .flags = entry.flags };
+			return PV_GNTST_OKAY;
+		}
+	}
+	return PV_GNTST_GENERAL_ERROR;
+}
+
+/* Under the lock. The row is stored first, so that a process which dies in between leaves no bit without a row. */
+static int pin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
+{
+	uint32_t index = gref - mapper->base;
+	int status = PV_GNTST_OKAY, first;
+	struct pv_pin *pin;
+	uint16_t *count;
+
+	if (index >= mapper->n_pages)
+		return PV_GNTST_BAD_GNTREF;
+	pin = &mapper->pins[index];
+	count = read_only ? &pin->readers : &pin->writers;
+	if (*count == UINT16_MAX || (!read_only && mapper->read_only))
+		return PV_GNTST_GENERAL_ERROR;
+	first = !is_pinned(pin);
+	pv_store_relaxed(count, (uint16_t)(*count + 1));
+	pv_fence_compiler();
+	if (first || (!read_only && pin->writers == 1))
+		status = set_flags(mapper, index, first, read_only);
+	if (status)
+		pv_store_relaxed(count, (uint16_t)(*count - 1));
+	else if (first)
+		mapper->pinned_pages++;
+	return status;
+}
+
+/* Under the lock. The bits go first, then the row. */
+static int unpin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
+{
+	uint32_t index = gref - mapper->base;
+	uint16_t *count, done = 0;
+	struct pv_pin *pin;
+	int last;
+
+	if (index >= mapper->n_pages)
+		return PV_GNTST_BAD_HANDLE;
+	pin = &mapper->pins[index];
+	count = read_only ? &pin->readers : &pin->writers;
+	if (!*count)
+		return PV_GNTST_BAD_HANDLE;
+	last = pin->readers + pin->writers == 1;
+	if (!read_only && pin->writers == 1)
+		done |= PV_GTF_WRITING;
+	if (last)
+		done |= PV_GTF_READING;
+	/* Gives the page back: our accesses come before; pairs with the compare-exchange in pv_grant_revoke. */
+	if (done)
+		pv_fetch_and(entry_of(mapper->entries, index), ~flag_bits(done));
+	pv_fence_compiler();
+	pv_store_relaxed(count, (uint16_t)(*count - 1));
+	if (last)
+		mapper->pinned_pages--;
+	return PV_GNTST_OKAY;
+}
+
+/* Byte offset of a page we hold a pin of: from the private copy, never from the entry. */
+static uint64_t pinned_offset(const struct pv_mapper *mapper, uint32_t gref)
+{
+	return (uint64_t)(mapper->pinned[gref - mapper->base].frame - mapper->base) * PAGE_BYTES;
+}
+
+int pv_grant_map(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_t *frame_offset)
+{
+	int status;
+
+	lock_mapper(mapper);
+	status = pin_page(mapper, gref, read_only);
+	if (status) {
+		mapper->failures++;
+	} else {
+		*frame_offset = pinned_offset(mapper, gref);
+		mapper->maps++;
+	}
+	unlock_mapper(mapper);
+	return status;
+}
+
+int pv_grant_unmap(struct pv_mapper *mapper, uint32_t gref, int read_only)
+{
+	int status;
+
+	lock_mapper(mapper);
+	status = unpin_page(mapper, gref, read_only);
+	if (status)
+		mapper->failures++;
+	else
+		mapper->unmaps++;
+	unlock_mapper(mapper);
+	return status;
+}
+
+/* ---- copies ---- */
+
+static int copy_pinned(struct pv_mapper *mapper, const struct pv_grant_copy_op *op, uint8_t *local, uint64_t local_bytes, int to_grant)
+{
+	uint8_t *page = mapper->data + pinned_offset(mapper, op->gref) + op->offset;
+
+	if ((uint32_t)op->offset + op->length > PAGE_BYTES)
+		return PV_GNTST_BAD_COPY_ARG;
+	if (op->local_offset > local_bytes || op->length > local_bytes - op->local_offset)
+		return PV_GNTST_BAD_COPY_ARG;
+	if (to_grant)
+		memcpy(page, local + op->local_offset, op->length);
+	else
+		memcpy(local + op->local_offset, page, op->length);
+	return PV_GNTST_OKAY;
+}
+
+static int change_pin(struct pv_mapper *mapper, int (*change)(struct pv_mapper *, uint32_t, int), uint32_t gref, int read_only)
+{
+	int status;
+
+	lock_mapper(mapper);
+	status = change(mapper, gref, read_only);
+	unlock_mapper(mapper);
+	return status;
+}
+
+/* What the operations of one batch did. */
+static void count_copies(struct pv_mapper *mapper, const struct pv_grant_copy_op *ops, uint32_t n)
+{
+	lock_mapper(mapper);
+	for (uint32_t i = 0; i < n; i++) {
+		if (ops[i].status) {
+			mapper->failures++;
+		} else {
+			mapper->copies++;
+			mapper->copied_bytes += ops[i].length;
+		}
+	}
+	unlock_mapper(mapper);
+}
+
+void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
+{
+	int held = 0, status;
+	uint32_t held_gref = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct pv_grant_copy_op *op = &ops[i];
+
+		op->status = PV_GNTST_OKAY;
+		if (!op->length)
+			continue;
+		if (held && held_gref != op->gref) {
+			change_pin(mapper, unpin_page, held_gref, !to_grant);
+			held = 0;
+		}
+		if (!held) {
+			status = change_pin(mapper, pin_page, op->gref, !to_grant);
+			if (status) {
+				op->status = (int16_t)status;
+				continue;
+			}
+			held = 1;
+			held_gref = op->gref;
+		}
+		op->status = (int16_t)copy_pinned(mapper, op, local, local_bytes, to_grant);
+	}
+	if (held)
+		change_pin(mapper, unpin_page, held_gref, !to_grant);
+	count_copies(mapper, ops, n);
+}
+
+/* ---- the broker ---- */
+
+static uint16_t bits_others_hold(uint32_t index, struct pv_pin **others, uint32_t n_others)
+{
+	uint16_t bits = 0;
+
+	for (uint32_t i = 0; i < n_others; i++) {
+		uint16_t readers = pv_load_acquire(&others[i][index].readers);
+		uint16_t writers = pv_load_acquire(&others[i][index].writers);
+
+		if (readers || writers)
+			bits |= PV_GTF_READING;
+		if (writers)
+			bits |= PV_GTF_WRITING;
+	}
+	return bits;
+}
+
+uint32_t pv_grant_release(
+	struct pv_grant_entry *entries, uint32_t n_pages, struct pv_pin *pins, struct pv_pin **others, uint32_t n_others)
+{
+	uint32_t cleared = 0;
+
+	for (uint32_t index = 0; index < n_pages; index++) {
+		const struct pv_pin row = { pv_load_relaxed(&pins[index].readers), pv_load_relaxed(&pins[index].writers) };
+		uint16_t kept;
+
+		if (!is_pinned(&row))
+			continue;
+		kept = bits_others_hold(index, others, n_others);
+		pv_fetch_and(entry_of(entries, index), ~flag_bits((PV_GTF_READING | PV_GTF_WRITING) & ~kept));
+		/* Another process may have pinned between the look and the clear: its row came before its bits. */
+		kept = bits_others_hold(index, others, n_others) & ~kept;
+		if (kept)
+			pv_fetch_or(entry_of(entries, index), flag_bits(kept));
+		pv_store_relaxed(&pins[index].readers, 0);
+		pv_store_relaxed(&pins[index].writers, 0);
+		cleared++;
+	}
+	return cleared;
+}

@@ -22,6 +22,10 @@
 #define pv_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define pv_store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 
+/* The second half of "I wrote mine, now I read yours" after one of the read-modify-writes below: acquire is not enough,
+ * both sides could read the old value. */
+#define pv_load_ordered(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+
 /* Read-modify-write, sequentially consistent: bits that several writers set, and grant flags. */
 #define pv_fetch_or(p, v) __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST)
 #define pv_fetch_and(p, v) __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST)

@@ -38,7 +38,7 @@ struct pv_inbox {
 	uint64_t pad3[360];
 };
 
-/* Written by the broker alone, mapped read-only by one connection: a word for each of its waiters, which changes whenever
+/* Written by the broker alone (release; then it rings), mapped read-only by one connection: a word for each of its waiters, which changes whenever
  * the binding of one of that waiter's ports changes. */
 struct pv_bindings {
 	uint32_t magic;
@@ -47,32 +47,50 @@ struct pv_bindings {
 	uint32_t generation[PV_BINDINGS_WAITERS];
 };
 
-/* Private: one local end of a channel. */
+/*
+ * Private: what one thread (or event loop) sleeps on.
+ *
+ * Threads: one thread waits, adds and removes inboxes; kick, notify, mask and unmask may come from any. Fork: a child's
+ * calls get -ECHILD. `generation` and the inboxes must stay mapped as long as the waiter knows them.
+ */
+struct pv_waiter {
+	struct pv_inbox **inboxes;
+	uint32_t n_inboxes;
+	uint32_t home;                  /* pv_home_mark */
+	int32_t epoll_fd;               /* holds kick_fd and the doorbells of all inboxes */
+	int32_t kick_fd;                /* eventfd of this process */
+	uint32_t kicked;                /* 1: a kick that no wait has returned yet */
+	uint32_t hung_up;               /* 1: a doorbell lost its last writer and no wait has returned that yet */
+	int32_t always_armed;           /* 1: `asleep` stays set, for use of epoll_fd in a foreign loop */
+	uint32_t generation_seen;       /* the change that a wait has returned last */
+	const uint32_t *generation;
+	uint32_t fixed_generation;      /* what `generation` points to without a broker */
+	uint64_t sleeps;                /* system calls that really waited */
+	uint64_t wakeups;               /* of these: ended by a doorbell or kick, not by time */
+};
+
+/*
+ * Private: one local end of a channel. Zeroed memory is an end with neither inbox nor peer.
+ *
+ * Threads: every call from any thread; senders and pv_port_set_peer take turns.
+ */
 struct pv_port {
+	struct pv_waiter *waiter;       /* whose thread receives; NULL for an end that only sends */
 	struct pv_inbox *rx;            /* our waiter's inbox for the peer's domain; NULL for none */
 	struct pv_inbox *tx;            /* the peer waiter's inbox for our domain; NULL while unbound */
 	const uint32_t *generation;     /* our waiter's word in pv_bindings */
 	uint32_t generation_seen;       /* value under which tx was learnt from the broker */
+	uint32_t home;                  /* pv_home_mark */
+	uint32_t busy;                  /* 1: a sender or pv_port_set_peer is inside */
 	uint32_t rx_slot;
 	uint32_t tx_slot;
 	int32_t tx_bell;                /* doorbell of the peer's waiter, -1 for none */
-	uint64_t sent;                  /* pv_notify calls that set the bit */
+	int32_t tx_bell_is_pipe;        /* writing to it can raise SIGPIPE */
+	uint64_t sent;                  /* notifies that had a peer */
 	uint64_t rang;                  /* of these: doorbell written (a system call) */
-	uint64_t merged;                /* bit was set already */
+	uint64_t merged;                /* of these: bit was set already */
 	uint64_t dropped;               /* unbound */
 	uint64_t received;              /* pending bits consumed */
-};
-
-/* Private: what one thread (or event loop) sleeps on. */
-struct pv_waiter {
-	struct pv_inbox **inboxes;
-	uint32_t n_inboxes;
-	int32_t epoll_fd;               /* holds kick_fd and the doorbells of all inboxes */
-	int32_t kick_fd;                /* eventfd of this process: pv_waiter_kick */
-	int32_t always_armed;           /* 1: `asleep` stays set, for use of epoll_fd in a foreign loop */
-	const uint32_t *generation;
-	uint64_t sleeps;                /* system calls that really waited */
-	uint64_t wakeups;               /* of these: ended by a doorbell or kick, not by time */
 };
 
 #define PV_NOTIFY_SUPPRESSED 0  /* delivered, no system call was needed (receiver awake, masked or bit already set) */
@@ -83,34 +101,63 @@ struct pv_waiter {
 #define PV_WAIT_TIMEOUT 0
 #define PV_WAIT_EVENT 1
 #define PV_WAIT_KICKED 2        /* pv_waiter_kick was called since the last wait; the kick is consumed */
-#define PV_WAIT_STALE 3         /* a binding changed (bind, close, peer's death): ask the broker */
+#define PV_WAIT_STALE 3         /* a binding changed (bind, close, peer's death): ask the broker. Once a change */
 #define PV_WAIT_INTERRUPTED 4   /* a signal arrived: let Python run its handlers, then wait again */
 
 void pv_inbox_init(struct pv_inbox *inbox);
 /* 0, or -EPROTO when magic or version are not ours. */
 int pv_inbox_check(const struct pv_inbox *inbox);
-
-/* Send. Never blocks (a doorbell that would block is one that is rung already). */
-int pv_notify(struct pv_port *port);
-/* Set our own pending bit without ringing: a bind sets the local port pending. */
-void pv_port_set_pending(struct pv_port *port);
-/* Take the pending bit: 1 if it was set (now clear), else 0. Clear first, then look at the ring. */
-int pv_port_take_pending(struct pv_port *port);
-void pv_port_mask(struct pv_port *port);
-/* Unmask; 1 if the event is pending. */
-int pv_port_unmask(struct pv_port *port);
-
-/* All pending, unmasked slots of one inbox, cleared and written to slots[0..max-1]; how many. */
+/*
+ * All pending, unmasked slots of one inbox, cleared and written to slots[0..max-1]; how many. What does not fit stays
+ * pending.
+ */
 uint32_t pv_inbox_take(struct pv_inbox *inbox, uint32_t *slots, uint32_t max);
 
 /*
- * Wait until `port` is pending (its bit is taken), the waiter is kicked, or a binding changes. Spins for spin_ns first
- * (0: not at all), then arms and sleeps. timeout_ns < 0: no limit. `port` NULL: any pending unmasked slot ends the wait
- * and nothing is taken. Returns PV_WAIT_*, or -errno.
- * Threads: one thread waits on a waiter at a time; kick and notify may come from any.
+ * Write a doorbell without ever blocking or dying of SIGPIPE: 0, also when it was rung already; -EPIPE nobody can hear it
+ * any more; another -errno. For the broker, which rings without looking at `asleep`.
+ */
+int pv_bell_ring(int fd);
+
+/* `generation` NULL: without a broker. 0 or -errno. */
+int pv_waiter_init(struct pv_waiter *waiter, const uint32_t *generation);
+/* Closes what init opened; the inboxes and their bells are the caller's. */
+void pv_waiter_destroy(struct pv_waiter *waiter);
+/* bell_fd: the end to read from; it is made nonblocking. 0; -EPROTO not an inbox; -errno. */
+int pv_waiter_add(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd);
+int pv_waiter_remove(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd);
+/*
+ * From now on senders always ring, so epoll_fd can stand in a foreign poll loop: when it is readable, drain, then take
+ * the pending slots. What is pending already makes it readable at once. 0 or -errno.
+ */
+int pv_waiter_arm_always(struct pv_waiter *waiter);
+/* Silence all doorbells; the PV_WAIT_KICKED or PV_WAIT_STALE that was told by them, else PV_WAIT_EVENT. Never blocks. */
+int pv_waiter_drain(struct pv_waiter *waiter);
+/* End the wait that runs now, or the next one, with PV_WAIT_KICKED. */
+void pv_waiter_kick(struct pv_waiter *waiter);
+
+void pv_port_init(struct pv_port *port, struct pv_waiter *waiter, struct pv_inbox *rx, uint32_t rx_slot);
+/*
+ * Where to send from now on, as the broker said under `generation`; tx NULL: unbound. When this returns no sender uses
+ * the former inbox and bell any more: the caller may unmap and close them.
+ */
+void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slot, int bell_fd, uint32_t generation);
+/* Send: PV_NOTIFY_*, or -ECHILD. Never blocks (a doorbell that would block is one that is rung already). */
+int pv_notify(struct pv_port *port);
+/* Set our own pending bit: a bind sets the local port pending. */
+void pv_port_set_pending(struct pv_port *port);
+/* Take the pending bit, masked or not: 1 if it was set (now clear), else 0. Clear first, then look at the ring. */
+int pv_port_take_pending(struct pv_port *port);
+void pv_port_mask(struct pv_port *port);
+/* Unmask; 1 if the event is pending, and then the waiter wakes. */
+int pv_port_unmask(struct pv_port *port);
+
+/*
+ * Wait until `port` is pending and not masked (its bit is taken), the waiter is kicked, or a binding changes. Spins for
+ * spin_ns first (0: not at all), then arms and sleeps. timeout_ns < 0: no limit; a sleep ends up to 1 ms late. `port`
+ * NULL: any pending unmasked slot ends the wait and nothing is taken. Returns PV_WAIT_*, or -errno.
  */
 int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int64_t timeout_ns);
-void pv_waiter_kick(struct pv_waiter *waiter);
 /* CLOCK_MONOTONIC in ns. */
 int64_t pv_now_ns(void);
 

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: MIT */
+#include "pv_blkif.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define SECTOR_SHIFT 9
+#define PAGE_SECTORS 8
+
+static void refuse(struct pv_blkif_plan *plan, int16_t status, uint16_t reason)
+{
+	plan->status = status;
+	plan->reason = reason;
+	plan->n_extents = 0;
+}
+
+/* Everything about a request that can be decided without looking at a grant. 1 when it may go on. */
+static int check(const struct pv_blkif_limits *limits, const struct pv_blkif_request *request, struct pv_blkif_plan *plan)
+{
+	uint64_t sectors = 0;
+	uint32_t unit = limits->sector_size >> SECTOR_SHIFT;
+
+	memset(plan, 0, sizeof(*plan));
+	plan->operation = request->operation;
+	plan->status = PV_BLKIF_PENDING;
+	switch (request->operation) {
+	case PV_BLKIF_OP_FLUSH_DISKCACHE:
+		if (!limits->flush) {
+			refuse(plan, PV_BLKIF_RSP_EOPNOTSUPP, PV_BLKIF_REFUSED_OPERATION);
+			return 0;
+		}
+		/* A flush carries no data; segments of one are ignored as Linux and QEMU do. */
+		return 1;
+	case PV_BLKIF_OP_READ:
+		break;
+	case PV_BLKIF_OP_WRITE:
+		if (limits->read_only) {
+			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_READ_ONLY);
+			return 0;
+		}
+		break;
+	default:
+		refuse(plan, PV_BLKIF_RSP_EOPNOTSUPP, PV_BLKIF_REFUSED_OPERATION);
+		return 0;
+	}
+	if (request->nr_segments == 0 || request->nr_segments > PV_BLKIF_MAX_SEGMENTS) {
+		refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_SEGMENTS);
+		return 0;
+	}
+	for (uint32_t i = 0; i < request->nr_segments; i++) {
+		const struct pv_blkif_segment *segment = &request->seg[i];
+
+		if (segment->first_sect > segment->last_sect || segment->last_sect >= PAGE_SECTORS) {
+			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_BOUNDS);
+			return 0;
+		}
+		sectors += segment->last_sect - segment->first_sect + 1;
+	}
+	/* Not `sector + sectors > limit`: that sum can wrap. */
+	if (request->sector > limits->sectors || sectors > limits->sectors - request->sector) {
+		refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_RANGE);
+		return 0;
+	}
+	if (request->sector % unit || sectors % unit) {
+		refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_ALIGNMENT);
+		return 0;
+	}
+	plan->offset = request->sector << SECTOR_SHIFT;
+	plan->length = sectors << SECTOR_SHIFT;
+	return 1;
+}
+
+/* The backend writes the pages of a read and reads those of a write. */
+static int maps_read_only(const struct pv_blkif_request *request)
+{
+	return request->operation == PV_BLKIF_OP_WRITE;
+}
+
+static void unpin(struct pv_mapper *mapper, const struct pv_blkif_request *request, struct pv_blkif_plan *plan)
+{
+	for (uint32_t i = 0; i < plan->pinned; i++)
+		pv_grant_unmap(mapper, request->seg[i].gref, maps_read_only(request));
+	plan->pinned = 0;
+}
+
+static int pin(struct pv_mapper *mapper, const struct pv_blkif_request *request, struct pv_blkif_plan *plan)
+{
+	for (uint32_t i = 0; i < request->nr_segments; i++) {
+		const struct pv_blkif_segment *segment = &request->seg[i];
+		struct pv_blkif_extent *last = plan->n_extents ? &plan->extents[plan->n_extents - 1] : NULL;
+		uint64_t length = (uint64_t)(segment->last_sect - segment->first_sect + 1) << SECTOR_SHIFT;
+		uint64_t offset;
+
+		if (pv_grant_map(mapper, segment->gref, maps_read_only(request), &offset) != PV_GNTST_OKAY) {
+			unpin(mapper, request, plan);
+			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_GRANT);
+			return 0;
+		}
+		plan->pinned++;
+		offset += (uint64_t)segment->first_sect << SECTOR_SHIFT;
+		if (last && last->offset + last->length == offset) {
+			last->length += length;
+			continue;
+		}
+		plan->extents[plan->n_extents].offset = offset;
+		plan->extents[plan->n_extents].length = length;
+		plan->n_extents++;
+	}
+	return 1;
+}
+
+uint32_t pv_blkif_prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limits,
+			  const struct pv_blkif_request *requests, uint32_t n, struct pv_blkif_plan *plans)
+{
+	uint32_t pending = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (!check(limits, &requests[i], &plans[i]))
+			continue;
+		if (requests[i].operation == PV_BLKIF_OP_FLUSH_DISKCACHE || pin(mapper, &requests[i], &plans[i]))
+			pending++;
+	}
+	return pending;
+}
+
+void pv_blkif_copy(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, uint8_t *disk, uint64_t disk_bytes)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct pv_blkif_plan *plan = &plans[i];
+		uint64_t at = plan->offset;
+
+		if (plan->status != PV_BLKIF_PENDING)
+			continue;
+		plan->status = PV_BLKIF_RSP_OKAY;
+		if (at > disk_bytes || plan->length > disk_bytes - at) {
+			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_RANGE);
+			continue;
+		}
+		for (uint32_t e = 0; e < plan->n_extents; e++) {
+			uint8_t *guest = mapper->data + plan->extents[e].offset;
+
+			if (plan->operation == PV_BLKIF_OP_WRITE)
+				memcpy(disk + at, guest, plan->extents[e].length);
+			else
+				memcpy(guest, disk + at, plan->extents[e].length);
+			at += plan->extents[e].length;
+		}
+	}
+}
+
+static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan *plan)
+{
+	int okay = plan->status == PV_BLKIF_RSP_OKAY;
+
+	if (plan->reason != PV_BLKIF_REFUSED_NOTHING) {
+		counters->refused++;
+		return;
+	}
+	counters->errors += !okay;
+	switch (plan->operation) {
+	case PV_BLKIF_OP_READ:
+		counters->reads++;
+		counters->read_bytes += okay ? plan->length : 0;
+		break;
+	case PV_BLKIF_OP_WRITE:
+		counters->writes++;
+		counters->written_bytes += okay ? plan->length : 0;
+		break;
+	default:
+		counters->flushes++;
+	}
+}
+
+void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *requests, struct pv_blkif_plan *plans,
+		     uint32_t n, struct pv_blkif_response *responses, struct pv_blkif_counters *counters)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		unpin(mapper, &requests[i], &plans[i]);
+		if (plans[i].status == PV_BLKIF_PENDING)
+			plans[i].status = PV_BLKIF_RSP_ERROR;
+		count(counters, &plans[i]);
+		memset(&responses[i], 0, sizeof(responses[i]));
+		responses[i].id = requests[i].id;
+		responses[i].operation = requests[i].operation;
+		responses[i].status = plans[i].status;
+	}
+}
+
+static int revoke_first(struct pv_granter *granter, const struct pv_blkif_request *request, uint32_t segments)
+{
+	int busy = 0;
+
+	for (uint32_t i = 0; i < segments; i++)
+		if (pv_grant_revoke(granter, request->seg[i].gref) == -EBUSY)
+			busy = -EBUSY;
+	return busy;
+}
+
+int pv_blkif_grant(struct pv_granter *granter, uint16_t domid, const struct pv_blkif_request *requests, uint32_t n)
+{
+	for (uint32_t r = 0; r < n; r++) {
+		for (uint32_t i = 0; i < requests[r].nr_segments; i++) {
+			uint32_t gref = requests[r].seg[i].gref;
+			int error = pv_grant_access(granter, gref, domid, gref, maps_read_only(&requests[r]));
+
+			if (!error)
+				continue;
+			/* Nothing of this batch was sent, so nothing can be in use. */
+			revoke_first(granter, &requests[r], i);
+			while (r-- > 0)
+				revoke_first(granter, &requests[r], requests[r].nr_segments);
+			return error;
+		}
+	}
+	return 0;
+}
+
+int pv_blkif_revoke(struct pv_granter *granter, const struct pv_blkif_request *request)
+{
+	return revoke_first(granter, request, request->nr_segments);
+}

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""blkif in C: validation, grants and segment copies of a whole batch in one call.
+
+Messages are in private memory when they come here: `BackRing.take` copied them. Source: Xen public/io/blkif.h.
+"""
+
+from typing import Any
+
+from paravirt.errors import PeerError
+from paravirt.ring._core import ffi, lib
+from paravirt.ring.grant import Granter, Mapper
+
+REQUEST_BYTES: int = ffi.sizeof("struct pv_blkif_request")
+RESPONSE_BYTES: int = ffi.sizeof("struct pv_blkif_response")
+MAX_SEGMENTS = lib.PV_BLKIF_MAX_SEGMENTS
+
+OKAY = lib.PV_BLKIF_RSP_OKAY
+ERROR = lib.PV_BLKIF_RSP_ERROR
+EOPNOTSUPP = lib.PV_BLKIF_RSP_EOPNOTSUPP
+
+REFUSED = {
+    lib.PV_BLKIF_REFUSED_OPERATION: "operation unknown or not offered",
+    lib.PV_BLKIF_REFUSED_SEGMENTS: "number of segments not from 1 to 11",
+    lib.PV_BLKIF_REFUSED_BOUNDS: "segment bounds outside the page",
+    lib.PV_BLKIF_REFUSED_RANGE: "beyond the end of the disk",
+    lib.PV_BLKIF_REFUSED_ALIGNMENT: "not aligned to the sector size",
+    lib.PV_BLKIF_REFUSED_READ_ONLY: "write to a read-only disk",
+    lib.PV_BLKIF_REFUSED_GRANT: "a grant could not be mapped",
+}
+
+CData = Any
+
+
+class RequestBatch:
+    """Up to `capacity` requests on their way through a backend, with plans and responses beside them.
+
+    `requests` and `responses` are byte views to take into and to push from; `counters` is a C struct that `finish`
+    keeps.
+    """
+
+    def __init__(self, mapper: Mapper, data: memoryview, capacity: int) -> None:
+        """`data` is the memory behind `mapper`, which the extents of a plan point into."""
+        self._mapper = mapper
+        self._data = data
+        self._requests = ffi.new("struct pv_blkif_request[]", capacity)
+        self._plans = ffi.new("struct pv_blkif_plan[]", capacity)
+        self._responses = ffi.new("struct pv_blkif_response[]", capacity)
+        self._limits = ffi.new("struct pv_blkif_limits *")
+        self.counters = ffi.new("struct pv_blkif_counters *")
+        self.requests = memoryview(ffi.buffer(self._requests))
+        self.responses = memoryview(ffi.buffer(self._responses))
+        self.capacity = capacity
+
+    def set_limits(self, *, sectors: int, sector_size: int, read_only: bool, flush: bool) -> None:
+        """What the disk allows: size in 512-byte sectors, sector size in bytes."""
+        self._limits.sectors = sectors
+        self._limits.sector_size = sector_size
+        self._limits.read_only = read_only
+        self._limits.flush = flush
+
+    def prepare(self, n: int) -> int:
+        """Validate the first `n` requests and map their grants; how many need the disk."""
+        pending: int = lib.pv_blkif_prepare(self._mapper.core, self._limits, self._requests, n, self._plans)
+        return pending
+
+    def copy(self, n: int, disk: CData, disk_bytes: int) -> None:
+        """Serve every pending request from memory at `disk` (a C pointer)."""
+        lib.pv_blkif_copy(self._mapper.core, self._plans, n, disk, disk_bytes)
+
+    def is_pending(self, i: int) -> bool:
+        pending: bool = self._plans[i].status == lib.PV_BLKIF_PENDING
+        return pending
+
+    def operation(self, i: int) -> int:
+        """The operation request `i` asks for, from its plan."""
+        operation: int = self._plans[i].operation
+        return operation
+
+    def place(self, i: int) -> tuple[int, int]:
+        """Offset and length in bytes on the disk of request `i`."""
+        plan = self._plans[i]
+        return plan.offset, plan.length
+
+    def buffers(self, i: int) -> list[memoryview]:
+        """The guest's memory of request `i`, in order. To be dropped before `finish`."""
+        plan = self._plans[i]
+        data = self._data
+        return [
+            data[extent.offset : extent.offset + extent.length]
+            for extent in (plan.extents[k] for k in range(plan.n_extents))
+        ]
+
+    def complete(self, i: int, status: int) -> None:
+        self._plans[i].status = status
+
+    def finish(self, n: int) -> None:
+        """Unmap the grants of all `n` requests and make their responses."""
+        lib.pv_blkif_finish(self._mapper.core, self._requests, self._plans, n, self._responses, self.counters)
+
+    def refusal(self, n: int) -> str | None:
+        """Why the first refused one of the first `n` requests was refused; None when none was."""
+        return next((REFUSED[self._plans[i].reason] for i in range(n) if self._plans[i].reason), None)
+
+
+class FrontendGrants:
+    """Grants the pages of requests to one backend and takes them back."""
+
+    def __init__(self, granter: Granter, backend_domid: int) -> None:
+        self._granter = granter
+        self._domid = backend_domid
+        self._core = granter.core
+
+    def grant(self, requests: CData, n: int) -> None:
+        """Grant what `n` requests at a C pointer name; all or nothing."""
+        error = lib.pv_blkif_grant(self._core, self._domid, requests, n)
+        if error:
+            raise PeerError(f"a page of a request is still in use by domain {self._domid} ({error})")
+
+    def revoke(self, request: CData) -> bool:
+        """Take back the grants of one request; False when the backend still holds one of them."""
+        return bool(lib.pv_blkif_revoke(self._core, request) == 0)
+
+
+def new_requests(n: int) -> CData:
+    """A private array of `n` requests, zeroed."""
+    return ffi.new("struct pv_blkif_request[]", n)
+
+
+def request_pointer(requests: CData, i: int) -> CData:
+    return requests + i
+
+
+def bytes_of(requests: CData) -> memoryview:
+    """The bytes of an array made by `new_requests`, writable."""
+    return memoryview(ffi.buffer(requests))
+
+
+def address_of(buffer: memoryview | bytearray) -> CData:
+    """A C pointer to writable memory; it keeps the buffer alive."""
+    return ffi.from_buffer("uint8_t[]", buffer, require_writable=True)

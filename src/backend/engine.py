@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""The data path of a block backend: take requests, do them, answer.
+
+An engine serves one connected ring until it is stopped. Discovery, negotiation and policy are not its business
+(`backend/vbd.py`), which is why several engines can stand behind the same negotiation.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from paravirt.backend.disks import Disk
+from paravirt.errors import ParavirtError, PeerError
+from paravirt.protocol.blkif import SECTOR_BYTES, Operation
+from paravirt.ring import blkif
+from paravirt.ring.event import EventPort, EventWaiter
+from paravirt.ring.grant import Mapper
+from paravirt.ring.memory import Mapping
+from paravirt.ring.shared import BackRing, RingStatistics
+
+log = logging.getLogger(__name__)
+
+# How long the thread answers bad requests at most: one error a millisecond, so that a guest cannot make Dom0 spend its
+# time on refusals (Linux' blkback does the same).
+ERROR_PAUSE_S = 0.001
+
+
+@dataclass(slots=True)
+class Connection:
+    """What a connected device hands to its engine. The device owns and closes all of it, after the engine has
+    stopped.
+    """
+
+    ring: BackRing
+    mapper: Mapper
+    data: Mapping
+    waiter: EventWaiter
+    port: EventPort
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """Counts since the engine started."""
+
+    reads: int  # answered requests that needed the disk
+    writes: int
+    flushes: int
+    read_bytes: int  # of those that succeeded
+    written_bytes: int
+    refused: int  # requests that failed validation
+    errors: int  # requests the disk failed
+    batches: int  # times the ring was found non-empty
+    ring: RingStatistics
+
+
+class Engine(Protocol):
+    """Serves one ring. `on_failure` is called from the engine's thread, once, when the peer broke the protocol."""
+
+    def start(self) -> None:
+        """Begin serving."""
+
+    def stop(self) -> None:
+        """Finish what was taken, then stop; harmless when repeated. Nothing is in use afterwards."""
+
+    def statistics(self) -> EngineStatistics:
+        """The counters, live."""
+
+
+class EngineFactory(Protocol):
+    def __call__(
+        self, connection: Connection, disk: Disk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
+    ) -> Engine:
+        """An engine that is not started yet."""
+
+
+class PythonEngine:
+    """One thread: take a batch, validate and map it in C, read or write the disk, answer."""
+
+    def __init__(
+        self, connection: Connection, disk: Disk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
+    ) -> None:
+        self._ring = connection.ring
+        self._waiter = connection.waiter
+        self._disk = disk
+        self._spin_ns = spin_ns
+        self._on_failure = on_failure
+        self._batch = blkif.RequestBatch(connection.mapper, connection.data.view, connection.ring.size)
+        self._batch.set_limits(
+            sectors=disk.size_bytes // SECTOR_BYTES,
+            sector_size=disk.sector_size,
+            read_only=disk.read_only,
+            flush=True,
+        )
+        self._memory = None if disk.memory is None else blkif.address_of(disk.memory)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vbd-engine", daemon=True)
+        self._batches = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._waiter.kick()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._memory = None
+
+    def statistics(self) -> EngineStatistics:
+        done = self._batch.counters
+        return EngineStatistics(
+            reads=done.reads,
+            writes=done.writes,
+            flushes=done.flushes,
+            read_bytes=done.read_bytes,
+            written_bytes=done.written_bytes,
+            refused=done.refused,
+            errors=done.errors,
+            batches=self._batches,
+            ring=self._ring.statistics(),
+        )
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._serve_once()
+        except PeerError as error:
+            self._on_failure(error)
+        except Exception as error:
+            if not self._stopping.is_set():
+                log.exception("the engine failed")
+                self._on_failure(ParavirtError(f"the engine failed: {error}"))
+
+    def _serve_once(self) -> None:
+        batch, ring = self._batch, self._ring
+        n = ring.take(batch.requests, batch.capacity)
+        if n == 0:
+            ring.wait(spin_ns=self._spin_ns)
+            return
+        self._batches += 1
+        pending = batch.prepare(n)
+        if pending and self._memory is not None:
+            batch.copy(n, self._memory, self._disk.size_bytes)
+        elif pending:
+            for i in range(n):
+                if batch.is_pending(i):
+                    batch.complete(i, self._one(i))
+        batch.finish(n)
+        ring.push(batch.responses[: n * blkif.RESPONSE_BYTES])
+        if pending < n:
+            log.debug("%d requests refused, the first: %s", n - pending, batch.refusal(n))
+            self._stopping.wait(ERROR_PAUSE_S)
+
+    def _one(self, i: int) -> int:
+        operation = self._batch.operation(i)
+        offset, _ = self._batch.place(i)
+        try:
+            if operation == Operation.READ:
+                self._disk.preadv(self._batch.buffers(i), offset)
+            elif operation == Operation.WRITE:
+                self._disk.pwritev(self._batch.buffers(i), offset)
+            else:
+                self._disk.flush()
+        except OSError as error:
+            log.warning("request at byte %d failed: %s", offset, error)
+            return blkif.ERROR
+        return blkif.OKAY

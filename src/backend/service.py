@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""The block backend service of Dom0: finds its devices in xenstore and drives each by the transition table.
+
+One thread looks at states and negotiates; each connected device has an engine with a thread of its own. Everything a
+guest can do to this thread is rewrite its own `state`: identical pending watch events are merged, so that costs one
+look.
+"""
+
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
+from paravirt.backend.vbd import Policy, VbdBackend
+from paravirt.errors import ParavirtError, StoreGone, XenstoreError
+from paravirt.hypervisor.client import Hypervisor
+from paravirt.protocol.xenbus import DevicePath
+from paravirt.xenstore.client import WatchEvent, XenstoreClient
+
+log = logging.getLogger(__name__)
+
+KIND = "vbd"
+ROOT = f"/local/domain/0/backend/{KIND}"
+DEFAULT_SPIN_NS = 30_000
+
+
+class BackendService:
+    """Serves all vbds of Dom0. Owns neither `hypervisor` nor `store`: they outlive it.
+
+    `serve_forever` in a process of its own, or `start`/`stop` in a thread of somebody else's.
+    """
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        store: XenstoreClient,
+        *,
+        engine: EngineFactory = PythonEngine,
+        spin_ns: int = DEFAULT_SPIN_NS,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._store = store
+        self._policy = Policy(engine, spin_ns)
+        self._devices: dict[DevicePath, VbdBackend] = {}
+        self._lock = threading.Lock()  # guards _devices against statistics() of other threads
+        self._failed: set[DevicePath] = set()
+        self._stopping = threading.Event()
+        self._queue = store.watch_queue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Serve in a thread."""
+        self._thread = threading.Thread(target=self.serve_forever, name="vbd-backend", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving: rings are left, frontends keep what was not answered. Harmless when repeated."""
+        self._stopping.set()
+        self._queue.kick()
+        if self._thread is not None and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def serve_forever(self) -> None:
+        """Serve until `stop`, or until xenstored is gone for good: connected rings then go on until `stop`."""
+        try:
+            self._queue.add(ROOT, ROOT)
+            self._adopt_all()
+            while not self._stopping.is_set():
+                self._handle(self._queue.get(timeout_s=self._patience()))
+        except StoreGone as error:
+            log.error("%s; connected devices go on, nothing new is connected", error)
+            self._stopping.wait()
+        finally:
+            self._close_all()
+
+    def statistics(self) -> dict[DevicePath, EngineStatistics]:
+        """Counters of every connected device."""
+        with self._lock:
+            devices = list(self._devices.values())
+        found = {device.path: device.statistics() for device in devices}
+        return {path: counters for path, counters in found.items() if counters is not None}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- the service's thread
+
+    def _adopt_all(self) -> None:
+        """Devices that were there before us: after a crash nobody writes anything that would tell us of them."""
+        for guest in self._list(ROOT):
+            for device in self._list(f"{ROOT}/{guest}"):
+                path = DevicePath.from_backend(f"{ROOT}/{guest}/{device}")
+                if path is not None:
+                    self._evaluate(path)
+
+    def _list(self, path: str) -> list[str]:
+        try:
+            return self._store.ls(path)
+        except XenstoreError:
+            return []
+
+    def _patience(self) -> float | None:
+        times = [device.retry_at for device in self._devices.values() if device.retry_at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _handle(self, event: WatchEvent | None) -> None:
+        if event is not None:
+            # The token of a watch on a frontend is its backend directory.
+            path = DevicePath.from_backend(event.path) or DevicePath.from_backend(event.token)
+            if path is not None:
+                self._evaluate(path)
+        with self._lock:
+            failed, self._failed = self._failed, set()
+        now = time.monotonic()
+        due = {path for path, device in self._devices.items() if device.retry_at is not None and device.retry_at <= now}
+        for path in failed | due:
+            self._evaluate(path)
+
+    def _evaluate(self, path: DevicePath) -> None:
+        device = self._devices.get(path)
+        known = device is not None
+        if device is None:
+            device = VbdBackend(self._hypervisor, self._store, path, self._policy, self._on_failure)
+            with self._lock:
+                self._devices[path] = device
+        try:
+            device.evaluate()
+        except StoreGone:
+            raise
+        except ParavirtError as error:
+            log.warning("%s: %s", path.backend, error)
+        if device.removed:
+            self._drop(path, watched=known)
+        elif not known:
+            # Fires once at once, so no change between the first look and here is missed.
+            self._queue.add(f"{path.frontend}/state", path.backend)
+
+    def _drop(self, path: DevicePath, *, watched: bool) -> None:
+        with self._lock:
+            self._devices.pop(path, None)
+        if watched:
+            self._queue.remove(f"{path.frontend}/state", path.backend)
+
+    def _on_failure(self, device: VbdBackend) -> None:
+        with self._lock:
+            self._failed.add(device.path)
+        self._queue.kick()
+
+    def _close_all(self) -> None:
+        with self._lock:
+            devices, self._devices = list(self._devices.values()), {}
+        for device in devices:
+            device.close()
+        self._queue.close()

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: MIT
+"""One block device of Dom0: negotiation and life of its connection, by the transition table.
+
+Source: Xen public/io/blkif.h; the order of events is QEMU's (keys published before INIT_WAIT, INITIALISED or CONNECTED
+accepted). All methods are called from the service's thread; the engine has its own.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paravirt.backend.disks import Disk, open_disk
+from paravirt.backend.engine import Connection, Engine, EngineFactory, EngineStatistics
+from paravirt.errors import AlreadyExists, HypervisorError, ParavirtError, PeerError
+from paravirt.hypervisor.client import Hypervisor, MappedPages
+from paravirt.protocol import blkif
+from paravirt.protocol.vbd import VbdConfig, VbdOffer, VbdRequest
+from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step
+from paravirt.ring.shared import BackRing
+from paravirt.xenstore import xenbus
+from paravirt.xenstore.client import XenstoreClient
+
+log = logging.getLogger(__name__)
+
+CONFIG_KEYS = ("params", "mode", "dev", "device-type", "type")
+REQUEST_KEYS = (
+    "ring-page-order",
+    "ring-ref",
+    *(f"ring-ref{i}" for i in range(1 << blkif.MAX_RING_PAGE_ORDER)),
+    "event-channel",
+    "protocol",
+    "multi-queue-num-queues",
+)
+LOCK_PATIENCE_S = 0.5  # how long an image may stay locked before that is an error
+LOCK_RETRY_S = 0.02
+MAX_STEPS = 8  # transitions in one look at the states; more would be a loop of the two ends
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What all devices of a service share."""
+
+    engine: EngineFactory
+    spin_ns: int  # of an engine that finds its ring empty, before it sleeps
+
+
+class VbdBackend:
+    """The backend half of one vbd."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        store: XenstoreClient,
+        path: DevicePath,
+        policy: Policy,
+        on_failure: Callable[["VbdBackend"], None],
+    ) -> None:
+        self.path = path
+        self.removed = False
+        self.retry_at: float | None = None  # monotonic seconds: look again then, the image is still locked
+        self._hypervisor = hypervisor
+        self._store = store
+        self._policy = policy
+        self._on_failure = on_failure
+        self._disk: Disk | None = None
+        self._engine: Engine | None = None
+        self._connection: Connection | None = None
+        self._ring_pages: MappedPages | None = None
+        self._failure: ParavirtError | None = None
+        self._stale: VbdRequest | None = None
+        self._adopted = False
+        self._lock_deadline: float | None = None
+
+    def evaluate(self) -> None:
+        """Look at both states and take steps until nothing is left to do."""
+        for _ in range(MAX_STEPS):
+            try:
+                if not self._step():
+                    return
+            except (PeerError, HypervisorError) as error:
+                self._fail(error)
+                return
+        log.warning("%s: the frontend keeps changing its state", self.path.backend)
+
+    def statistics(self) -> EngineStatistics | None:
+        """Counters of the present connection; None while there is none."""
+        return None if self._engine is None else self._engine.statistics()
+
+    def fail(self, error: ParavirtError) -> None:
+        """From the engine's thread: the peer broke the protocol. The service's thread does the rest."""
+        self._failure = error
+        self._on_failure(self)
+
+    def close(self) -> None:
+        """Stop serving and free everything; xenstore is left as it is, for the next backend to find."""
+        self._disconnect()
+        if self._disk is not None:
+            self._disk.close()
+            self._disk = None
+
+    # -- the steps
+
+    def _step(self) -> bool:
+        if self._failure is not None and self._engine is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        own = xenbus.read_state(self._store, self.path.backend)
+        if own is XenbusState.UNKNOWN:
+            self._forget()
+            return False
+        frontend = xenbus.read_state(self._store, self.path.frontend)
+        if not self._adopted:
+            self._adopted = True
+            if own not in (XenbusState.INITIALISING, XenbusState.CLOSED) and frontend is not XenbusState.UNKNOWN:
+                return self._adopt(frontend)
+        online = xenbus.read_key(self._store, f"{self.path.backend}/online") == "1"
+        step = backend_step(own, frontend, online=online)
+        if step is BackendStep.CONNECT and self._is_stale(frontend):
+            return False
+        log.debug("%s: %s sees %s: %s", self.path.backend, own.name, frontend.name, step.name)
+        return self._act(step, frontend)
+
+    def _act(self, step: BackendStep, frontend: XenbusState) -> bool:
+        match step:
+            case BackendStep.NOTHING:
+                return False
+            case BackendStep.OFFER:
+                return self._offer()
+            case BackendStep.CONNECT:
+                return self._connect()
+            case BackendStep.RESTART:
+                self._disconnect()
+                return self._offer()
+            case BackendStep.CLOSING:
+                return self._switch(XenbusState.CLOSING)
+            case BackendStep.DISCONNECT:
+                self._disconnect()
+                return self._switch(XenbusState.CLOSED)
+            case BackendStep.REMOVE:
+                self._disconnect()
+                self._switch(XenbusState.CLOSED)
+                if frontend is XenbusState.UNKNOWN:
+                    # The domain is gone and nobody else will tidy up.
+                    xenbus.remove(self._store, self.path.backend)
+                self._forget()
+                return False
+            case BackendStep.FAIL:
+                raise PeerError(f"the frontend is in state {frontend.name}, which is none of a vbd frontend's")
+
+    def _switch(self, state: XenbusState, keys: dict[str, str] | None = None) -> bool:
+        return xenbus.switch_state(self._store, self.path.backend, state, keys)
+
+    def _adopt(self, frontend: XenbusState) -> bool:
+        """A backend before us served this device and died: offer anew.
+
+        The frontend's present keys name a ring that may be in any condition; if it was CONNECTED they are not to be
+        used, however often its state is seen, until it has published others.
+        """
+        if frontend is XenbusState.CONNECTED:
+            try:
+                self._stale = self._read_request()
+            except PeerError:
+                self._stale = None
+        return self._offer()
+
+    def _is_stale(self, frontend: XenbusState) -> bool:
+        if self._stale is None:
+            return False
+        if frontend is XenbusState.CONNECTED and self._read_request() == self._stale:
+            return True
+        self._stale = None
+        return False
+
+    def _offer(self) -> bool:
+        if self._disk is None and not self._open_disk():
+            return False
+        assert self._disk is not None
+        offer = VbdOffer(
+            sectors=self._disk.size_bytes // blkif.SECTOR_BYTES,
+            sector_size=self._disk.sector_size,
+            read_only=self._disk.read_only,
+        )
+        return self._switch(XenbusState.INIT_WAIT, {**offer.to_keys(), "hotplug-status": "connected"})
+
+    def _open_disk(self) -> bool:
+        config = VbdConfig.from_keys(xenbus.read_keys(self._store, self.path.backend, CONFIG_KEYS))
+        self.retry_at = None
+        try:
+            self._disk = open_disk(config.driver, config.spec, read_only=config.mode == "r")
+        except AlreadyExists as error:
+            # After a crash the kernel may still be finishing the writes of our predecessor.
+            now = time.monotonic()
+            self._lock_deadline = self._lock_deadline or now + LOCK_PATIENCE_S
+            if now < self._lock_deadline:
+                self.retry_at = now + LOCK_RETRY_S
+                return False
+            self._hotplug_error(error)
+            return False
+        except (ParavirtError, OSError) as error:
+            self._hotplug_error(error)
+            return False
+        self._lock_deadline = None
+        return True
+
+    def _hotplug_error(self, error: Exception) -> None:
+        log.warning("%s: %s", self.path.backend, error)
+        self._lock_deadline = None
+        xenbus.write_hotplug(self._store, self.path.backend, "error", str(error))
+
+    def _read_request(self) -> VbdRequest:
+        return VbdRequest.from_keys(xenbus.read_keys(self._store, self.path.frontend, REQUEST_KEYS))
+
+    def _connect(self) -> bool:
+        self._disconnect()
+        if self._disk is None and not self._open_disk():
+            return False
+        assert self._disk is not None
+        request = self._read_request()
+        self._connection = self._map(request)
+        self._engine = self._policy.engine(
+            self._connection, self._disk, spin_ns=self._policy.spin_ns, on_failure=self.fail
+        )
+        self._engine.start()
+        log.info("%s: connected, %d ring pages", self.path.backend, len(request.ring_refs))
+        return self._switch(XenbusState.CONNECTED)
+
+    def _map(self, request: VbdRequest) -> Connection:
+        guest = self.path.frontend_domid
+        arena = self._hypervisor.foreign_arena(guest, request.ring_refs[0])
+        self._ring_pages = arena.map_pages(request.ring_refs)
+        waiter = self._hypervisor.waiter()
+        try:
+            port = self._hypervisor.bind_interdomain(waiter, guest, request.event_channel)
+            ring = BackRing.attach(self._ring_pages, blkif.REQUEST, blkif.RESPONSE, port=port)
+        except BaseException:
+            waiter.close()
+            self._ring_pages.close()
+            self._ring_pages = None
+            raise
+        return Connection(ring=ring, mapper=arena.mapper, data=arena.data, waiter=waiter, port=port)
+
+    def _disconnect(self) -> None:
+        """Stop, unbind, unmap; harmless when nothing is connected."""
+        self._failure = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.stop()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.ring.close()
+            connection.port.close()
+            connection.waiter.close()
+        pages, self._ring_pages = self._ring_pages, None
+        if pages is not None:
+            pages.close()
+
+    def _fail(self, error: ParavirtError) -> None:
+        log.warning("%s: %s", self.path.backend, error)
+        self._disconnect()
+        xenbus.write_error(self._store, self.path.backend, 22, str(error))
+        self._switch(XenbusState.CLOSING)
+
+    def _forget(self) -> None:
+        self.close()
+        self.removed = True

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Xenbus on top of a xenstore client: reading the other end's keys, switching our own state.
+
+Source: the rules of Linux' xenbus_client.c: a state is written only if it changes, in a transaction that first reads
+our own `state` node, so that a device directory that was removed is never brought back.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from paravirt.errors import PeerError, XenstoreError
+from paravirt.protocol.xenbus import XenbusState, parse_state
+from paravirt.xenstore.client import Transaction, XenstoreClient
+
+Reader = XenstoreClient | Transaction
+
+
+def read_key(store: Reader, path: str) -> str | None:
+    """The text of a node, None when there is none. `PeerError` when it is not ASCII."""
+    try:
+        value = store.read(path)
+    except XenstoreError as error:
+        # EACCES hides a missing node below a directory that is gone or not ours.
+        if error.name in ("ENOENT", "EACCES"):
+            return None
+        raise
+    try:
+        return value.decode("ascii")
+    except UnicodeDecodeError as error:
+        raise PeerError(f"{path} is not ASCII") from error
+
+
+def read_keys(store: Reader, directory: str, names: Iterable[str]) -> dict[str, str]:
+    """Those of `names` that exist in `directory`. Only what is asked for is read: the directory is the other end's."""
+    found = {}
+    for name in names:
+        value = read_key(store, f"{directory}/{name}")
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def read_state(store: Reader, directory: str) -> XenbusState:
+    """The state in a device directory; UNKNOWN when it is gone."""
+    return parse_state(read_key(store, f"{directory}/state"))
+
+
+def switch_state(
+    store: XenstoreClient, directory: str, state: XenbusState, keys: Mapping[str, str] | None = None
+) -> bool:
+    """Write our state, and with it `keys`, in one transaction. False when the directory is gone: nothing was
+    written.
+    """
+
+    def write(transaction: Transaction) -> bool:
+        current = read_key(transaction, f"{directory}/state")
+        if current is None:
+            return False
+        for name, value in (keys or {}).items():
+            transaction.write(f"{directory}/{name}", value)
+        if current != str(int(state)):
+            transaction.write(f"{directory}/state", str(int(state)))
+        return True
+
+    return store.transact(write)
+
+
+def write_error(store: XenstoreClient, directory: str, code: int, text: str) -> None:
+    """Leave `"<errno> text"` where people look for a device's error: `error/<device>/error` in our home."""
+    home, _, node = directory.removeprefix("/local/domain/").partition("/")
+    store.write(f"/local/domain/{home}/error/{node}/error", f"{code} {text}"[:1000])
+
+
+def write_hotplug(store: XenstoreClient, directory: str, status: str, error: str = "") -> None:
+    """What came of a backend's look at its image: "connected", or "error" and why. Nothing if the device is gone."""
+
+    def write(transaction: Transaction) -> None:
+        if read_key(transaction, f"{directory}/state") is not None:
+            transaction.write(f"{directory}/hotplug-error", error[:1000])
+            transaction.write(f"{directory}/hotplug-status", status)
+
+    store.transact(write)
+
+
+def remove(store: XenstoreClient, path: str) -> None:
+    """Remove a subtree; one that is gone already is fine."""
+    try:
+        store.rm(path)
+    except XenstoreError as error:
+        if error.name != "ENOENT":
+            raise

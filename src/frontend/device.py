@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+"""The xenbus side of any frontend: one thread that follows the backend's state and takes the steps of the table.
+
+A driver (`Driver`) supplies what is particular to a device class. Its methods are called from this thread, one at a
+time.
+"""
+
+import logging
+import threading
+import time
+from typing import Protocol
+
+from paravirt.errors import HypervisorGone, NotFound, ParavirtError, PeerError, StoreGone, TimedOut
+from paravirt.protocol.xenbus import DevicePath, FrontendStep, XenbusState, frontend_step
+from paravirt.xenstore import xenbus
+from paravirt.xenstore.client import XenstoreClient
+
+log = logging.getLogger(__name__)
+
+MAX_STEPS = 8  # transitions in one look at the states
+CLOSE_TIMEOUT_S = 5.0  # for each step of a closing backend
+
+
+class Driver(Protocol):
+    """What a device class does at each step."""
+
+    def negotiate(self, backend: str) -> dict[str, str]:
+        """Read the backend's offer in directory `backend`, allocate ring and port; the keys to publish."""
+
+    def connect(self, backend: str) -> None:
+        """The backend is connected: start, or go on with what was in flight."""
+
+    def refresh(self, backend: str) -> None:
+        """The backend rewrote its state while connected."""
+
+    def pause(self) -> None:
+        """The backend is gone: use the ring no more, keep what is in flight."""
+
+    def closed(self, error: ParavirtError | None) -> None:
+        """The device is closed (None: in good order): no request will be answered any more."""
+
+
+class FrontendDevice:
+    """The states of one frontend device."""
+
+    def __init__(self, store: XenstoreClient, path: DevicePath, driver: Driver) -> None:
+        self.path = path
+        self._store = store
+        self._driver = driver
+        self._own = XenbusState.UNKNOWN
+        self._was_open = False
+        self._error: ParavirtError | None = None
+        self._failure: ParavirtError | None = None  # reported by the driver, not yet acted on
+        self._changed = threading.Condition()
+        self._queue = store.watch_queue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"{path.kind}-{path.device_id}", daemon=True)
+
+    def start(self, timeout_s: float) -> None:
+        """Connect. `NotFound` when there is no such device, `TimedOut` naming the backend's state, or what went
+        wrong.
+        """
+        if not xenbus.switch_state(self._store, self.path.frontend, XenbusState.INITIALISING):
+            raise NotFound(f"{self.path.frontend} does not exist in xenstore")
+        self._own = XenbusState.INITIALISING
+        self._queue.add(f"{self.path.backend}/state")
+        self._thread.start()
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._own is XenbusState.CONNECTED or self._finished, timeout_s)
+        if self._error is not None:
+            raise self._error
+        if not done:
+            raise TimedOut(f"{self.path.frontend} did not connect in {timeout_s:g} s: {self._why()}")
+        if self._own is not XenbusState.CONNECTED:
+            raise PeerError(f"the backend of {self.path.frontend} closed: {self._why()}")
+
+    def close(self) -> None:
+        """Close in good order where the other side still plays along; never raises for a side that is gone."""
+        try:
+            if self._own is XenbusState.CONNECTED:
+                self._switch(XenbusState.CLOSING)
+                self._await_backend(XenbusState.CLOSING, XenbusState.CLOSED)
+        except ParavirtError as error:
+            log.info("%s: closing without the backend: %s", self.path.frontend, error)
+        self._stop_thread()
+        self._driver.pause()
+        try:
+            if self._own is not XenbusState.CLOSED:
+                self._switch(XenbusState.CLOSED)
+                self._await_backend(XenbusState.CLOSED)
+        except ParavirtError as error:
+            log.info("%s: closing without the backend: %s", self.path.frontend, error)
+        self._queue.close()
+
+    @property
+    def _finished(self) -> bool:
+        return self._error is not None or self._own is XenbusState.CLOSED
+
+    def _why(self) -> str:
+        """What the backend's directory says about a device that does not come up."""
+        try:
+            error = xenbus.read_key(self._store, f"{self.path.backend}/hotplug-error")
+            state = xenbus.read_state(self._store, self.path.backend)
+        except ParavirtError as failure:
+            return str(failure)
+        return error or f"the backend is in state {state.name}"
+
+    def _await_backend(self, *states: XenbusState) -> None:
+        """Until the backend is in one of `states` or gone. The thread must not be using the queue."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        if threading.current_thread() is not self._thread:
+            self._stop_thread()
+        while xenbus.read_state(self._store, self.path.backend) not in (*states, XenbusState.UNKNOWN):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimedOut("the backend does not answer")
+            self._queue.get(timeout_s=left)
+
+    def _stop_thread(self) -> None:
+        self._stopping = True
+        if self._thread.is_alive():
+            self._queue.kick()
+            self._thread.join()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._queue.get()
+                if not self._stopping:
+                    self._evaluate()
+                if self._finished:
+                    return
+        except StoreGone as error:
+            # Rings do not need xenstore: what is connected goes on; what is not never will.
+            log.warning("%s: %s", self.path.frontend, error)
+            if self._own is not XenbusState.CONNECTED:
+                self._fail(error)
+        except ParavirtError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("%s: the device's thread failed", self.path.frontend)
+            self._fail(ParavirtError(f"the device's thread failed: {error}"))
+
+    def _evaluate(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        for _ in range(MAX_STEPS):
+            backend = xenbus.read_state(self._store, self.path.backend)
+            step = frontend_step(self._own, backend, was_open=self._was_open)
+            if backend not in (XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN):
+                self._was_open = True
+            log.debug("%s: %s sees %s: %s", self.path.frontend, self._own.name, backend.name, step.name)
+            if not self._act(step):
+                return
+        log.warning("%s: the backend keeps changing its state", self.path.frontend)
+
+    def _act(self, step: FrontendStep) -> bool:
+        """Take a step; whether there may be another."""
+        driver, backend = self._driver, self.path.backend
+        match step:
+            case FrontendStep.NOTHING:
+                return False
+            case FrontendStep.REFRESH:
+                driver.refresh(backend)
+                return False
+            case FrontendStep.NEGOTIATE:
+                self._switch(XenbusState.INITIALISED, driver.negotiate(backend))
+            case FrontendStep.CONNECT:
+                driver.connect(backend)
+                self._switch(XenbusState.CONNECTED)
+            case FrontendStep.RECONNECT:
+                driver.pause()
+                self._switch(XenbusState.INITIALISING)
+            case FrontendStep.CLOSE:
+                driver.pause()
+                self._switch(XenbusState.CLOSED)
+                driver.closed(None)
+                return False
+        return True
+
+    def _switch(self, state: XenbusState, keys: dict[str, str] | None = None) -> None:
+        if not xenbus.switch_state(self._store, self.path.frontend, state, keys):
+            state = XenbusState.CLOSED  # the directory was removed under us
+            self._driver.pause()
+            self._driver.closed(None)
+        with self._changed:
+            self._own = state
+            self._changed.notify_all()
+
+    def fail(self, error: ParavirtError) -> None:
+        """From the driver: the backend broke the protocol; leave it."""
+        self._failure = error
+        self._queue.kick()
+
+    def _fail(self, error: ParavirtError) -> None:
+        log.warning("%s: %s", self.path.frontend, error)
+        self._driver.pause()
+        self._driver.closed(error)
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+        try:
+            xenbus.write_error(self._store, self.path.frontend, 22, str(error))
+            self._switch(XenbusState.CLOSING)
+        except (StoreGone, HypervisorGone):
+            pass

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""A domain as its own processes see it: who it is and which devices it has."""
+
+import os
+from types import TracebackType
+from typing import Self
+
+from paravirt.errors import NotFound, XenstoreError
+from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DEFAULT_SPIN_NS, Disk
+from paravirt.hypervisor.client import Hypervisor
+from paravirt.protocol.vbd import device_name, device_number
+from paravirt.protocol.xenbus import DevicePath
+from paravirt.xenstore import xenbus
+from paravirt.xenstore.client import XenstoreClient
+
+
+class Domain:
+    """One process' part in a domain: its connection to the hypervisor and to xenstore. A context manager."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        """Over a connection that the broker labelled with this domain; it is owned, and closed with this object."""
+        self.hypervisor = hypervisor
+        self.domid: int = hypervisor.domid
+        self._disks: list[Disk] = []
+        try:
+            self.store = XenstoreClient.from_socket(hypervisor.store_connection())
+        except BaseException:
+            hypervisor.close()
+            raise
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The domain this process was started in (`paravirt run`); `NotFound` outside of one."""
+        if not {"PARAVIRT_FD", "PARAVIRT_SOCKET"} & set(os.environ):
+            raise NotFound("this process is not in a domain: start it with `paravirt run DOMAIN -- command`")
+        return cls(Hypervisor.from_environment())
+
+    @property
+    def name(self) -> str:
+        """As given when the domain was created; empty if the toolstack has not said."""
+        return xenbus.read_key(self.store, f"/local/domain/{self.domid}/name") or ""
+
+    def disks(self) -> list[str]:
+        """Names of the disks attached to this domain, such as `xvda`."""
+        home = f"/local/domain/{self.domid}/device/vbd"
+        try:
+            devices = self.store.ls(home)
+        except XenstoreError as error:
+            if error.name != "ENOENT":
+                raise
+            return []
+        return sorted(device_name(int(device)) for device in devices if device.isdigit())
+
+    def open_disk(
+        self,
+        name: str = "xvda",
+        *,
+        ring_page_order: int = DEFAULT_RING_PAGE_ORDER,
+        spin_ns: int = DEFAULT_SPIN_NS,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> Disk:
+        """Connect to a disk. `NotFound` when there is none of that name; see `Disk` for the arguments and errors."""
+        number = device_number(name)
+        frontend = f"/local/domain/{self.domid}/device/vbd/{number}"
+        backend_domid = xenbus.read_key(self.store, f"{frontend}/backend-id")
+        if backend_domid is None or not backend_domid.isdigit():
+            there = ", ".join(self.disks()) or "none"
+            raise NotFound(f"domain {self.domid} has no disk {name} (it has: {there})")
+        disk = Disk(
+            self.hypervisor,
+            self.store,
+            DevicePath("vbd", self.domid, number, int(backend_domid)),
+            name=name,
+            ring_page_order=ring_page_order,
+            spin_ns=spin_ns,
+            timeout_s=timeout_s,
+        )
+        self._disks = [other for other in self._disks if not other.is_closed]
+        self._disks.append(disk)
+        return disk
+
+    def close(self) -> None:
+        """Close what is still open, disks first. Harmless when repeated."""
+        for disk in self._disks:
+            disk.close()
+        self.store.close()
+        self.hypervisor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Domain {self.domid}>"

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: MIT
+"""A block device of a domain: `pread`, `pwrite`, `flush` and their batch forms over the ring.
+
+Source: Xen public/io/blkif.h. Calls may come from any thread. One of the waiting callers at a time watches the ring for
+all of them; the device's own thread only follows xenstore.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from paravirt.errors import Closed, InvalidRequest, IoError, ParavirtError, PeerError, PeerGone, ReadOnly, TimedOut
+from paravirt.frontend.device import FrontendDevice
+from paravirt.frontend.requests import Io, RequestSlots, split
+from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun
+from paravirt.protocol import blkif
+from paravirt.protocol.blkif import SECTOR_BYTES, Operation, Status
+from paravirt.protocol.vbd import VbdOffer, VbdRequest
+from paravirt.protocol.xenbus import DevicePath
+from paravirt.ring.shared import FrontRing, RingStatistics
+from paravirt.xenstore import xenbus
+from paravirt.xenstore.client import XenstoreClient
+
+OFFER_KEYS = ("sectors", "sector-size", "info", "mode", "feature-flush-cache", "max-ring-page-order")
+DEFAULT_SPIN_NS = 30_000
+DEFAULT_RING_PAGE_ORDER = 2
+CONNECT_TIMEOUT_S = 10.0
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStatistics:
+    """Counts since the disk was opened."""
+
+    reads: int  # requests answered well
+    writes: int
+    flushes: int
+    read_bytes: int
+    written_bytes: int
+    errors: int  # requests answered with an error
+    in_flight: int
+    held_slots: int  # out of use: the backend kept a grant of an answered request
+    reconnects: int  # times a new backend was connected
+    reissued: int  # requests sent again after that
+    ring: RingStatistics | None  # of the present ring; None while there is none
+
+
+class Disk:
+    """An open block device. Offsets and lengths are in bytes, multiples of `sector_size`."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        store: XenstoreClient,
+        path: DevicePath,
+        *,
+        name: str,
+        ring_page_order: int = DEFAULT_RING_PAGE_ORDER,
+        spin_ns: int = DEFAULT_SPIN_NS,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> None:
+        """Connect to the backend; errors as `FrontendDevice.start`.
+
+        `ring_page_order`: the ring has 2**order pages if the backend takes that many (32 requests a page). `spin_ns`:
+        how long a caller watches the ring before it sleeps; 0 for never.
+        """
+        if not 0 <= ring_page_order <= blkif.MAX_RING_PAGE_ORDER:
+            raise InvalidRequest(f"ring_page_order is {ring_page_order}, not from 0 to {blkif.MAX_RING_PAGE_ORDER}")
+        self.name = name
+        self._hypervisor = hypervisor
+        self._store = store
+        self._path = path
+        self._wanted_order = ring_page_order
+        self._spin_ns = spin_ns
+        self._changed = threading.Condition(threading.Lock())
+        self._ready = False  # a ring is connected and requests may be issued
+        self._watching = False  # a caller is in ring.wait
+        self._error: ParavirtError | None = None
+        self._closed = False
+        self._offer: VbdOffer | None = None
+        self._arena: Arena | None = None
+        self._slots: RequestSlots | None = None
+        self._ring_pages: PageRun | None = None
+        self._new_ring: FrontRing | None = None
+        self._channel: EventChannel | None = None
+        self._waiter = hypervisor.waiter()
+        self._counts = [0] * 6  # reads, writes, flushes, read bytes, written bytes, errors
+        self._connects = self._reissued = 0
+        self._device = FrontendDevice(store, path, self)
+        try:
+            self._device.start(timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- what the caller sees
+
+    @property
+    def _geometry(self) -> VbdOffer:
+        if self._offer is None:
+            raise Closed(f"disk {self.name} is closed")
+        return self._offer
+
+    @property
+    def size_bytes(self) -> int:
+        return self._geometry.sectors * SECTOR_BYTES
+
+    @property
+    def sector_size(self) -> int:
+        """Bytes; every offset and length is a multiple of it."""
+        return self._geometry.sector_size
+
+    @property
+    def read_only(self) -> bool:
+        return self._geometry.read_only
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def pread(self, n_bytes: int, offset: int, *, timeout_s: float | None = None) -> bytes:
+        """`n_bytes` from `offset`. Raises `InvalidRequest` (range, alignment), `IoError`, `Closed`, `PeerGone`,
+        `PeerError`, `TimedOut` (the read may still be under way)."""
+        self._check(offset, n_bytes)
+        if n_bytes <= blkif.MAX_REQUEST_BYTES:
+            io = Io(Operation.READ, offset, n_bytes)
+            self._run([io], timeout_s)
+            assert isinstance(io.data, bytes)
+            return io.data
+        out = bytearray(n_bytes)
+        self._run(list(split(Operation.READ, offset, n_bytes, memoryview(out))), timeout_s)
+        return bytes(out)
+
+    def pwrite(self, data: Buffer, offset: int, *, timeout_s: float | None = None) -> int:
+        """Write all of `data` at `offset`; its length. Raises as `pread`, and `ReadOnly`. Durable after `flush`."""
+        view = memoryview(data).cast("B")
+        self._check(offset, len(view))
+        self._check_writable()
+        self._run(list(split(Operation.WRITE, offset, len(view), view)), timeout_s)
+        return len(view)
+
+    def flush(self, *, timeout_s: float | None = None) -> None:
+        """Return when every write that was answered before is on stable storage."""
+        if self._geometry.flush:
+            self._run([Io(Operation.FLUSH_DISKCACHE, 0, 0)], timeout_s)
+
+    def read_many(self, offsets: Sequence[int], n_bytes: int, *, timeout_s: float | None = None) -> list[bytes]:
+        """`n_bytes` (at most 44 KiB) from each offset, all in flight together as far as the ring holds them."""
+        if n_bytes > blkif.MAX_REQUEST_BYTES:
+            raise InvalidRequest(f"read_many takes at most {blkif.MAX_REQUEST_BYTES} bytes a request, not {n_bytes}")
+        for offset in offsets:
+            self._check(offset, n_bytes)
+        ios = [Io(Operation.READ, offset, n_bytes) for offset in offsets]
+        self._run(ios, timeout_s)
+        return [io.data for io in ios if isinstance(io.data, bytes)]
+
+    def write_many(self, writes: Iterable[tuple[int, Buffer]], *, timeout_s: float | None = None) -> int:
+        """Write each (offset, data), all in flight together; the bytes written. Overlapping ones in undefined order."""
+        self._check_writable()
+        ios: list[Io] = []
+        for offset, data in writes:
+            view = memoryview(data).cast("B")
+            self._check(offset, len(view))
+            ios.extend(split(Operation.WRITE, offset, len(view), view))
+        self._run(ios, timeout_s)
+        return sum(io.length for io in ios)
+
+    def statistics(self) -> DiskStatistics:
+        """The counters, live."""
+        with self._changed:
+            slots = self._slots
+            ring = slots.ring if slots else None
+            return DiskStatistics(
+                *self._counts,
+                in_flight=slots.in_flight if slots else 0,
+                held_slots=slots.held if slots else 0,
+                reconnects=max(0, self._connects - 1),
+                reissued=self._reissued,
+                ring=ring.statistics() if ring else None,
+            )
+
+    def close(self) -> None:
+        """Close the device and free everything; requests of other threads end with `Closed`. Harmless when repeated."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        self._waiter.kick()
+        self._device.close()
+        self.pause()
+        if self._slots is not None:
+            self._slots.close()
+        if self._arena is not None:
+            self._arena.close()
+        self._waiter.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self._ready else "waiting for its backend"
+        size = self._offer.sectors * SECTOR_BYTES if self._offer else 0
+        return f"<Disk {self.name} of domain {self._path.frontend_domid}, {size} bytes, {state}>"
+
+    # -- requests
+
+    def _check(self, offset: int, n_bytes: int) -> None:
+        geometry = self._geometry
+        size = geometry.sectors * SECTOR_BYTES
+        if n_bytes <= 0 or offset < 0 or offset + n_bytes > size:
+            raise InvalidRequest(f"{n_bytes} bytes at {offset} are not inside disk {self.name} of {size} bytes")
+        if (offset | n_bytes) & (geometry.sector_size - 1):
+            raise InvalidRequest(f"{n_bytes} bytes at {offset} are not whole sectors of {geometry.sector_size} bytes")
+
+    def _check_writable(self) -> None:
+        if self._geometry.read_only:
+            raise ReadOnly(f"disk {self.name} is read-only")
+
+    def _run(self, ios: list[Io], timeout_s: float | None) -> None:
+        """Issue requests and wait for all; raises for the first that failed, when all are answered."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        todo = deque(ios)
+        unanswered = deque(ios)
+        with self._changed:
+            try:
+                while True:
+                    while unanswered and unanswered[0].status is not None:
+                        unanswered.popleft()
+                    if not unanswered:
+                        break
+                    self._issue(todo)
+                    self._wait(deadline)
+            except BaseException:
+                # Answers may still come: they must not be written into memory the caller has back.
+                for io in unanswered:
+                    io.data = None
+                raise
+        for io in ios:
+            if io.status != Status.OKAY:
+                assert io.status is not None
+                raise IoError(
+                    f"{io.operation.name} of {io.length} bytes at {io.offset} failed: "
+                    f"the backend answered {Status(io.status).name}",
+                    io.status,
+                )
+
+    def _issue(self, todo: deque[Io]) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            raise Closed(f"disk {self.name} is closed")
+        slots = self._slots
+        if not (todo and self._ready and slots is not None):
+            return
+        n = min(len(todo), slots.free)
+        if n:
+            slots.issue([todo.popleft() for _ in range(n)])
+        elif not slots.in_flight:
+            raise PeerError(f"the backend of disk {self.name} keeps the pages of {slots.held} answered requests")
+
+    def _wait(self, deadline: float | None) -> None:
+        """Until something has changed. With the lock held, which is let go while waiting."""
+        timeout_s = None if deadline is None else deadline - time.monotonic()
+        if timeout_s is not None and timeout_s <= 0:
+            raise TimedOut(f"disk {self.name} did not answer in time")
+        slots = self._slots
+        ring = slots.ring if slots else None
+        if not self._ready or self._watching or ring is None or slots is None:
+            self._changed.wait(timeout_s)
+            return
+        self._watching = True
+        self._changed.release()
+        try:
+            ring.wait(spin_ns=self._spin_ns, timeout_s=timeout_s)
+        finally:
+            self._changed.acquire()
+            self._watching = False
+            self._changed.notify_all()
+        if self._ready:
+            self._reap(slots)
+
+    def _reap(self, slots: RequestSlots) -> None:
+        try:
+            slots.reap(self._count)
+        except PeerError as error:
+            self._ready = False
+            self._error = error
+            self._changed.notify_all()
+            self._device.fail(error)
+            raise
+
+    def _count(self, io: Io) -> None:
+        counts = self._counts
+        if io.status != Status.OKAY:
+            counts[5] += 1
+        elif io.operation is Operation.READ:
+            counts[0] += 1
+            counts[3] += io.length
+        elif io.operation is Operation.WRITE:
+            counts[1] += 1
+            counts[4] += io.length
+        else:
+            counts[2] += 1
+
+    # -- the driver's part of xenbus: called from the device's thread
+
+    def negotiate(self, backend: str) -> dict[str, str]:
+        """A new ring and port, as the backend's offer allows."""
+        offer = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
+        backend_domid = self._path.backend_domid
+        if self._arena is None:
+            order = min(self._wanted_order, offer.max_ring_page_order)
+            n_slots = blkif.ring_entries(order)
+            # Room for a second ring: the pages of the first may still be held by a backend that died.
+            self._arena = self._hypervisor.create_arena(backend_domid, n_slots * blkif.MAX_SEGMENTS + 2 * (1 << order))
+            self._slots = RequestSlots(self._arena, n_slots, backend_domid)
+            self._order = order
+        if offer.max_ring_page_order < self._order:
+            raise PeerError(f"the new backend takes rings of {1 << offer.max_ring_page_order} pages only")
+        pages = self._arena.allocate(1 << self._order)
+        self._ring_pages = pages
+        refs = tuple(self._arena.grant(pages.gref + i) for i in range(pages.n_pages))
+        self._channel = self._hypervisor.alloc_unbound(self._waiter, backend_domid)
+        self._new_ring = FrontRing.create(pages, blkif.REQUEST, blkif.RESPONSE, port=self._channel)
+        return VbdRequest(refs, self._channel.port).to_keys()
+
+    def connect(self, backend: str) -> None:
+        """Go: what was in flight is sent again on the new ring."""
+        offer = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
+        if self._slots is None or self._new_ring is None:
+            raise PeerError("the backend connected before it was asked to")
+        with self._changed:
+            self._offer = offer
+            self._slots.ring, self._new_ring = self._new_ring, None
+            self._reissued += self._slots.reissue()
+            self._connects += 1
+            self._ready = True
+            self._changed.notify_all()
+
+    def refresh(self, backend: str) -> None:
+        """Nothing a connected disk takes over."""
+
+    def pause(self) -> None:
+        """Let go of ring and port; what is in flight stays in the shadow."""
+        with self._changed:
+            self._ready = False
+            self._waiter.kick()
+            self._changed.wait_for(lambda: not self._watching)
+            slots = self._slots
+            ring = (slots.ring if slots else None) or self._new_ring
+            self._new_ring = None
+            if slots:
+                slots.ring = None
+        if ring is not None:
+            ring.close()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._ring_pages is not None and self._arena is not None:
+            for i in range(self._ring_pages.n_pages):
+                self._arena.revoke(self._ring_pages.gref + i)
+            self._arena.free(self._ring_pages)
+            self._ring_pages = None
+
+    def closed(self, error: ParavirtError | None) -> None:
+        """No answer will come any more."""
+        with self._changed:
+            self._error = error or PeerGone(f"the backend of disk {self.name} has closed")
+            if self._slots is not None:
+                self._slots.abandon()
+            self._changed.notify_all()

@@ -5,14 +5,14 @@ from typing import Any
 
 from build import ffibuilder
 
-HEADER = '''# SPDX-License-Identifier: MIT
+HEADER = """# SPDX-License-Identifier: MIT
 # Made by `make stub` from the headers in c_ext/; a test holds it to the compiled module.
 from typing import Any, Protocol
 
 CData = Any
 
 class _Lib(Protocol):
-'''
+"""
 INTEGERS = {"char", "short", "int", "long", "size_t", "ssize_t", "_Bool"}
 
 
@@ -31,9 +31,13 @@ def members() -> dict[str, str]:
     for key, (declared, _) in ffibuilder._parser._declarations.items():
         kind, _, name = key.partition(" ")
         if kind == "function":
-            arguments = ", ".join(f"a{i}: {python_type(arg)}, /" if i == len(declared.args) - 1 else f"a{i}: {python_type(arg)}"
-                                  for i, arg in enumerate(declared.args))
-            found[name] = f"    def {name}(self{', ' if arguments else ''}{arguments}) -> {python_type(declared.result)}: ...\n"
+            arguments = ", ".join(
+                f"a{i}: {python_type(arg)}, /" if i == len(declared.args) - 1 else f"a{i}: {python_type(arg)}"
+                for i, arg in enumerate(declared.args)
+            )
+            found[name] = (
+                f"    def {name}(self{', ' if arguments else ''}{arguments}) -> {python_type(declared.result)}: ...\n"
+            )
         elif kind == "macro":
             found[name] = f"    {name}: int\n"
     return found

@@ -3,8 +3,9 @@
 
 Two providers make the same thing, a descriptor of zeroed memory of a fixed size:
 
-* `posix`: POSIX shared memory under a random name, made exclusively with mode 0600, unlinked at once and then sized with
-  `posix_fallocate`, so that a full /dev/shm is an error here and not a SIGBUS later. The default inside one trust domain.
+* `posix`: POSIX shared memory under a random name, made exclusively with mode 0600, unlinked at once and then sized
+  with `posix_fallocate`, so that a full /dev/shm is an error here and not a SIGBUS later. The default inside one trust
+  domain.
 * `memfd`: a memfd sealed against shrinking and growing, for peers that are not trusted: a holder of a POSIX descriptor
   could truncate the object under everybody's feet.
 """
@@ -58,8 +59,8 @@ def create_object(provider: Provider, n_bytes: int) -> int:
 class Mapping:
     """Shared memory mapped into this process; not inherited by forked children.
 
-    `view` is a memoryview of the mapping: as long as it or a slice of it lives, the pages stay mapped. Raw pointers from
-    `pointer` do not keep anything alive: whoever takes one keeps the `Mapping` open for as long.
+    `view` is a memoryview of the mapping: as long as it or a slice of it lives, the pages stay mapped. Raw pointers
+    from `pointer` do not keep anything alive: whoever takes one keeps the `Mapping` open for as long.
     """
 
     def __init__(self, fd: int, n_bytes: int, *, offset_bytes: int = 0, read_only: bool = False) -> None:
@@ -105,7 +106,9 @@ class Mapping:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""A whole host inside one process: hypervisor, xenstored and block backend as threads of the caller's.
+
+The same classes as the daemons use, in other shells. Everything shares one address space, so no isolation is claimed:
+this is for embedding, tests and benchmarks.
+"""
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
+from paravirt.backend.service import DEFAULT_SPIN_NS, BackendService
+from paravirt.errors import Closed
+from paravirt.frontend.domain import Domain
+from paravirt.host import domains, vbd
+from paravirt.hypervisor.client import Hypervisor
+from paravirt.hypervisor.server import BrokerServer
+from paravirt.protocol.vbd import Mode
+from paravirt.protocol.xenbus import DevicePath
+from paravirt.xenstore.client import XenstoreClient
+from paravirt.xenstore.server import XenstoreServer
+
+
+class Host:
+    """The host. `with paravirt.Host() as host: ...`; on close everything it started is gone."""
+
+    def __init__(self, *, engine: EngineFactory = PythonEngine, spin_ns: int = DEFAULT_SPIN_NS) -> None:
+        """`spin_ns`: how long backends watch an empty ring before they sleep."""
+        with ExitStack() as stack:
+            self._broker = BrokerServer()
+            self._broker.start()
+            stack.callback(self._broker.stop)
+            store_hypervisor = stack.enter_context(self._connect(0))
+            store = XenstoreServer(hypervisor=store_hypervisor)
+            store.start()
+            stack.callback(store.stop)
+            self.hypervisor = stack.enter_context(self._connect(0))
+            self.store = stack.enter_context(XenstoreClient.from_socket(store.connect()))
+            self._backend = BackendService(self.hypervisor, self.store, engine=engine, spin_ns=spin_ns)
+            stack.enter_context(self._backend)
+            self._domains: list[Domain] = []
+            stack.callback(self._close_domains)
+            self._stack: ExitStack | None = stack.pop_all()
+
+    def _connect(self, domid: int) -> Hypervisor:
+        return Hypervisor.from_fd(self._broker.connect(domid))
+
+    def create_domain(self, name: str) -> Domain:
+        """A new domain, seen from inside. `AlreadyExists` for a name in use."""
+        self._check_open()
+        info = domains.create(self.hypervisor, self.store, name, isolated=False)
+        domain = Domain(self._connect(info.domid))
+        self._domains.append(domain)
+        return domain
+
+    def destroy_domain(self, domain: Domain) -> None:
+        """End a domain and tear its devices down."""
+        self._check_open()
+        domain.close()
+        self._domains.remove(domain)
+        domains.destroy(self.hypervisor, self.store, domain.domid)
+
+    def attach_disk(
+        self, domain: Domain, spec: str, *, device: str = "xvda", driver: str = "file", mode: Mode = "w"
+    ) -> DevicePath:
+        """Give a domain a disk; arguments and errors as `paravirt.host.vbd.attach`."""
+        self._check_open()
+        return vbd.attach(self.store, domain.domid, str(spec), device=device, driver=driver, mode=mode)
+
+    def detach_disk(self, domain: Domain, device: str = "xvda") -> None:
+        """Take it away; `NotFound` when there is none."""
+        self._check_open()
+        vbd.detach(self.store, domain.domid, device)
+
+    def backend_statistics(self) -> dict[DevicePath, EngineStatistics]:
+        """Counters of every connected device, as the backend sees it."""
+        return self._backend.statistics()
+
+    def close(self) -> None:
+        """Stop everything, devices first. Harmless when repeated."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def _close_domains(self) -> None:
+        for domain in self._domains:
+            domain.close()
+
+    def _check_open(self) -> None:
+        if self._stack is None:
+            raise Closed("this host is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

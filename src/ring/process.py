@@ -5,6 +5,7 @@ Everything here raises `OSError` with what was tried: callers say what that mean
 """
 
 import os
+import select
 import signal
 from enum import IntFlag
 
@@ -38,14 +39,16 @@ def set_dumpable(on: bool) -> None:
     _check(lib.pv_set_dumpable(on), "change of dumpable")
 
 
-def die_with_parent(parent: int, signal_number: int = signal.SIGKILL) -> None:
-    """Get `signal_number` when the thread that made this process ends; at once if `parent` (a pid) is gone already.
+def die_with_parent(parent: int) -> None:
+    """Be killed when the thread that made this process ends; end now if its process, the pidfd `parent`, did already.
 
-    In a pid namespace of its own a process sees 0 for its parent: pass 0 there.
+    A change of uid or capabilities forgets it, so it comes after those.
     """
-    _check(lib.pv_set_death_signal(signal_number), "parent-death signal")
-    if os.getppid() != parent:
-        signal.raise_signal(signal_number)
+    _check(lib.pv_set_death_signal(signal.SIGKILL), "parent-death signal")
+    poller = select.poll()
+    poller.register(parent, select.POLLIN)
+    if poller.poll(0):
+        os._exit(128 + signal.SIGKILL)
 
 
 def forbid_new_privileges() -> None:

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/io_uring.h>
+#include <linux/membarrier.h>
 #include <linux/securebits.h>
 #include <net/if.h>
 #include <sched.h>
@@ -25,6 +27,9 @@ _Static_assert(PV_MOUNT_NOSUID == MS_NOSUID && PV_MOUNT_NODEV == MS_NODEV && PV_
 _Static_assert(PV_CAP_SETGID == 1 << CAP_SETGID && PV_CAP_SETUID == 1 << CAP_SETUID &&
 		       PV_CAP_SYS_ADMIN == 1 << CAP_SYS_ADMIN,
 	       "capability bits are the kernel's");
+_Static_assert(PV_MEMBARRIER_GLOBAL == MEMBARRIER_CMD_GLOBAL_EXPEDITED &&
+		       PV_MEMBARRIER_PRIVATE == MEMBARRIER_CMD_PRIVATE_EXPEDITED,
+	       "membarrier commands are the kernel's");
 
 static int result(long returned)
 {
@@ -89,16 +94,10 @@ int pv_mount(const char *source, const char *target, const char *type, uint64_t 
 	return result(mount(source, target, type, (unsigned long)flags, data));
 }
 
-int pv_unmount(const char *target)
+int pv_mounts_read_only(const char *path)
 {
-	return result(umount2(target, MNT_DETACH | UMOUNT_NOFOLLOW));
-}
+	struct mount_attr change = {.attr_set = MOUNT_ATTR_RDONLY};
 
-int pv_mount_set_read_only(const char *path, int read_only)
-{
-	struct mount_attr change = {0};
-
-	*(read_only ? &change.attr_set : &change.attr_clr) = MOUNT_ATTR_RDONLY;
 	return result(mount_setattr(AT_FDCWD, path, AT_RECURSIVE, &change, sizeof(change)));
 }
 
@@ -117,4 +116,22 @@ int pv_loopback_up(void)
 	}
 	close(fd);
 	return status;
+}
+
+int pv_membarrier_commands(void)
+{
+	long offered = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
+
+	return offered < 0 ? -errno : (int)offered;
+}
+
+int pv_try_io_uring(void)
+{
+	struct io_uring_params parameters = {0};
+	long fd = syscall(SYS_io_uring_setup, 1, &parameters);
+
+	if (fd < 0)
+		return -errno;
+	close((int)fd);
+	return 0;
 }

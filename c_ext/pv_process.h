@@ -26,6 +26,10 @@
 #define PV_MOUNT_RECURSIVE 0x4000
 #define PV_MOUNT_PRIVATE 0x40000
 
+/* Bits of pv_membarrier_commands: the asymmetric fence within a process, and between processes that opt in. */
+#define PV_MEMBARRIER_GLOBAL 0x2
+#define PV_MEMBARRIER_PRIVATE 0x8
+
 /* Bits of pv_has_capabilities. */
 #define PV_CAP_SETGID 0x40
 #define PV_CAP_SETUID 0x80
@@ -61,14 +65,19 @@ int pv_has_capabilities(uint64_t wanted);
 /* Move into new namespaces. PV_NEW_PID counts for children only. -EPERM, -ENOSPC or -EINVAL where the kernel refuses. */
 int pv_unshare(uint64_t flags);
 
-/* mount(2) and umount2(2) without following a symbolic link at `target` on unmount; `type` and `data` may be NULL. */
+/* mount(2); `type` and `data` may be NULL. */
 int pv_mount(const char *source, const char *target, const char *type, uint64_t flags, const char *data);
-int pv_unmount(const char *target);
 
-/* Make the mount at `path` and all below it read-only, or writable again. -ENOSYS before Linux 5.12. */
-int pv_mount_set_read_only(const char *path, int read_only);
+/* Make the mount at `path` and all below it read-only. -ENOSYS before Linux 5.12. */
+int pv_mounts_read_only(const char *path);
 
 /* Bring the loopback device of this network namespace up. */
 int pv_loopback_up(void);
+
+/* Commands that membarrier(2) offers (the mask of MEMBARRIER_CMD_QUERY), or a negative errno value. */
+int pv_membarrier_commands(void);
+
+/* 0 if the kernel gives this process an io_uring, else a negative errno value. */
+int pv_try_io_uring(void);
 
 #endif

@@ -62,7 +62,7 @@ def emit(rows: Iterable[Any], columns: Mapping[str, str], *, as_json: bool) -> N
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for key, heading in columns.items():
-        numeric = any(isinstance(record.get(key), int | float) for record in records)
+        numeric = any(type(record.get(key)) in (int, float) for record in records)
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for record in records:
         table.add_row(*(Text(_cell(record.get(key))) for key in columns))

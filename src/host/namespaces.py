@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """An isolated domain's namespaces, its view of the files, and the rights it gives up; in this order.
 
-As root the domain gets a uid of its own; otherwise a user namespace, in which nothing but the launcher's own uid exists.
-Both get mount, pid, IPC and network namespaces: what the host's processes leave in /run, /tmp and /dev/shm, their /proc
+As root the domain gets a uid of its own; otherwise a user namespace, in which only the launcher's own uid exists. Both
+get mount, pid, IPC and network namespaces: what the host's processes leave in /run, /tmp and /dev/shm, their /proc
 entries, System V objects and abstract sockets are out of sight. The rest of the file tree is read-only.
 """
 
@@ -49,7 +49,7 @@ def build_view(plan: Plan) -> None:
     shown = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in plan.expose if os.path.exists(path)}
     door = os.open(plan.socket, os.O_PATH | os.O_CLOEXEC) if plan.socket else None
     os.umask(0o022)
-    process.set_mounts_read_only("/")
+    process.make_mounts_read_only("/")
     process.mount("proc", "/proc", "proc", _NO_PROGRAMS)
     if os.path.isdir("/dev/pts"):
         process.mount("devpts", "/dev/pts", "devpts", MountFlag.NOSUID | MountFlag.NOEXEC, "newinstance,ptmxmode=0666")
@@ -61,7 +61,7 @@ def build_view(plan: Plan) -> None:
     for path in plan.hide:
         if os.path.isdir(path):
             process.mount("tmpfs", path, "tmpfs", _NO_PROGRAMS, "mode=0500,nr_inodes=1")
-            process.set_mounts_read_only(path)
+            process.make_mounts_read_only(path)
     if door is not None:
         _bind(door, VISIBLE_SOCKET)
     os.umask(0o077)

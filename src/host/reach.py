@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Which paths a domain's command needs, and which of them have to be brought into the domain's own view of the files.
+"""Which paths a domain's command needs, and which of them must be brought into the domain's own view of the files.
 
-An isolated domain gets empty directories of its own where a living host keeps its sockets and scratch files. As root the
-command also runs with a uid that may not enter, say, /root, where its interpreter may stand. Both times what the command
-needs below such a directory is bound in at the same path.
+An isolated domain gets empty directories of its own where a living host keeps its sockets and scratch files. As root
+the command also runs with a uid that may not enter, say, /root, where its interpreter may stand. Both times what the
+command needs below such a directory is bound in at the same path.
 """
 
 import os

@@ -90,19 +90,27 @@ def mount(source: str, target: str, kind: str = "", flags: MountFlag = MountFlag
     _check(status, f"mount of {kind or source} on {target}")
 
 
-def unmount(target: str) -> None:
-    """Detach what is mounted at `target`."""
-    _check(lib.pv_unmount(os.fsencode(target)), f"unmount of {target}")
-
-
-def set_mounts_read_only(path: str, read_only: bool = True) -> None:
-    """Make the mount at `path` and all below it read-only (or writable again)."""
-    _check(lib.pv_mount_set_read_only(os.fsencode(path), read_only), f"change of the mounts below {path}")
+def make_mounts_read_only(path: str) -> None:
+    """Make the mount at `path` and all below it read-only."""
+    _check(lib.pv_mounts_read_only(os.fsencode(path)), f"change of the mounts below {path}")
 
 
 def bring_loopback_up() -> None:
     """Bring the loopback device of this network namespace up."""
     _check(lib.pv_loopback_up(), "start of the loopback device")
+
+
+def membarrier_scopes() -> list[str]:
+    """Where the kernel offers the asymmetric fence: "process", "host" (between processes that opt in)."""
+    offered = lib.pv_membarrier_commands()
+    _check(offered, "membarrier")
+    scopes = {"process": lib.PV_MEMBARRIER_PRIVATE, "host": lib.PV_MEMBARRIER_GLOBAL}
+    return [name for name, bit in scopes.items() if offered & bit]
+
+
+def try_io_uring() -> None:
+    """Make and drop an io_uring."""
+    _check(lib.pv_try_io_uring(), "io_uring")
 
 
 def _check(status: int, what: str) -> None:

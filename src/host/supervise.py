@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""Daemons as child processes: start in order and wait until each is ready, watch, restart, stop in reverse order.
+
+Both halves are here. The *supervisor* starts each daemon in a session of its own (so that Ctrl-C reaches the supervisor
+alone) with a pipe in $PARAVIRT_READY_FD. The *daemon* calls `become_daemon` first and `Readiness.tell` when it serves.
+"""
+
+import logging
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+from paravirt.errors import ParavirtError
+from paravirt.ring import process
+
+READY_S = 30.0
+STOP_S = 10.0
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 5.0
+LIVED_WELL_S = 10.0
+"""A daemon that lived as long starts again without delay."""
+
+_log = logging.getLogger("paravirt.supervise")
+_READY_FD = "PARAVIRT_READY_FD"
+_SUPERVISOR = "PARAVIRT_SUPERVISOR"
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """What to start: arguments of `paravirt`, and whether a crash is followed by a restart."""
+
+    name: str
+    arguments: Sequence[str]
+    restart: bool = False
+
+
+@dataclass(slots=True)
+class _Child:
+    daemon: Daemon
+    process: "subprocess.Popen[bytes]"
+    pidfd: int
+    started: float
+
+
+@dataclass(slots=True)
+class _Waiting:
+    daemon: Daemon
+    due: float
+
+
+@dataclass(slots=True)
+class _Backoff:
+    delays: dict[str, float] = field(default_factory=dict)
+
+    def next_delay(self, name: str, lived_s: float) -> float:
+        """Seconds to wait before the next start: none after a good life, else twice the last, bounded."""
+        if lived_s >= LIVED_WELL_S:
+            self.delays.pop(name, None)
+            return 0.0
+        delay = self.delays.get(name, FIRST_DELAY_S)
+        self.delays[name] = min(2 * delay, LONGEST_DELAY_S)
+        return delay
+
+
+class DaemonFailed(ParavirtError):
+    """A daemon ended before it was ready; `status` is its exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Supervisor:
+    """Starts, watches and stops daemons. One thread uses it; signals end `watch` through `stop_on_signals`."""
+
+    def __init__(self, *, options: Sequence[str] = ()) -> None:
+        """`options`: global options of `paravirt` that every daemon gets."""
+        self._options = list(options)
+        self._children: list[_Child] = []
+        self._waiting: list[_Waiting] = []
+        self._backoff = _Backoff()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stopping = False
+        self.lost: list[str] = []
+        """Names of daemons that ended by themselves and were not restarted."""
+
+    def start(self, daemon: Daemon) -> None:
+        """Start one and wait until it is ready. Raises `DaemonFailed` if it ends first or takes too long."""
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        environment = {**os.environ, _READY_FD: str(ready_write), _SUPERVISOR: str(os.getpid())}
+        with open(ready_read, "rb", buffering=0) as ready:
+            try:
+                child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "paravirt.cli.main", *self._options, *daemon.arguments],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(ready_write,),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(ready_write)
+            self._children.append(_Child(daemon, child, os.pidfd_open(child.pid), time.monotonic()))
+            poller = select.poll()
+            poller.register(ready, select.POLLIN)
+            poller.register(self._wake_read, select.POLLIN)
+            if not poller.poll(READY_S * 1000):
+                child.kill()
+                raise DaemonFailed(f"{daemon.name} was not ready within {READY_S:.0f} s", child.wait())
+            if not self._stopping and ready.read(1) != b"1":
+                raise DaemonFailed(f"{daemon.name} did not start (status {child.wait()})", child.wait())
+
+    def pid(self, name: str) -> int | None:
+        """Process id of a running daemon."""
+        return next((child.process.pid for child in self._children if child.daemon.name == name), None)
+
+    def watch(self) -> None:
+        """Until `request_stop`: restart what crashed and may be restarted, say what is lost."""
+        while not self._stopping:
+            for child in self._ended(self._next_due()):
+                self._bury(child)
+            now = time.monotonic()
+            for waiting in [entry for entry in self._waiting if entry.due <= now]:
+                self._waiting.remove(waiting)
+                self._restart(waiting.daemon)
+
+    def request_stop(self) -> None:
+        """End `watch` (and a `start` that waits); safe in a signal handler."""
+        self._stopping = True
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b"x")
+
+    def stop_on_signals(self) -> None:
+        """SIGINT, SIGTERM and SIGHUP request a stop."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.request_stop()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, handle)
+
+    def stop(self) -> None:
+        """SIGTERM to each in reverse order of start, SIGKILL if that takes too long."""
+        self._waiting.clear()
+        for child in reversed(self._children):
+            child.process.terminate()
+            try:
+                child.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                _log.error("%s does not stop: killed", child.daemon.name)
+                child.process.kill()
+                child.process.wait()
+            os.close(child.pidfd)
+        self._children.clear()
+
+    def close(self) -> None:
+        self.stop()
+        for fd in (self._wake_read, self._wake_write):
+            os.close(fd)
+
+    def __enter__(self) -> "Supervisor":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _next_due(self) -> float | None:
+        if not self._waiting:
+            return None
+        return max(0.0, min(entry.due for entry in self._waiting) - time.monotonic())
+
+    def _ended(self, timeout_s: float | None) -> list[_Child]:
+        poller = select.poll()
+        poller.register(self._wake_read, select.POLLIN)
+        for child in self._children:
+            poller.register(child.pidfd, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(None if timeout_s is None else timeout_s * 1000)}
+        return [child for child in self._children if child.pidfd in ready]
+
+    def _bury(self, child: _Child) -> None:
+        status = child.process.wait()
+        self._children.remove(child)
+        os.close(child.pidfd)
+        if self._stopping:
+            return
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        if not child.daemon.restart:
+            _log.error("%s ended (%s): what runs goes on, new calls to it fail", child.daemon.name, how)
+            self.lost.append(child.daemon.name)
+            return
+        delay = self._backoff.next_delay(child.daemon.name, time.monotonic() - child.started)
+        _log.warning("%s ended (%s): starting again in %.1f s", child.daemon.name, how, delay)
+        self._waiting.append(_Waiting(child.daemon, time.monotonic() + delay))
+
+    def _restart(self, daemon: Daemon) -> None:
+        try:
+            self.start(daemon)
+            _log.info("%s runs again", daemon.name)
+        except DaemonFailed as error:
+            _log.warning("%s", error)  # its end is seen by `watch`, which waits longer before the next try
+
+
+class Readiness:
+    """A daemon's word to its supervisor, if there is one, that it serves."""
+
+    def __init__(self) -> None:
+        text = os.environ.pop(_READY_FD, None)
+        self._fd = None if text is None else int(text)
+        if self._fd is not None:
+            os.set_inheritable(self._fd, False)
+
+    def tell(self) -> None:
+        if self._fd is not None:
+            with suppress(BrokenPipeError):
+                os.write(self._fd, b"1")
+            os.close(self._fd)
+            self._fd = None
+
+
+def become_daemon(stop: Callable[[], None]) -> Readiness:
+    """Make this process a daemon of the host: closed to other processes of its uid, dead when its supervisor dies.
+
+    SIGTERM, SIGINT and SIGHUP call `stop` in a signal handler. The soft limit of descriptors is raised to the hard one.
+    """
+    process.set_dumpable(False)
+    supervisor = os.environ.pop(_SUPERVISOR, None)
+    if supervisor is not None:
+        pidfd = os.pidfd_open(os.getppid())
+        process.die_with_parent(pidfd)
+        os.close(pidfd)
+        if os.getppid() != int(supervisor):
+            os._exit(128 + signal.SIGKILL)
+    raise_descriptor_limit()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handle)
+    return Readiness()
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open descriptors to the hard one; the new limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -29,11 +29,13 @@ PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 CData = Any
 
+_F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h; Python's fcntl names it from 3.13 on
 
-def create_object(provider: Provider, n_bytes: int) -> int:
+
+def create_object(provider: Provider, n_bytes: int, *, sealable: bool = False) -> int:
     """A close-on-exec descriptor of `n_bytes` of zeroed shared memory that has no name.
 
-    Raises `ResourceLimit` when the memory is not there.
+    `sealable`: `seal_writes` may be used on it later. Raises `ResourceLimit` when the memory is not there.
     """
     if n_bytes <= 0 or n_bytes % PAGE_BYTES:
         raise InvalidRequest(f"size of a shared object must be a positive multiple of {PAGE_BYTES}, not {n_bytes}")
@@ -49,11 +51,18 @@ def create_object(provider: Provider, n_bytes: int) -> int:
     try:
         os.posix_fallocate(fd, 0, n_bytes)
         if provider == "memfd":
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | (0 if sealable else fcntl.F_SEAL_SEAL)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            os.fchmod(fd, 0o600)
     except OSError as error:
         os.close(fd)
         raise ResourceLimit(f"{n_bytes} bytes of shared memory are not available: {error.strerror}") from error
     return fd
+
+
+def seal_writes(fd: int) -> None:
+    """From now on a sealable memfd can be mapped and opened only to read; writable mappings that are there stay."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
 
 class Mapping:

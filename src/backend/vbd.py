@@ -110,11 +110,12 @@ class VbdBackend:
             self._forget()
             return False
         frontend = xenbus.read_state(self._store, self.path.frontend)
+        online = xenbus.read_key(self._store, f"{self.path.backend}/online") == "1"
         if not self._adopted:
             self._adopted = True
-            if own not in (XenbusState.INITIALISING, XenbusState.CLOSED) and frontend is not XenbusState.UNKNOWN:
+            served = own not in (XenbusState.INITIALISING, XenbusState.CLOSED)
+            if served and online and frontend is not XenbusState.UNKNOWN:
                 return self._adopt(frontend)
-        online = xenbus.read_key(self._store, f"{self.path.backend}/online") == "1"
         step = backend_step(own, frontend, online=online)
         if step is BackendStep.CONNECT and self._is_stale(frontend):
             return False

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: MIT
+"""The blkif batch in C: what a backend must refuse, and that grants are taken and given back exactly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paravirt.protocol.blkif import MAX_SEGMENTS, REQUEST, RESPONSE, Operation, Status
+from paravirt.ring import blkif
+from paravirt.ring.grant import Granter, Mapper, entries_bytes, init_maptrack, maptrack_bytes
+from paravirt.ring.memory import Mapping, map_new
+
+BASE, PAGES, SECTORS = 8, 32, 2048
+
+
+@dataclass
+class Pair:
+    """Granter and mapper of one chunk in one process, with a batch on the mapper's side."""
+
+    granter: Granter
+    mapper: Mapper
+    data: Mapping
+    batch: blkif.RequestBatch
+
+    def run(self, requests: np.ndarray, disk: bytearray | None = None) -> np.ndarray:
+        """Take requests through prepare, copy and finish; the responses."""
+        n = len(requests)
+        self.batch.requests[: n * 112] = requests.tobytes()
+        self.batch.prepare(n)
+        if disk is not None:
+            self.batch.copy(n, blkif.address_of(disk), len(disk))
+        self.batch.finish(n)
+        return np.frombuffer(bytes(self.batch.responses[: n * 16]), RESPONSE)
+
+
+@pytest.fixture
+def pair():
+    objects = [map_new("memfd", n)[1] for n in (entries_bytes(PAGES), PAGES * 4096, maptrack_bytes(PAGES))]
+    entries, data, maptrack = objects
+    init_maptrack(maptrack, BASE, PAGES)
+    granter = Granter(entries, base=BASE, n_pages=PAGES, peer=0)
+    mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=PAGES, domid=0)
+    batch = blkif.RequestBatch(mapper, data.view, 32)
+    batch.set_limits(sectors=SECTORS, sector_size=512, read_only=False, flush=True)
+    yield Pair(granter, mapper, data, batch)
+    del batch
+    mapper.close()
+    granter.close()
+    for mapping in objects:
+        mapping.close()
+
+
+def request(operation: int = Operation.READ, sector: int = 0, segments=((BASE, 0, 7),), id: int = 1) -> np.ndarray:
+    made = np.zeros(1, REQUEST)
+    made["operation"], made["sector"], made["id"], made["nr_segments"] = operation, sector, id, len(segments)
+    for i, segment in enumerate(segments[:MAX_SEGMENTS]):
+        made["seg"][0, i] = segment
+    return made
+
+
+def together(requests: list[np.ndarray]) -> np.ndarray:
+    """One array of several: np.concatenate would pack the fields."""
+    return np.frombuffer(b"".join(one.tobytes() for one in requests), REQUEST)
+
+
+def in_use(pair: Pair) -> int:
+    return pair.mapper.statistics().pinned_pages
+
+
+def test_read_and_write_move_the_right_bytes(pair: Pair) -> None:
+    disk = bytearray(np.random.default_rng(1).bytes(SECTORS * 512))
+    for page in range(3):
+        pair.granter.access(page)
+    answer = pair.run(request(sector=8, segments=[(BASE, 1, 7), (BASE + 1, 0, 7), (BASE + 2, 0, 3)]), disk)
+    assert answer["status"][0] == Status.OKAY
+    assert bytes(pair.data.view[512 : 512 + 19 * 512]) == disk[8 * 512 : 27 * 512]
+    pair.data.view[0:4096] = b"w" * 4096
+    assert pair.run(request(Operation.WRITE, 100, [(BASE, 0, 7)]), disk)["status"][0] == Status.OKAY
+    assert disk[100 * 512 : 108 * 512] == b"w" * 4096
+    assert in_use(pair) == 0
+
+
+def test_pieces_that_lie_together_are_one_extent(pair: Pair) -> None:
+    for page in range(4):
+        pair.granter.access(page)
+    asked = request(segments=[(BASE, 0, 7), (BASE + 1, 0, 7), (BASE + 3, 0, 7)])
+    pair.batch.requests[:112] = asked.tobytes()
+    assert pair.batch.prepare(1) == 1
+    assert [len(buffer) for buffer in pair.batch.buffers(0)] == [8192, 4096]
+    assert pair.batch.place(0) == (0, 12288)
+    assert in_use(pair) == 3
+    pair.batch.finish(1)
+    assert in_use(pair) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (request(segments=[]), Status.ERROR),
+        (request(segments=[(BASE, 0, 0)] * 12), Status.ERROR),
+        (request(segments=[(BASE, 0, 0)] * 255), Status.ERROR),
+        (request(segments=[(BASE, 5, 4)]), Status.ERROR),
+        (request(segments=[(BASE, 0, 8)]), Status.ERROR),
+        (request(segments=[(BASE, 0, 255)]), Status.ERROR),
+        (request(sector=SECTORS), Status.ERROR),
+        (request(sector=SECTORS - 7), Status.ERROR),
+        (request(sector=(1 << 64) - 1), Status.ERROR),
+        (request(sector=(1 << 64) - 8), Status.ERROR),
+        (request(segments=[(BASE + 5, 0, 7)]), Status.ERROR),  # not granted
+        (request(segments=[(BASE - 1, 0, 7)]), Status.ERROR),  # not of this chunk
+        (request(segments=[(BASE + PAGES, 0, 7)]), Status.ERROR),
+        (request(segments=[(0xFFFFFFFF, 0, 7)]), Status.ERROR),
+        (request(segments=[(BASE, 0, 7), (BASE + 5, 0, 7)]), Status.ERROR),  # the second fails: the first is let go
+        (request(Operation.WRITE_BARRIER), Status.EOPNOTSUPP),
+        (request(Operation.DISCARD), Status.EOPNOTSUPP),
+        (request(Operation.INDIRECT), Status.EOPNOTSUPP),
+        (request(Operation.RESERVED), Status.EOPNOTSUPP),
+        (request(255), Status.EOPNOTSUPP),
+    ],
+)
+def test_refused(pair: Pair, asked: np.ndarray, status: Status) -> None:
+    pair.granter.access(0)
+    answer = pair.run(asked, bytearray(SECTORS * 512))
+    assert answer["status"][0] == status
+    assert answer["id"][0] == 1
+    assert in_use(pair) == 0
+    assert pair.batch.refusal(1)
+    assert pair.batch.counters.refused == 1
+    assert pair.granter.revoke(BASE)
+
+
+def test_a_refused_request_takes_no_other_with_it(pair: Pair) -> None:
+    pair.granter.access(0)
+    batch = together([request(id=1), request(255, id=2), request(sector=SECTORS, id=3), request(id=4)])
+    answers = pair.run(batch, bytearray(SECTORS * 512))
+    assert answers["id"].tolist() == [1, 2, 3, 4]
+    assert answers["status"].tolist() == [Status.OKAY, Status.EOPNOTSUPP, Status.ERROR, Status.OKAY]
+
+
+def test_read_only_disk_refuses_writes_only(pair: Pair) -> None:
+    pair.granter.access(0)
+    pair.batch.set_limits(sectors=SECTORS, sector_size=512, read_only=True, flush=True)
+    disk = bytearray(SECTORS * 512)
+    answers = pair.run(together([request(Operation.WRITE), request(), request(Operation.FLUSH_DISKCACHE)]), disk)
+    assert answers["status"].tolist() == [Status.ERROR, Status.OKAY, Status.OKAY]
+    assert disk == bytes(SECTORS * 512)
+
+
+def test_a_page_granted_read_only_cannot_be_read_into(pair: Pair) -> None:
+    pair.granter.access(0, read_only=True)
+    disk = bytearray(b"d" * SECTORS * 512)
+    answers = pair.run(together([request(), request(Operation.WRITE)]), disk)
+    assert answers["status"].tolist() == [Status.ERROR, Status.OKAY]
+    assert bytes(pair.data.view[:4096]) == bytes(4096)
+
+
+def test_sectors_of_4096_bytes(pair: Pair) -> None:
+    pair.granter.access(0)
+    pair.batch.set_limits(sectors=SECTORS, sector_size=4096, read_only=False, flush=True)
+    batch = together(
+        [request(sector=8), request(sector=1), request(segments=[(BASE, 0, 0)]), request(segments=[(BASE, 0, 7)])]
+    )
+    assert pair.run(batch, bytearray(SECTORS * 512))["status"].tolist() == [
+        Status.OKAY,
+        Status.ERROR,
+        Status.ERROR,
+        Status.OKAY,
+    ]
+
+
+def test_flush_ignores_its_segments(pair: Pair) -> None:
+    asked = request(Operation.FLUSH_DISKCACHE, sector=SECTORS * 9, segments=[(77, 9, 9)])
+    assert pair.run(asked, bytearray(SECTORS * 512))["status"][0] == Status.OKAY
+
+
+def test_flush_that_was_not_offered(pair: Pair) -> None:
+    pair.batch.set_limits(sectors=SECTORS, sector_size=512, read_only=False, flush=False)
+    assert pair.run(request(Operation.FLUSH_DISKCACHE))["status"][0] == Status.EOPNOTSUPP
+
+
+def test_what_the_disk_did_not_answer_is_an_error(pair: Pair) -> None:
+    pair.granter.access(0)
+    assert pair.run(request())["status"][0] == Status.ERROR
+    assert pair.batch.counters.errors == 1
+
+
+def test_all_bytes_of_a_response_are_defined(pair: Pair) -> None:
+    pair.batch.responses[:16] = b"\xff" * 16
+    pair.granter.access(0)
+    pair.run(request(id=0x1122334455667788), bytearray(SECTORS * 512))
+    assert bytes(pair.batch.responses[:16]).hex() == "8877665544332211" + "00" * 8
+
+
+def test_counters(pair: Pair) -> None:
+    pair.granter.access(0)
+    disk = bytearray(SECTORS * 512)
+    for _ in range(3):
+        pair.run(request(), disk)
+    pair.run(together([request(Operation.WRITE), request(Operation.FLUSH_DISKCACHE), request(99)]), disk)
+    counters = pair.batch.counters
+    assert (counters.reads, counters.writes, counters.flushes, counters.refused) == (3, 1, 1, 1)
+    assert (counters.read_bytes, counters.written_bytes, counters.errors) == (3 * 4096, 4096, 0)
+
+
+@given(st.binary(min_size=112, max_size=112 * 8))
+def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
+    objects = [map_new("memfd", n)[1] for n in (entries_bytes(PAGES), PAGES * 4096, maptrack_bytes(PAGES))]
+    entries, data, maptrack = objects
+    init_maptrack(maptrack, BASE, PAGES)
+    mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=PAGES, domid=0)
+    granter = Granter(entries, base=BASE, n_pages=PAGES, peer=0)
+    for page in range(PAGES):
+        granter.access(page)
+    batch = blkif.RequestBatch(mapper, data.view, 8)
+    batch.set_limits(sectors=64, sector_size=512, read_only=False, flush=True)
+    n = len(raw) // 112
+    # Few grefs and sectors, so that many requests are good.
+    requests = np.frombuffer(raw[: n * 112], REQUEST).copy()
+    requests["operation"] %= 8
+    requests["nr_segments"] %= 13
+    requests["sector"] %= 80
+    requests["seg"]["gref"] %= 48
+    batch.requests[: n * 112] = requests.tobytes()
+    disk = bytearray(64 * 512)
+    batch.prepare(n)
+    batch.copy(n, blkif.address_of(disk), len(disk))
+    batch.finish(n)
+    answers = np.frombuffer(bytes(batch.responses[: n * 16]), RESPONSE)
+    assert answers["id"].tolist() == requests["id"].tolist()
+    assert set(answers["status"].tolist()) <= {0, -1, -2}
+    assert mapper.statistics().pinned_pages == 0
+    for page in range(PAGES):
+        assert granter.revoke(BASE + page)
+    mapper.close()
+    granter.close()
+    for mapping in objects:
+        mapping.close()
+
+
+def test_frontend_grants_all_or_nothing(pair: Pair) -> None:
+    requests = blkif.new_requests(2)
+    blkif.bytes_of(requests)[:] = together(
+        [request(segments=[(BASE, 0, 7), (BASE + 1, 0, 7)]), request(segments=[(BASE + 2, 0, 7), (BASE + 1, 0, 7)])]
+    ).tobytes()
+    grants = blkif.FrontendGrants(pair.granter, 0)
+    with pytest.raises(Exception, match="still in use"):
+        grants.grant(requests, 2)
+    assert pair.granter.statistics().granted == 0
+    grants.grant(requests, 1)
+    assert pair.granter.statistics().granted == 2
+    pair.mapper.map(BASE + 1)
+    assert not grants.revoke(requests)
+    pair.mapper.unmap(BASE + 1)
+    assert grants.revoke(requests)
+    assert pair.granter.statistics().granted == 0

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""vbd negotiation as values."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paravirt.errors import InvalidRequest, PeerError
+from paravirt.protocol import blkif
+from paravirt.protocol.vbd import VbdConfig, VbdOffer, VbdRequest, device_name, device_number
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("xvda", 51712),
+        ("xvda1", 51713),
+        ("xvdb", 51728),
+        ("xvdp15", 202 << 8 | 15 << 4 | 15),
+        ("xvdq", 1 << 28 | 16 << 8),
+        ("xvda16", 1 << 28 | 16),
+        ("xvdaa3", 1 << 28 | 26 << 8 | 3),
+    ],
+)
+def test_device_numbers(name: str, number: int) -> None:
+    assert device_number(name) == number
+    assert device_name(number) == name
+
+
+@given(st.integers(0, 5000), st.integers(0, 255))
+def test_device_numbers_go_both_ways(disk: int, partition: int) -> None:
+    number = 202 << 8 | disk << 4 | partition if disk < 16 and partition < 16 else 1 << 28 | disk << 8 | partition
+    assert device_number(device_name(number)) == number
+
+
+@pytest.mark.parametrize("name", ["", "sda", "xvd", "xvd1", "XVDA", "xvda256", "xvda/../x", "xvdaaaa"])
+def test_names_that_are_no_device(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="device name"):
+        device_number(name)
+
+
+def test_request_of_one_page() -> None:
+    request = VbdRequest((8,), 3)
+    assert request.to_keys() == {
+        "ring-ref": "8",
+        "event-channel": "3",
+        "protocol": "x86_64-abi",
+        "feature-persistent": "0",
+    }
+    assert VbdRequest.from_keys(request.to_keys()) == request
+
+
+def test_request_of_four_pages() -> None:
+    keys = VbdRequest((8, 9, 10, 11), 3).to_keys()
+    assert keys["ring-page-order"] == "2"
+    assert [keys[f"ring-ref{i}"] for i in range(4)] == ["8", "9", "10", "11"]
+    assert "ring-ref" not in keys
+    assert VbdRequest.from_keys(keys).ring_refs == (8, 9, 10, 11)
+
+
+def test_page_order_zero_means_the_numbered_name() -> None:
+    assert VbdRequest.from_keys({"ring-page-order": "0", "ring-ref0": "9", "event-channel": "1"}).ring_refs == (9,)
+
+
+GOOD = {"ring-ref": "8", "event-channel": "3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"ring-ref": None}, "ring-ref is missing"),
+        ({"ring-ref": "eight"}, "ring-ref is 'eight'"),
+        ({"ring-ref": "-1"}, "ring-ref is '-1'"),
+        ({"ring-ref": "4294967296"}, "ring-ref is '4294967296'"),
+        ({"event-channel": None}, "event-channel is missing"),
+        ({"event-channel": "0"}, "event-channel is 0"),
+        ({"ring-page-order": "5"}, "ring-page-order is '5'"),
+        ({"ring-page-order": "2"}, "ring-ref0 is missing"),
+        ({"protocol": "x86_16-abi"}, "protocol is"),
+        ({"multi-queue-num-queues": "0"}, "multi-queue-num-queues"),
+        ({"multi-queue-num-queues": "2"}, "multi-queue-num-queues"),
+    ],
+)
+def test_requests_a_backend_refuses(change: dict[str, str | None], complaint: str) -> None:
+    keys = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
+    with pytest.raises(PeerError, match=complaint):
+        VbdRequest.from_keys(keys)
+
+
+@given(st.dictionaries(st.sampled_from([*GOOD, "ring-page-order", "ring-ref0", "protocol"]), st.text(max_size=12)))
+def test_no_frontend_keys_raise_anything_else(keys: dict[str, str]) -> None:
+    try:
+        VbdRequest.from_keys(keys)
+    except PeerError:
+        pass
+
+
+@given(
+    st.dictionaries(st.sampled_from(["sectors", "sector-size", "info", "max-ring-page-order"]), st.text(max_size=12))
+)
+def test_no_backend_keys_raise_anything_else(keys: dict[str, str]) -> None:
+    try:
+        VbdOffer.from_keys(keys)
+    except PeerError:
+        pass
+
+
+def test_offer_goes_both_ways() -> None:
+    offer = VbdOffer(sectors=2048, sector_size=4096, read_only=True)
+    assert VbdOffer.from_keys(offer.to_keys()) == offer
+    assert offer.to_keys()["info"] == "4"
+
+
+def test_offer_defaults_are_blkifs() -> None:
+    offer = VbdOffer.from_keys({"sectors": "8"})
+    assert (offer.sector_size, offer.flush, offer.max_ring_page_order, offer.read_only) == (512, False, 0, False)
+
+
+def test_config_goes_both_ways() -> None:
+    config = VbdConfig("file", "/images/a:b.img", "xvda", "r")
+    assert VbdConfig.from_keys(config.to_keys()) == config
+
+
+@pytest.mark.parametrize("mode", ["r", "", "x", "R"])
+def test_a_mode_without_w_is_read_only(mode: str) -> None:
+    assert VbdConfig.from_keys({"params": "null:1M", "mode": mode}).mode == "r"
+
+
+def test_params_need_a_driver() -> None:
+    with pytest.raises(InvalidRequest, match="params"):
+        VbdConfig.from_keys({"params": "/images/a.img"})
+
+
+def test_message_layouts() -> None:
+    assert blkif.REQUEST.itemsize == 112
+    assert {name: blkif.REQUEST.fields[name][1] for name in blkif.REQUEST.names} == {
+        "operation": 0,
+        "nr_segments": 1,
+        "handle": 2,
+        "id": 8,
+        "sector": 16,
+        "seg": 24,
+    }
+    assert blkif.RESPONSE.itemsize == 16
+    assert {name: blkif.RESPONSE.fields[name][1] for name in blkif.RESPONSE.names} == {
+        "id": 0,
+        "operation": 8,
+        "status": 10,
+    }
+    assert [blkif.ring_entries(order) for order in range(5)] == [32, 64, 128, 256, 512]

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: MIT
+"""What each operation does. A handler gets (connection, view, payload) and comes to a reply's payload or an errno.
+
+Order of checks, before a handler runs: unknown operation (ENOSYS), Dom0 only (EACCES), unknown transaction (ENOENT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from paravirt.xenstore import domain_requests, tree
+from paravirt.xenstore.limits import reached
+from paravirt.xenstore.paths import RELATIVE_MAX_BYTES, canonical, quota_length
+from paravirt.xenstore.permissions import OWNER, READ, WRITE, Permissions
+from paravirt.xenstore.store import Node, View
+from paravirt.xenstore.transaction import Transaction
+from paravirt.xenstore.watches import UNLIMITED_DEPTH
+from paravirt.xenstore.wire import ACK, PAYLOAD_MAX_BYTES, Errno, Op, Reply, number, single, strings
+
+if TYPE_CHECKING:
+    from paravirt.xenstore.session import Connection
+
+Run = Callable[["Connection", View, bytes], Reply]
+
+
+class Handler(NamedTuple):
+    run: Run
+    privileged: bool
+    in_transaction: bool
+
+
+def node_path(connection: Connection, path: bytes | None) -> bytes | None:
+    """The canonical form of a path this client may name, or None."""
+    if path is None:
+        return None
+    domain = connection.domain
+    quota = connection.hub.limits.path_bytes
+    if path in connection.hub.store.nodes and (domain.privileged or not reached(len(path), quota)):
+        return path
+    path = canonical(path, domain.home)
+    if path is None or (not domain.privileged and reached(quota_length(path), quota)):
+        return None
+    return path
+
+
+def _node(connection: Connection, view: View, path: bytes | None, need: int) -> Node | Errno:
+    path = node_path(connection, path)
+    return tree.lookup(view, connection.domain, path, need) if path is not None else Errno.EINVAL
+
+
+def _directory(connection: Connection, view: View, payload: bytes) -> Reply:
+    node = _node(connection, view, single(payload), READ)
+    return node if isinstance(node, Errno) else node.listing
+
+
+def _read(connection: Connection, view: View, payload: bytes) -> Reply:
+    node = _node(connection, view, single(payload), READ)
+    return node if isinstance(node, Errno) else node.value
+
+
+def _directory_part(connection: Connection, view: View, payload: bytes) -> Reply:
+    words = strings(payload)
+    if len(words) != 2:
+        return Errno.EINVAL
+    node = _node(connection, view, words[0], READ)
+    if isinstance(node, Errno):
+        return node
+    start = b"%d\0" % node.generation
+    offset, listing = number(words[1]), node.listing
+    if not 0 <= offset < len(listing):
+        return start + b"\0"
+    room = PAYLOAD_MAX_BYTES - len(start) - 1
+    end = len(listing) if len(listing) - offset <= room else listing.rfind(b"\0", offset, offset + room) + 1
+    return start + listing[offset:end] + (b"\0" if end == len(listing) else b"")
+
+
+def _write(connection: Connection, view: View, payload: bytes) -> Reply:
+    name, nul, value = payload.partition(b"\0")
+    path = node_path(connection, name) if nul else None
+    if path is None:
+        return Errno.EINVAL
+    hub = connection.hub
+    node = tree.write(view, connection.domain, path, value, hub.limits)
+    if isinstance(node, Errno):
+        return node
+    hub.changed(view, path, node)
+    return ACK
+
+
+def _mkdir(connection: Connection, view: View, payload: bytes) -> Reply:
+    path = node_path(connection, single(payload))
+    if path is None:
+        return Errno.EINVAL
+    hub = connection.hub
+    node = tree.make(view, connection.domain, path, hub.limits)
+    if isinstance(node, Errno):
+        return node
+    if node is not None:
+        hub.changed(view, path, node)
+    return ACK
+
+
+def _rm(connection: Connection, view: View, payload: bytes) -> Reply:
+    path = node_path(connection, single(payload))
+    if path is None:
+        return Errno.EINVAL
+    nodes = tree.remove(view, connection.domain, path)
+    if isinstance(nodes, Errno):
+        return nodes
+    connection.hub.removed(view, nodes)
+    return ACK
+
+
+def _get_perms(connection: Connection, view: View, payload: bytes) -> Reply:
+    path = single(payload)
+    if path is not None and path.startswith(b"@"):
+        permissions = _special(connection, path, READ)
+        return permissions if isinstance(permissions, Errno) else permissions.format()
+    node = _node(connection, view, path, READ)
+    return node if isinstance(node, Errno) else node.permissions.format()
+
+
+def _special(connection: Connection, name: bytes, need: int) -> Permissions | Errno:
+    permissions = connection.hub.store.special.get(name)
+    if permissions is None:
+        return Errno.EINVAL
+    return permissions if connection.domain.access(permissions) & need == need else Errno.EACCES
+
+
+def _set_perms(connection: Connection, view: View, payload: bytes) -> Reply:
+    words = strings(payload)
+    if len(words) < 2:
+        return Errno.EINVAL
+    hub, domain = connection.hub, connection.domain
+    if not domain.privileged and reached(len(words) - 1, hub.limits.node_permissions):
+        return Errno.ENOSPC
+    permissions = Permissions.parse(words[1:])
+    if permissions is None:
+        return Errno.EINVAL
+    unknown = {domid for domid in permissions.domids if domain_requests.is_unknown(hub, domid)}
+    if permissions.owner in unknown:
+        return Errno.ENOENT
+    if unknown:
+        permissions = permissions.ignoring(unknown)
+    if words[0].startswith(b"@"):
+        return _set_special(connection, words[0], permissions)
+    path = node_path(connection, words[0])
+    if path is None:
+        return Errno.EINVAL
+    result = tree.set_permissions(view, domain, path, permissions, hub.limits)
+    if isinstance(result, Errno):
+        return result
+    node, before = result
+    hub.changed(view, path, node, before=before)
+    return ACK
+
+
+def _set_special(connection: Connection, name: bytes, permissions: Permissions) -> Reply:
+    before = _special(connection, name, WRITE | OWNER)
+    if isinstance(before, Errno):
+        return before
+    if not connection.domain.privileged and before.owner != permissions.owner:
+        return Errno.EPERM
+    connection.hub.store.special[name] = permissions
+    return ACK
+
+
+def _watch_path(connection: Connection, path: bytes) -> tuple[bytes, int] | None:
+    """(canonical path, bytes to cut from the paths of its events), or None for a path that cannot be watched."""
+    if path.startswith(b"@"):
+        return (path, 0) if len(path) <= RELATIVE_MAX_BYTES else None
+    full = node_path(connection, path)
+    if full is None:
+        return None
+    return full, 0 if path.startswith(b"/") else len(connection.domain.home) + 1
+
+
+def _watch(connection: Connection, view: View, payload: bytes) -> Reply:
+    words = strings(payload)
+    if not payload.endswith(b"\0") or len(words) not in (2, 3):
+        return Errno.EINVAL
+    depth = UNLIMITED_DEPTH
+    if len(words) == 3:
+        depth = number(words[2]) if words[2].isdigit() else UNLIMITED_DEPTH
+        if depth < 0:
+            return Errno.EINVAL
+    place = _watch_path(connection, words[0])
+    if place is None:
+        return Errno.EINVAL
+    path, n_prefix = place
+    key = (path, words[1])
+    if key in connection.watches:
+        return Errno.EEXIST
+    hub, domain = connection.hub, connection.domain
+    if not domain.privileged and reached(domain.n_watches + 1, hub.limits.watches):
+        return Errno.ENOSPC
+    watch = hub.watches.add(connection, path, words[1], n_prefix=n_prefix, depth=depth)
+    connection.watches[key] = watch
+    domain.n_watches += 1
+    connection.tell_after_reply(watch)
+    return ACK
+
+
+def _unwatch(connection: Connection, view: View, payload: bytes) -> Reply:
+    words = strings(payload)
+    if len(words) != 2 or not payload.endswith(b"\0"):
+        return Errno.EINVAL
+    path = words[0]
+    if path[:1] not in (b"/", b"@"):
+        path = connection.domain.home + b"/" + path
+    watch = connection.watches.pop((path, words[1]), None)
+    if watch is None:
+        return Errno.ENOENT
+    connection.hub.watches.remove(watch)
+    connection.domain.n_watches -= 1
+    return ACK
+
+
+def _reset_watches(connection: Connection, view: View, payload: bytes) -> Reply:
+    connection.drop_state()
+    return ACK
+
+
+def _transaction_start(connection: Connection, view: View, payload: bytes) -> Reply:
+    if isinstance(view, Transaction):
+        return Errno.EBUSY
+    domain = connection.domain
+    if not domain.privileged and reached(domain.n_transactions + 1, connection.hub.limits.transactions):
+        return Errno.ENOSPC
+    return b"%d\0" % connection.new_transaction().number
+
+
+def _transaction_end(connection: Connection, view: View, payload: bytes) -> Reply:
+    if payload not in (b"T\0", b"F\0"):
+        return Errno.EINVAL
+    if not isinstance(view, Transaction):
+        return Errno.ENOENT
+    connection.end_transaction(view)
+    if payload == b"F\0":
+        return ACK
+    hub = connection.hub
+    events = view.commit(None if connection.domain.privileged else hub.limits)
+    if isinstance(events, Errno):
+        return events
+    for path, exact, before in events:
+        hub.watches.fire(path, None, exact=exact, before=before)
+    return ACK
+
+
+def _table() -> tuple[Handler | None, ...]:
+    tree_ops: dict[int, Run] = {
+        Op.DIRECTORY: _directory,
+        Op.READ: _read,
+        Op.GET_PERMS: _get_perms,
+        Op.TRANSACTION_START: _transaction_start,
+        Op.TRANSACTION_END: _transaction_end,
+        Op.WRITE: _write,
+        Op.MKDIR: _mkdir,
+        Op.RM: _rm,
+        Op.SET_PERMS: _set_perms,
+        Op.RESET_WATCHES: _reset_watches,
+        Op.DIRECTORY_PART: _directory_part,
+        Op.GET_DOMAIN_PATH: domain_requests.get_domain_path,
+    }
+    table: list[Handler | None] = [None] * (max(Op) + 1)
+    for op, run in tree_ops.items():
+        table[op] = Handler(run, privileged=False, in_transaction=True)
+    for op, run in ((Op.WATCH, _watch), (Op.UNWATCH, _unwatch)):
+        table[op] = Handler(run, privileged=False, in_transaction=False)
+    for op, run in domain_requests.PRIVILEGED.items():
+        table[op] = Handler(run, privileged=True, in_transaction=True)
+    return tuple(table)
+
+
+HANDLERS: Final = _table()

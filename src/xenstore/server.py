@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""xenstored: the loop that moves bytes between sockets or rings and the pure `Hub`.
+
+One thread, one epoll set. A wake-up reads what there is, handles it, and writes once to each client that has output.
+Nothing blocks: what a client does not read stays in its own bounded queue, and its requests wait meanwhile.
+"""
+
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+from paravirt.errors import Closed, InvalidRequest
+from paravirt.xenstore import listener
+from paravirt.xenstore.domains import DOM0
+from paravirt.xenstore.hub import Hub
+from paravirt.xenstore.limits import Limits
+from paravirt.xenstore.links import Link, SocketLink
+from paravirt.xenstore.loop import Loop
+from paravirt.xenstore.session import Connection
+from paravirt.xenstore.wire import Errno
+
+log = logging.getLogger(__name__)
+
+
+class XenstoreServer:
+    """`start` and `stop` run it in a thread of its own, `serve_forever` in the caller's. A context manager.
+
+    `socket_path`: where Dom0's clients connect; None: only `connect`, in this process. It accepts connections from the
+    moment this object exists. Raises `AlreadyExists` if another daemon serves that path.
+    """
+
+    def __init__(self, socket_path: str | os.PathLike[str] | None = None, *, limits: Limits | None = None) -> None:
+        self.hub = Hub(limits=limits, control=self)
+        self._loop = Loop()
+        self._links: dict[Connection, Link] = {}
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._path = os.fspath(socket_path) if socket_path is not None else None
+        self._listener: socket.socket | None = None
+        self._accepting = False
+        if self._path is not None:
+            try:
+                self._listener = listener.listen(self._path)
+            except BaseException:
+                self._loop.close()
+                raise
+            self._own_file = listener.identity(self._path)
+            self._accept_more()
+
+    # -- running
+
+    def start(self) -> Self:
+        """Serve in a background thread; returns at once."""
+        with self._lock:
+            self._check_open()
+            if self._thread is not None:
+                raise InvalidRequest("this store is running already")
+            self._thread = threading.Thread(target=self._run, name="xenstored", daemon=True)
+            self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving and close everything; from any thread, twice is harmless."""
+        with self._lock:
+            closing, self._closed = not self._closed, True
+            thread = self._thread
+        self._loop.stop()
+        if thread is not None:
+            thread.join()
+        if closing:
+            self._release()
+
+    close = stop
+
+    def serve_forever(self) -> None:
+        """Serve in this thread until `stop` (or, if it is the main thread, SIGTERM or SIGINT); then close everything."""
+        main = threading.current_thread() is threading.main_thread()
+        before = (
+            {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+            if main
+            else {}
+        )
+        try:
+            self._run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.stop()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._loop.stop()
+
+    def _run(self) -> None:
+        self._loop.run(self._flush)
+
+    def _release(self) -> None:
+        for connection in list(self._links):
+            self._end(connection)
+        if self._listener is not None and self._path is not None:
+            listener.unlink_own(self._path, self._own_file)
+            self._listener.close()
+        self._loop.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this store is stopped")
+
+    # -- connections
+
+    def connect(self, domid: int = DOM0) -> socket.socket:
+        """A new connection of this process that speaks for `domid`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with self._lock:
+            if self._closed:
+                ours.close()
+                theirs.close()
+            self._check_open()
+            self._loop.call(lambda: self._adopt(ours, domid))
+        return theirs
+
+    def _adopt(self, client: socket.socket, domid: int) -> None:
+        if self._closed:
+            client.close()
+            return
+        connection = self.hub.connect(domid)
+        self._links[connection] = SocketLink(client, connection, self._loop, self._end)
+
+    def _accept_more(self) -> None:
+        if self._listener is not None and not self._accepting:
+            self._accepting = True
+            self._loop.add(self._listener.fileno(), self._on_accept)
+
+    def _on_accept(self, _events: int) -> None:
+        assert self._listener is not None
+        try:
+            client, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                log.warning("no more clients until one leaves: %s", error.strerror)
+                self._accepting = False
+                self._loop.remove(self._listener.fileno())
+            return
+        if listener.peer_may_be_dom0(client):
+            self._adopt(client, DOM0)
+        else:
+            log.warning("refused a client of another user")
+            client.close()
+
+    def _end(self, connection: Connection) -> None:
+        """A client is gone, or is to go."""
+        if connection.broken is not None:
+            log.warning("closing a connection of domain %d: %s", connection.domain.domid, connection.broken)
+        self.hub.disconnect(connection)
+        self._drop_link(connection)
+
+    def _drop_link(self, connection: Connection) -> None:
+        link = self._links.pop(connection, None)
+        if link is not None:
+            link.close()
+            if not self._closed:
+                self._accept_more()
+
+    def _flush(self) -> None:
+        """Write what the requests of this wake-up have caused."""
+        dirty = self.hub.dirty
+        while dirty:
+            connection = dirty.pop()
+            link = self._links.get(connection)
+            if link is not None:
+                link.flush()
+
+    # -- what the hub asks for (`domains.DomainControl`)
+
+    def exists(self, domid: int) -> bool:
+        return False
+
+    def attach_ring(self, connection: Connection, page: int, port: int) -> Errno | None:
+        return Errno.EINVAL
+
+    def detach(self, connection: Connection) -> None:
+        self._drop_link(connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<XenstoreServer {self._path or 'in this process'}: {len(self._links)} connections>"

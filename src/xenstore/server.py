@@ -79,7 +79,7 @@ class XenstoreServer:
     close = stop
 
     def serve_forever(self) -> None:
-        """Serve in this thread until `stop` (or, if it is the main thread, SIGTERM or SIGINT); then close everything."""
+        """Serve in this thread until `stop` (in the main thread also SIGTERM or SIGINT); then close everything."""
         main = threading.current_thread() is threading.main_thread()
         before = (
             {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -111,7 +111,3 @@ def _run() -> int:
 def _complain(message: str) -> int:
     click.echo("paravirt: " + " ".join(message.split()), err=True)
     return EXIT_BAD_INPUT
-
-
-if __name__ == "__main__":
-    main()

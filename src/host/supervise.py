@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Daemons as child processes: start in order and wait until each is ready, watch, restart, stop in reverse order.
 
-Both halves are here. The *supervisor* starts each daemon in a session of its own (so that Ctrl-C reaches the supervisor
-alone) with a pipe in $PARAVIRT_READY_FD. The *daemon* calls `become_daemon` first and `Readiness.tell` when it serves.
+Each daemon is in a session of its own, so Ctrl-C reaches the supervisor alone, and has a pipe on which it says that it
+serves (`host/daemon.py` is its half).
 """
 
 import logging
 import os
-import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
 from paravirt.errors import ParavirtError
-from paravirt.ring import process
+from paravirt.host.daemon import READY_FD, STOP_SIGNALS, SUPERVISOR
 
 READY_S = 30.0
 STOP_S = 10.0
@@ -29,8 +28,6 @@ LIVED_WELL_S = 10.0
 """A daemon that lived as long starts again without delay."""
 
 _log = logging.getLogger("paravirt.supervise")
-_READY_FD = "PARAVIRT_READY_FD"
-_SUPERVISOR = "PARAVIRT_SUPERVISOR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +85,18 @@ class Supervisor:
         self._waiting: list[_Waiting] = []
         self._backoff = _Backoff()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._stopping = False
+        self.stopping = False
         self.lost: list[str] = []
         """Names of daemons that ended by themselves and were not restarted."""
 
     def start(self, daemon: Daemon) -> None:
         """Start one and wait until it is ready. Raises `DaemonFailed` if it ends first or takes too long."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        environment = {**os.environ, _READY_FD: str(ready_write), _SUPERVISOR: str(os.getpid())}
+        environment = {**os.environ, READY_FD: str(ready_write), SUPERVISOR: str(os.getpid())}
         with open(ready_read, "rb", buffering=0) as ready:
             try:
                 child = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "paravirt.cli.main", *self._options, *daemon.arguments],
+                    [sys.executable, "-P", "-m", "paravirt", *self._options, *daemon.arguments],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     pass_fds=(ready_write,),
@@ -114,7 +111,7 @@ class Supervisor:
             if not poller.poll(READY_S * 1000):
                 child.kill()
                 raise DaemonFailed(f"{daemon.name} was not ready within {READY_S:.0f} s", child.wait())
-            if not self._stopping and ready.read(1) != b"1":
+            if not self.stopping and ready.read(1) != b"1":
                 raise DaemonFailed(f"{daemon.name} did not start (status {child.wait()})", child.wait())
 
     def pid(self, name: str) -> int | None:
@@ -123,7 +120,7 @@ class Supervisor:
 
     def watch(self) -> None:
         """Until `request_stop`: restart what crashed and may be restarted, say what is lost."""
-        while not self._stopping:
+        while not self.stopping:
             for child in self._ended(self._next_due()):
                 self._bury(child)
             now = time.monotonic()
@@ -133,7 +130,7 @@ class Supervisor:
 
     def request_stop(self) -> None:
         """End `watch` (and a `start` that waits); safe in a signal handler."""
-        self._stopping = True
+        self.stopping = True
         with suppress(BlockingIOError):
             os.write(self._wake_write, b"x")
 
@@ -143,7 +140,7 @@ class Supervisor:
         def handle(number: int, frame: FrameType | None) -> None:
             self.request_stop()
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, handle)
 
     def stop(self) -> None:
@@ -188,7 +185,7 @@ class Supervisor:
         status = child.process.wait()
         self._children.remove(child)
         os.close(child.pidfd)
-        if self._stopping:
+        if self.stopping:
             return
         how = f"signal {-status}" if status < 0 else f"status {status}"
         if not child.daemon.restart:
@@ -205,51 +202,3 @@ class Supervisor:
             _log.info("%s runs again", daemon.name)
         except DaemonFailed as error:
             _log.warning("%s", error)  # its end is seen by `watch`, which waits longer before the next try
-
-
-class Readiness:
-    """A daemon's word to its supervisor, if there is one, that it serves."""
-
-    def __init__(self) -> None:
-        text = os.environ.pop(_READY_FD, None)
-        self._fd = None if text is None else int(text)
-        if self._fd is not None:
-            os.set_inheritable(self._fd, False)
-
-    def tell(self) -> None:
-        if self._fd is not None:
-            with suppress(BrokenPipeError):
-                os.write(self._fd, b"1")
-            os.close(self._fd)
-            self._fd = None
-
-
-def become_daemon(stop: Callable[[], None]) -> Readiness:
-    """Make this process a daemon of the host: closed to other processes of its uid, dead when its supervisor dies.
-
-    SIGTERM, SIGINT and SIGHUP call `stop` in a signal handler. The soft limit of descriptors is raised to the hard one.
-    """
-    process.set_dumpable(False)
-    supervisor = os.environ.pop(_SUPERVISOR, None)
-    if supervisor is not None:
-        pidfd = os.pidfd_open(os.getppid())
-        process.die_with_parent(pidfd)
-        os.close(pidfd)
-        if os.getppid() != int(supervisor):
-            os._exit(128 + signal.SIGKILL)
-    raise_descriptor_limit()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, handle)
-    return Readiness()
-
-
-def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open descriptors to the hard one; the new limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard

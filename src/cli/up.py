@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""`paravirt up` and the daemons it is made of, each of which also runs alone."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+
+from paravirt.cli.context import Context, pass_context
+from paravirt.host import log
+from paravirt.host.daemon import become_daemon, raise_descriptor_limit, serve
+from paravirt.host.supervise import Daemon, DaemonFailed, Supervisor
+
+EXIT_LOST = 1
+"""`up` was stopped, but a daemon had died before."""
+
+DAEMONS = (
+    Daemon("hypervisor", ("hypervisor",)),
+    Daemon("xenstored", ("xenstored",)),
+    Daemon("backend", ("backend",), restart=True),
+)
+
+_log = logging.getLogger("paravirt")
+
+
+@click.command()
+@pass_context
+def up(context: Context) -> None:
+    """Start a host: hypervisor, xenstored and block backend, in the foreground.
+
+    One line on standard output says that it is ready. Ctrl-C or SIGTERM stops it and leaves nothing behind.
+    """
+    rundir = context.rundir
+    rundir.create()
+    log.configure("up", context.log_level, context.log_file)
+    raise_descriptor_limit()
+    with ExitStack() as stack:
+        stack.callback(rundir.remove)
+        stack.enter_context(rundir.lock("host"))
+        supervisor = stack.enter_context(Supervisor(options=_options(context)))
+        supervisor.stop_on_signals()
+        for daemon in DAEMONS:
+            _start(supervisor, daemon)
+        if not supervisor.stopping:
+            click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
+            sys.stdout.flush()
+        supervisor.watch()
+    if supervisor.lost:
+        sys.exit(EXIT_LOST)
+
+
+def _start(supervisor: Supervisor, daemon: Daemon) -> None:
+    try:
+        supervisor.start(daemon)
+    except DaemonFailed as error:
+        if error.status == 2:
+            sys.exit(2)  # it has said why
+        raise
+
+
+def _options(context: Context) -> list[str]:
+    options = ["--host", context.host, "--run", str(context.rundir.path), "--log-level", context.log_level]
+    if context.log_file is not None:
+        options += ["--log-file", str(Path(context.log_file).absolute())]
+    return options
+
+
+@click.command()
+@pass_context
+def hypervisor(context: Context) -> None:
+    """Run the hypervisor broker alone."""
+    from paravirt.hypervisor.server import BrokerServer
+
+    with _daemon(context, "hypervisor"):
+        serve(BrokerServer(context.rundir.path))
+
+
+@click.command()
+@click.option("--socket", "path", metavar="PATH", help="Where clients of Dom0 connect (else in the run directory).")
+@pass_context
+def xenstored(context: Context, path: str | None) -> None:
+    """Run xenstored alone.
+
+    With a hypervisor of this host it also serves the domains.
+    """
+    from paravirt.xenstore.server import XenstoreServer
+
+    become_daemon()
+    log.configure("xenstored", context.log_level, context.log_file)
+    with ExitStack() as stack:
+        if path is None:
+            stack.enter_context(_role(context, "xenstored"))
+        connection = None
+        if context.rundir.running:
+            connection = stack.enter_context(context.hypervisor())
+        else:
+            _log.warning("no hypervisor: only clients of Dom0 are served")
+        serve(XenstoreServer(path or context.rundir.xenstored_socket, hypervisor=connection))
+
+
+@click.command()
+@pass_context
+def backend(context: Context) -> None:
+    """Run the block backend alone."""
+    from paravirt.backend.service import BackendService
+
+    with _daemon(context, "backend"), context.hypervisor() as connection, context.store() as store:
+        serve(BackendService(connection, store))
+
+
+@contextmanager
+def _daemon(context: Context, name: str) -> Iterator[None]:
+    become_daemon()
+    log.configure(name, context.log_level, context.log_file)
+    with _role(context, name):
+        yield
+
+
+@contextmanager
+def _role(context: Context, role: str) -> Iterator[None]:
+    """Be this host's only `role`; the run directory goes with the last."""
+    context.rundir.create()
+    try:
+        with context.rundir.lock(role):
+            yield
+    finally:
+        context.rundir.remove()

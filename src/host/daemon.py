@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""The daemon's half of supervision: what a process of Dom0 does to itself before it serves."""
+
+import os
+import resource
+import signal
+import threading
+from contextlib import suppress
+from typing import Protocol
+
+from paravirt.ring import process
+
+READY_FD = "PARAVIRT_READY_FD"
+"""Environment: where a daemon writes one byte once it serves."""
+
+SUPERVISOR = "PARAVIRT_SUPERVISOR"
+"""Environment: pid of the process that started this one and with which it dies."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Service(Protocol):
+    """Anything that serves until another thread says stop."""
+
+    def serve_forever(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def become_daemon() -> None:
+    """Close this process to others of its uid, die with its supervisor, raise the soft limit of descriptors.
+
+    Called before there are threads: it also blocks the signals that `serve` waits for.
+    """
+    process.set_dumpable(False)
+    supervisor = os.environ.pop(SUPERVISOR, None)
+    if supervisor is not None:
+        pidfd = os.pidfd_open(os.getppid())
+        process.die_with_parent(pidfd)
+        os.close(pidfd)
+        if os.getppid() != int(supervisor):
+            os._exit(128 + signal.SIGKILL)
+    ready = os.environ.get(READY_FD)
+    if ready is not None:
+        os.set_inheritable(int(ready), False)
+    raise_descriptor_limit()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def serve(service: Service) -> None:
+    """Tell the supervisor that `service` is ready, and serve in this thread until SIGTERM, SIGINT or SIGHUP."""
+
+    def wait_for_signal() -> None:
+        signal.sigwait(STOP_SIGNALS)
+        service.stop()
+
+    threading.Thread(target=wait_for_signal, name="signals", daemon=True).start()
+    _tell_ready()
+    service.serve_forever()
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open descriptors to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _tell_ready() -> None:
+    ready = os.environ.pop(READY_FD, None)
+    if ready is not None:
+        with suppress(BrokenPipeError):
+            os.write(int(ready), b"1")
+        os.close(int(ready))

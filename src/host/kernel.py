@@ -117,10 +117,10 @@ def _idle_ticks() -> dict[int, int]:
 def _try(name: str, attempt: Callable[[], None], use: str, without: str) -> Offer:
     try:
         attempt()
-    except OSError as error:
-        return Offer(name, False, f"{os.strerror(error.errno or 0)}: {without}")
     except ParavirtError as error:
         return Offer(name, False, f"{error}: {without}")
+    except OSError as error:
+        return Offer(name, False, f"{os.strerror(error.errno or 0)}: {without}")
     return Offer(name, True, use)
 
 

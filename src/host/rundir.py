@@ -89,14 +89,12 @@ class RunDir:
 
         Raises `PermissionRefused` when it belongs to somebody else, is open to others or cannot be made.
         """
-        try:
-            if self.base is not None:
-                self.base.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _check_private(self.base)
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise PermissionRefused(f"cannot make the run directory {self.path}: {error.strerror}") from error
-        _check_private(self.path)
+        for path in filter(None, (self.base, self.path)):
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise PermissionRefused(f"cannot make the run directory {path}: {error.strerror}") from error
+            _check_private(path)
 
     @contextmanager
     def lock(self, role: str) -> Iterator[None]:

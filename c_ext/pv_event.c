@@ -196,11 +196,20 @@ static void arm(struct pv_waiter *waiter, struct pv_inbox *inbox)
 		nudge(waiter);
 }
 
+static int check_at_rest(const struct pv_waiter *waiter)
+{
+	if (!pv_home_is_here(waiter->home))
+		return -ECHILD;
+	return pv_load_acquire(&waiter->waiting) ? -EBUSY : 0;
+}
+
 int pv_waiter_add(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd)
 {
 	struct pv_inbox **grown;
-	int result = pv_home_is_here(waiter->home) ? pv_inbox_check(inbox) : -ECHILD;
+	int result = check_at_rest(waiter);
 
+	if (result == 0)
+		result = pv_inbox_check(inbox);
 	if (result)
 		return result;
 	grown = realloc(waiter->inboxes, (waiter->n_inboxes + 1) * sizeof *grown);
@@ -218,10 +227,11 @@ int pv_waiter_add(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd)
 
 int pv_waiter_remove(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd)
 {
+	int result = check_at_rest(waiter);
 	uint32_t i;
 
-	if (!pv_home_is_here(waiter->home))
-		return -ECHILD;
+	if (result)
+		return result;
 	for (i = 0; i < waiter->n_inboxes && waiter->inboxes[i] != inbox; i++)
 		;
 	if (i == waiter->n_inboxes)
@@ -304,6 +314,13 @@ static int look_at_waiter(struct pv_waiter *waiter)
 		return PV_WAIT_STALE;
 	}
 	return NOTHING;
+}
+
+int pv_waiter_look(struct pv_waiter *waiter)
+{
+	int result = look_at_waiter(waiter);
+
+	return result == NOTHING ? PV_WAIT_TIMEOUT : result;
 }
 
 static int look(struct pv_waiter *waiter, struct pv_port *port)
@@ -413,15 +430,12 @@ static int doze(struct pv_waiter *waiter, struct pv_port *port, int64_t deadline
 	return result;
 }
 
-int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int64_t timeout_ns)
+static int wait_for(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int64_t timeout_ns)
 {
 	int64_t start_ns = spin_ns > 0 || timeout_ns > 0 ? pv_now_ns() : 0;
 	int64_t deadline_ns = timeout_ns < 0 ? -1 : start_ns + timeout_ns;
-	int result;
+	int result = look(waiter, port);
 
-	if (!pv_home_is_here(waiter->home))
-		return -ECHILD;
-	result = look(waiter, port);
 	if (result == NOTHING && spin_ns > 0)
 		result = spin(waiter, port, timeout_ns >= 0 && timeout_ns < spin_ns ? deadline_ns : start_ns + spin_ns);
 	if (result == NOTHING && timeout_ns == 0)
@@ -434,6 +448,19 @@ int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int
 			result = after == NOTHING ? result : after;
 		}
 	}
+	return result;
+}
+
+int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int64_t timeout_ns)
+{
+	int result;
+
+	if (!pv_home_is_here(waiter->home))
+		return -ECHILD;
+	if (pv_exchange(&waiter->waiting, 1))
+		return -EBUSY;
+	result = wait_for(waiter, port, spin_ns, timeout_ns);
+	pv_store_release(&waiter->waiting, 0);
 	return result;
 }
 

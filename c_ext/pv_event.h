@@ -60,6 +60,7 @@ struct pv_waiter {
 	int32_t epoll_fd;               /* holds kick_fd and the doorbells of all inboxes */
 	int32_t kick_fd;                /* eventfd of this process */
 	uint32_t kicked;                /* 1: a kick that no wait has returned yet */
+	uint32_t waiting;               /* 1: a thread is in pv_wait */
 	uint32_t hung_up;               /* 1: a doorbell lost its last writer and no wait has returned that yet */
 	int32_t always_armed;           /* 1: `asleep` stays set, for use of epoll_fd in a foreign loop */
 	uint32_t generation_seen;       /* the change that a wait has returned last */
@@ -123,7 +124,7 @@ int pv_bell_ring(int fd);
 int pv_waiter_init(struct pv_waiter *waiter, const uint32_t *generation);
 /* Closes what init opened; the inboxes and their bells are the caller's. */
 void pv_waiter_destroy(struct pv_waiter *waiter);
-/* bell_fd: the end to read from; it is made nonblocking. 0; -EPROTO not an inbox; -errno. */
+/* bell_fd: the end to read from; it is made nonblocking. 0; -EPROTO not an inbox; -EBUSY a thread waits; -errno. */
 int pv_waiter_add(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd);
 int pv_waiter_remove(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd);
 /*
@@ -133,6 +134,8 @@ int pv_waiter_remove(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_
 int pv_waiter_arm_always(struct pv_waiter *waiter);
 /* Silence all doorbells; the PV_WAIT_KICKED or PV_WAIT_STALE that was told by them, else PV_WAIT_EVENT. Never blocks. */
 int pv_waiter_drain(struct pv_waiter *waiter);
+/* What ends a wait whatever it waits for: PV_WAIT_KICKED or PV_WAIT_STALE, told once, or PV_WAIT_TIMEOUT: neither. */
+int pv_waiter_look(struct pv_waiter *waiter);
 /* End the wait that runs now, or the next one, with PV_WAIT_KICKED. */
 void pv_waiter_kick(struct pv_waiter *waiter);
 
@@ -155,7 +158,8 @@ int pv_port_unmask(struct pv_port *port);
 /*
  * Wait until `port` is pending and not masked (its bit is taken), the waiter is kicked, or a binding changes. Spins for
  * spin_ns first (0: not at all), then arms and sleeps. timeout_ns < 0: no limit; a sleep ends up to 1 ms late. `port`
- * NULL: any pending unmasked slot ends the wait and nothing is taken. Returns PV_WAIT_*, or -errno.
+ * NULL: any pending unmasked slot ends the wait and nothing is taken. Returns PV_WAIT_*, -EBUSY when another thread waits
+ * here, or another -errno.
  */
 int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int64_t timeout_ns);
 /* CLOCK_MONOTONIC in ns. */

@@ -12,8 +12,8 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
@@ -88,6 +88,8 @@ def check_status(status: int, what: str) -> int:
         raise Closed(f"{what} belongs to the parent of this process")
     if status == -errno.EPROTO:
         raise PeerError(f"{what}: the shared page has the wrong magic or version")
+    if status == -errno.EBUSY:
+        raise InvalidRequest(f"{what}: another thread waits here; kick it and let it do this")
     if status in (-errno.ENOMEM, -errno.EMFILE, -errno.ENFILE, -errno.ENOSPC):
         raise ResourceLimit(f"{what}: {os.strerror(-status)}")
     raise OSError(-status, f"{what}: {os.strerror(-status)}")
@@ -165,7 +167,6 @@ class EventWaiter:
         """`generation`: `const uint32_t *` of this waiter's word in the bindings page, which must stay mapped."""
         self._core: CData | None = ffi.new("struct pv_waiter *")
         self._inboxes: list[Inbox] = []
-        self._waiting = False
         check_status(lib.pv_waiter_init(self._core, ffi.NULL if generation is None else generation), "waiter")
 
     @property
@@ -185,7 +186,7 @@ class EventWaiter:
         Raises `PeerError` when the page is not an inbox, `InvalidRequest` while another thread waits here.
         """
         try:
-            core = self._core_at_rest()
+            core = self.core
             inbox = Inbox(mapping, bell_fd)
             check_status(lib.pv_waiter_add(core, inbox.core, bell_fd), "inbox")
         except BaseException:
@@ -197,32 +198,17 @@ class EventWaiter:
 
     def remove_inbox(self, inbox: Inbox) -> None:
         """Unmap it and close its bell. Its ports must be closed before. Raises `InvalidRequest`."""
-        core = self._core_at_rest()
+        core = self.core
         if inbox.ports:
             raise InvalidRequest(f"{inbox} still has open ports")
         check_status(lib.pv_waiter_remove(core, inbox.core, inbox.bell_fd), "inbox")
         self._inboxes.remove(inbox)
         self._release(inbox)
 
-    def _core_at_rest(self) -> CData:
-        if self._waiting:
-            raise InvalidRequest("another thread waits on this waiter: kick it and let it do this")
-        return self.core
-
     @staticmethod
     def _release(inbox: Inbox) -> None:
         inbox.mapping.close()
         os.close(inbox.bell_fd)
-
-    @contextmanager
-    def waiting(self) -> Iterator[CData]:
-        """Marks this thread as the one that waits; gives the core. For classes that wait in C on their own."""
-        core = self._core_at_rest()
-        self._waiting = True
-        try:
-            yield core
-        finally:
-            self._waiting = False
 
     def wait(self, port: "EventPort | None" = None, *, spin_ns: int = 0, timeout_s: float | None = None) -> WaitResult:
         """Wait until `port` has an event (which is taken), or, without a port, until any has (nothing is taken).
@@ -231,8 +217,8 @@ class EventWaiter:
         of 0 never sleeps.
         """
         port_core = ffi.NULL if port is None else port.core
-        with self.waiting() as core:
-            status = resume_on_signal(lambda left_ns: lib.pv_wait(core, port_core, spin_ns, left_ns), timeout_s)
+        core = self.core
+        status = resume_on_signal(lambda left_ns: lib.pv_wait(core, port_core, spin_ns, left_ns), timeout_s)
         return WaitResult(check_status(status, "waiter"))
 
     def take_pending(self) -> "list[EventPort]":
@@ -278,7 +264,9 @@ class EventWaiter:
         """Close the ports, unmap the inboxes, close all descriptors. The thread that waited must have left."""
         if self._core is None:
             return
-        core = self._core_at_rest()
+        core = self.core
+        if core.waiting and lib.pv_home_is_here(core.home):
+            raise InvalidRequest("a thread waits on this waiter: kick it and let it leave")
         for inbox in self._inboxes:
             for port in list(inbox.ports.values()):
                 port.close()

@@ -14,6 +14,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import weakref
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
@@ -28,6 +29,17 @@ Provider = Literal["posix", "memfd"]
 PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 
 CData = Any
+
+_mapped: "weakref.WeakSet[Mapping]" = weakref.WeakSet()
+_inherited: list[mmap.mmap] = []
+
+
+def _keep_inherited() -> None:
+    """A forked child has the mmap objects and not the memory: freeing one would unmap whatever stands there by then."""
+    _inherited.extend(mapping._mmap for mapping in _mapped)
+
+
+os.register_at_fork(after_in_child=_keep_inherited)
 
 _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h; Python's fcntl names it from 3.13 on
 
@@ -83,6 +95,7 @@ class Mapping:
         self.read_only = read_only
         with ffi.from_buffer("uint8_t[]", self._mmap, require_writable=not read_only) as start:
             self.address = int(ffi.cast("uintptr_t", start))
+        _mapped.add(self)
 
     @property
     def view(self) -> memoryview:
@@ -106,6 +119,8 @@ class Mapping:
         if self._view is None:
             return
         view, self._view = self._view, None
+        if os.getpid() != self._pid:
+            return
         try:
             view.release()
             self._mmap.close()

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: MIT
+"""Xen's shared ring: `FrontRing` makes one and sends requests, `BackRing` attaches and answers.
+
+Messages move in batches: a batch is a numpy array whose dtype *is* the message layout (or any packed buffer), and it
+costs one call into the C core, which copies, checks the peer's index, publishes and notifies without the GIL. Arrays
+that are used again and again are the fast way: their addresses are remembered.
+
+One thread pushes, one takes and waits; they may be two. Source: Xen public/io/ring.h.
+"""
+
+import errno
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paravirt.errors import Closed, InvalidRequest, PeerError
+from paravirt.ring._core import ffi, lib
+from paravirt.ring.event import EventPort, WaitResult, check_status, resume_on_signal
+from paravirt.ring.memory import Mapping
+
+CData = Any
+Messages = NDArray[Any] | bytes | bytearray | memoryview
+Memory = Mapping | tuple[Mapping, int, int] | memoryview | bytearray
+"""Where a ring is: a whole mapping, (mapping, offset in bytes, size in bytes), or a writable buffer."""
+
+_REMEMBERED = 8
+_COUNT = 0xFFFFFFFF
+_EVENT = WaitResult.EVENT
+_WAIT_EVENT = int(_EVENT)
+# Looked up once: an attribute of `lib` costs a tenth of a call.
+_push, _take, _take_spin = lib.pv_ring_push, lib.pv_ring_take, lib.pv_ring_take_spin
+
+
+@dataclass(frozen=True, slots=True)
+class RingStatistics:
+    """What one end counted since it was made."""
+
+    requests: int
+    """Requests pushed (front) or taken (back)."""
+    responses: int
+    """Responses taken (front) or pushed (back)."""
+    batches: int
+    """Publications of this end's producer index."""
+    notifications_sent: int
+    """Of the batches: the peer had asked to be notified."""
+    notifications_suppressed: int
+    """Of the batches: it had not, so nothing was sent."""
+    events: int
+    """Events received while waiting."""
+    notifications_spurious: int
+    """Of the events: nothing was consumed since the event before, and nothing was there."""
+    waits: int
+    """Waits that did not find work at once."""
+    spins: int
+    """Of the waits: work came within the spin."""
+    sleeps: int
+    """System calls that slept."""
+    max_outstanding: int
+    """Most requests without a response, seen by this end."""
+
+
+class _Batches:
+    """The arrays that were used last in one direction, with their addresses; kept alive as long as they are remembered.
+
+    Getting an address costs as much as the whole call into C.
+    """
+
+    __slots__ = ("count", "known", "last", "message", "pointer", "writable")
+
+    def __init__(self, message: "np.dtype[Any]", *, writable: bool) -> None:
+        self.message = message
+        self.writable = writable
+        self.last: Messages | None = None
+        self.pointer: CData = ffi.NULL
+        self.count = 0
+        self.known: dict[int, tuple[NDArray[Any], CData, int]] = {}
+
+    def use(self, messages: Messages) -> None:
+        """Make it the last one: `pointer` and `count` (messages) are of it. Raises `InvalidRequest`."""
+        known = self.known.get(id(messages))
+        if known is None:
+            self.pointer, self.count = self._find(messages)
+        else:
+            _, self.pointer, self.count = known
+        if isinstance(messages, np.ndarray):
+            if known is None and len(self.known) >= _REMEMBERED:
+                del self.known[next(iter(self.known))]
+            self.known[id(messages)] = (messages, self.pointer, self.count)
+            self.last = messages
+        else:
+            self.last = None
+
+    def _find(self, messages: Messages) -> tuple[CData, int]:
+        n_bytes = messages.nbytes if isinstance(messages, np.ndarray | memoryview) else len(messages)
+        n, rest = divmod(n_bytes, self.message.itemsize)
+        if rest or (isinstance(messages, np.ndarray) and messages.itemsize not in (1, self.message.itemsize)):
+            raise InvalidRequest(
+                f"a batch of messages of {self.message.itemsize} bytes cannot be {_describe(messages)}"
+            )
+        try:
+            return ffi.from_buffer("uint8_t[]", messages, require_writable=self.writable), n
+        except (BufferError, ValueError) as error:
+            raise InvalidRequest(f"not a batch of messages: {error}") from error
+
+    def forget(self) -> None:
+        self.known.clear()
+        self.last, self.pointer = None, ffi.NULL
+
+
+def _describe(messages: Messages) -> str:
+    if isinstance(messages, np.ndarray):
+        return f"an array of {messages.size} x {messages.itemsize} bytes"
+    return f"{len(messages)} bytes"
+
+
+def _view(memory: Memory) -> memoryview:
+    if isinstance(memory, Mapping):
+        return memory.view
+    if isinstance(memory, tuple):
+        mapping, offset_bytes, n_bytes = memory
+        if not 0 <= offset_bytes <= offset_bytes + n_bytes <= mapping.n_bytes:
+            raise InvalidRequest(f"{n_bytes} bytes from {offset_bytes} are not within {mapping}")
+        return mapping.view[offset_bytes : offset_bytes + n_bytes]
+    return memoryview(memory).cast("B")
+
+
+def entry_bytes_of(request: "np.dtype[Any]", response: "np.dtype[Any]") -> int:
+    """Bytes of a ring entry, the C union of both messages."""
+    alignment = max(request.alignment, response.alignment)
+    return -(-max(request.itemsize, response.itemsize) // alignment) * alignment
+
+
+def ring_entries(n_bytes: int, entry_bytes: int) -> int:
+    """Entries of a ring in `n_bytes` of memory (RING_SIZE); 0 when the memory is too small or more than 16 pages."""
+    return int(lib.pv_ring_entries(n_bytes, entry_bytes)) if 0 < n_bytes < 1 << 32 else 0
+
+
+class Ring:
+    """What both ends have in common. Made by `FrontRing.create`, `FrontRing.attach` and `BackRing.attach`."""
+
+    _is_front: bool
+
+    def __init__(
+        self,
+        memory: Memory,
+        request: "np.dtype[Any]",
+        response: "np.dtype[Any]",
+        *,
+        port: EventPort | None,
+        entry_bytes: int | None,
+        start: int | None,
+    ) -> None:
+        self.request, self.response = np.dtype(request), np.dtype(response)
+        self.port = port
+        size = entry_bytes or entry_bytes_of(self.request, self.response)
+        view = _view(memory)
+        self._memory: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
+        self._core: CData = ffi.new("struct pv_ring *")
+        layout = (self._memory, view.nbytes, size, self.request.itemsize, self.response.itemsize)
+        port_core = ffi.NULL if port is None else port.core
+        if start is None:
+            status = lib.pv_ring_attach(self._core, *layout, port_core, self._is_front)
+        else:
+            status = lib.pv_ring_create(self._core, *layout, port_core, start)
+        if status:
+            ffi.release(self._memory)
+        if status == -errno.EINVAL:
+            raise InvalidRequest(
+                f"no ring of {size}-byte entries fits {view.nbytes} bytes (1 to 16 pages, aligned to 8)"
+            )
+        if status == -errno.EBUSY:
+            raise PeerError("the ring is not idle: requests are outstanding; the front end must make a new one")
+        self.size: int = self._core.size
+        self.entry_bytes = size
+        out_type, in_type = (self.request, self.response) if self._is_front else (self.response, self.request)
+        self._out = _Batches(out_type, writable=False)
+        self._in = _Batches(in_type, writable=True)
+        self._closed = False
+
+    def push(self, messages: Messages, count: int | None = None, start: int = 0) -> int:
+        """Send `count` messages of a batch from `start` (None: all from there), and notify the peer if it asked.
+
+        Front: how many requests fitted, 0 to `count`; the rest is the caller's to push again when `wait` and `take`
+        have made room. Back: responses always fit; more than there are requests taken is `InvalidRequest`.
+        Raises `PeerError` when the ring is dead, `Closed`.
+        """
+        out = self._out
+        if messages is not out.last:
+            out.use(messages)
+        if count is None and start == 0:
+            status = _push(self._core, out.pointer, out.count)
+        else:
+            status = self._push_part(count, start)
+        if 0 <= status <= _COUNT:
+            return status
+        return self._push_slow(status)
+
+    def _push_part(self, count: int | None, start: int) -> int:
+        n = self._out.count
+        if count is None:
+            count = n - start
+        if start < 0 or count < 0 or start + count > n:
+            raise InvalidRequest(f"messages {start} to {start + count} are not within a batch of {n}")
+        pointer = self._out.pointer + start * self._out.message.itemsize if start else self._out.pointer
+        return _push(self._core, pointer, count)
+
+    def _push_slow(self, status: int) -> int:
+        if status == -errno.EINVAL:
+            raise InvalidRequest("more responses than requests that were taken")
+        self._check(status)
+        assert self.port is not None
+        self.port.notify_stale()
+        return status & _COUNT
+
+    def take(self, out: Messages, max_count: int | None = None, *, spin_ns: int = 0) -> int:
+        """Copy up to `max_count` messages (None: as many as fit) to the start of `out`; how many, 0 for none now.
+
+        With `spin_ns` it spins that long for the first. Raises `PeerError` when the peer's index is wrong, and from
+        then on; `Closed`.
+        """
+        batches = self._in
+        if out is not batches.last:
+            batches.use(out)
+        if max_count is None:
+            n = batches.count
+        elif 0 <= max_count <= batches.count:
+            n = max_count
+        else:
+            raise InvalidRequest(f"{max_count} messages do not fit a batch of {batches.count}")
+        if spin_ns:
+            status = _take_spin(self._core, batches.pointer, n, spin_ns)
+        else:
+            status = _take(self._core, batches.pointer, n)
+        return status if status >= 0 else self._check(status)
+
+    def take_batch(self, max_count: int | None = None, *, spin_ns: int = 0) -> NDArray[Any]:
+        """Like `take`, into a new array of the messages' dtype, of 0 to `max_count` (None: the ring's size)."""
+        out = np.empty(self.size if max_count is None else min(max_count, self.size), self._in.message)
+        pointer = ffi.from_buffer("uint8_t[]", out)
+        n = self._check(_take_spin(self._core, pointer, len(out), spin_ns))
+        return out[:n]
+
+    def wait(self, *, spin_ns: int = 0, timeout_s: float | None = None) -> WaitResult:
+        """Wait until there is something to take: spin up to `spin_ns`, ask the peer for an event, sleep.
+
+        EVENT when there is; TIMEOUT; KICKED and STALE so that the owner can look at the device's state. Without a port
+        it spins until the timeout.
+        """
+        if timeout_s is None:
+            status = lib.pv_ring_wait(self._core, spin_ns, -1)
+            if status == _WAIT_EVENT:
+                return _EVENT
+            if status != lib.PV_WAIT_INTERRUPTED:
+                return WaitResult(self._check(status))
+        core = self._core
+        status = resume_on_signal(lambda left_ns: lib.pv_ring_wait(core, spin_ns, left_ns), timeout_s)
+        return WaitResult(self._check(status))
+
+    def poll(self) -> bool:
+        """Whether there is something to take now."""
+        return bool(self._check(lib.pv_ring_poll(self._core)))
+
+    def final_check(self) -> bool:
+        """Like `poll`; when there is nothing, the peer notifies with its next message: for a foreign poll loop."""
+        return bool(self._check(lib.pv_ring_final_check(self._core)))
+
+    @property
+    def outstanding(self) -> int:
+        """Requests pushed (front) or taken (back) that have no response yet."""
+        return int(lib.pv_ring_outstanding(self._usable()))
+
+    def statistics(self) -> RingStatistics:
+        core = self._usable()
+        front = self._is_front
+        return RingStatistics(
+            requests=core.produced if front else core.consumed,
+            responses=core.consumed if front else core.produced,
+            batches=core.batches,
+            notifications_sent=core.notified,
+            notifications_suppressed=core.suppressed,
+            events=core.events,
+            notifications_spurious=core.spurious,
+            waits=core.waits,
+            spins=core.spins,
+            sleeps=core.sleeps,
+            max_outstanding=core.max_outstanding,
+        )
+
+    def _usable(self) -> CData:
+        if not lib.pv_home_is_here(self._core.home):
+            self._check(-errno.ECHILD)
+        return self._core
+
+    def _check(self, status: int) -> int:
+        if status >= 0:
+            return status
+        if self._closed:
+            raise Closed("this ring is closed")
+        if status == -errno.EPROTO:
+            raise PeerError(f"the peer's producer index is out of range; {self!r} is dead")
+        return check_status(status, "ring")
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Let go of the memory. Nobody may be inside a call. The port stays open: it is its owner's."""
+        if self._closed:
+            return
+        self._closed = True
+        self._core = ffi.new("struct pv_ring *")  # belongs to no process: every call on it fails
+        ffi.release(self._memory)
+        self._out.forget()
+        self._in.forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        if self._closed:
+            return f"<{name} closed>"
+        core = self._core
+        dead = " dead" if core.dead else ""
+        prod, cons = ("req_prod", "rsp_cons") if self._is_front else ("rsp_prod", "req_cons")
+        return f"<{name} {self.size} x {self.entry_bytes} bytes, {prod} {core.prod} {cons} {core.cons}{dead}>"
+
+
+class FrontRing(Ring):
+    """The end that makes the ring and sends requests."""
+
+    _is_front = True
+
+    @classmethod
+    def create(
+        cls,
+        memory: Memory,
+        request: "np.dtype[Any]",
+        response: "np.dtype[Any]",
+        *,
+        port: EventPort | None = None,
+        entry_bytes: int | None = None,
+        start: int = 0,
+    ) -> "FrontRing":
+        """A new, empty ring in `memory` (4096 to 65536 bytes); no back end may be attached yet.
+
+        `request`, `response`: dtypes of the messages; an entry is their union unless `entry_bytes` says more.
+        `start`: first index, 0 in Xen; a back end takes it from the ring, so tests can begin near 2**32.
+        Raises `InvalidRequest` when not one entry fits.
+        """
+        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=start & _COUNT)
+
+    @classmethod
+    def attach(
+        cls,
+        memory: Memory,
+        request: "np.dtype[Any]",
+        response: "np.dtype[Any]",
+        *,
+        port: EventPort | None = None,
+        entry_bytes: int | None = None,
+    ) -> "FrontRing":
+        """Take over a ring whose former front end is gone and which is idle. Raises `PeerError` when it is not."""
+        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=None)
+
+    @property
+    def free(self) -> int:
+        """Requests that can be pushed now."""
+        return int(lib.pv_ring_room(self._usable()))
+
+    def exchange(
+        self, request: Messages | np.void, *, spin_ns: int = 0, timeout_s: float | None = None
+    ) -> NDArray[Any] | None:
+        """Send one request and wait for its response, an array of one; None when the timeout is over or a kick came.
+
+        For an idle ring with one caller: raises `InvalidRequest` when requests are outstanding.
+        """
+        if self.outstanding:
+            raise InvalidRequest(f"{self.outstanding} requests are outstanding: their responses would come first")
+        batch = np.atleast_1d(request) if isinstance(request, np.void | np.ndarray) else request
+        self.push(batch, 1)
+        response = self.take_batch(1, spin_ns=spin_ns)
+        if len(response) == 0 and self.wait(timeout_s=timeout_s) is WaitResult.EVENT:
+            response = self.take_batch(1)
+        return response if len(response) else None
+
+
+class BackRing(Ring):
+    """The end that takes requests and sends responses."""
+
+    _is_front = False
+
+    @classmethod
+    def attach(
+        cls,
+        memory: Memory,
+        request: "np.dtype[Any]",
+        response: "np.dtype[Any]",
+        *,
+        port: EventPort | None = None,
+        entry_bytes: int | None = None,
+    ) -> "BackRing":
+        """Join the ring that a front end made in `memory`, at the index it stands at.
+
+        Raises `PeerError` unless the ring is idle: after a crash with requests outstanding, which of them were answered
+        out of order cannot be known. `InvalidRequest` when not one entry fits.
+        """
+        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=None)

@@ -116,7 +116,8 @@ def _describe(messages: Messages) -> str:
     return f"{len(messages)} bytes"
 
 
-def _view(memory: Memory) -> memoryview:
+def view_of(memory: Memory) -> memoryview:
+    """The bytes a ring is made in. Raises `InvalidRequest` when they are not within the mapping."""
     if isinstance(memory, Mapping):
         return memory.view
     if isinstance(memory, tuple):
@@ -156,7 +157,7 @@ class Ring:
         self.request, self.response = np.dtype(request), np.dtype(response)
         self.port = port
         size = entry_bytes or entry_bytes_of(self.request, self.response)
-        view = _view(memory)
+        view = view_of(memory)
         self._memory: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
         self._core: CData = ffi.new("struct pv_ring *")
         layout = (self._memory, view.nbytes, size, self.request.itemsize, self.response.itemsize)

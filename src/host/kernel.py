@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paravirt.errors import ParavirtError
+from paravirt.host.launch import can_give_uids
 from paravirt.ring import memory, process
 from paravirt.ring.process import Namespace
 
@@ -42,9 +43,8 @@ def probe() -> list[Offer]:
 
 def can_isolate() -> str | None:
     """None if domains can be isolated here, else what the kernel answers."""
-    if process.may_become_others():
-        return _in_child(lambda: process.unshare(_ALL))
-    return _in_child(lambda: process.unshare(_ALL | Namespace.USER))
+    wanted = _ALL if can_give_uids() else _ALL | Namespace.USER
+    return _in_child(lambda: process.unshare(wanted))
 
 
 _ALL = Namespace.MOUNT | Namespace.PID | Namespace.IPC | Namespace.NET
@@ -53,7 +53,7 @@ _ALL = Namespace.MOUNT | Namespace.PID | Namespace.IPC | Namespace.NET
 def _namespaces() -> Offer:
     refused = can_isolate()
     if refused is None:
-        way = "own uid per domain" if process.may_become_others() else "own user namespace per domain"
+        way = "own uid per domain" if can_give_uids() else "own user namespace per domain"
         return Offer("namespaces", True, f"isolated domains: {way}")
     return Offer("namespaces", False, f"{refused}: only shared domains (--shared), no isolation")
 

@@ -25,6 +25,9 @@ from paravirt.ring import process
 GUEST_UID_BASE = 0x7E00_0000
 """As root, domain n runs with uid and gid GUEST_UID_BASE + n."""
 
+GUEST_UID_END = GUEST_UID_BASE + 0x7FF0
+"""The first uid behind those of the last domain."""
+
 START_TIMEOUT_S = 30.0
 
 _HOSTS_OWN = ("PARAVIRT_", "XDG_RUNTIME_DIR", "DBUS_", "SSH_", "TMUX", "GPG_", "DISPLAY", "WAYLAND_", "XAUTHORITY")
@@ -33,7 +36,15 @@ _PACKET_BYTES = 65536
 
 def guest_uid(domid: int) -> int | None:
     """The uid of isolated processes of `domid`; None where the caller cannot give them one (is not root)."""
-    return GUEST_UID_BASE + domid if process.may_become_others() else None
+    return GUEST_UID_BASE + domid if can_give_uids() else None
+
+
+def can_give_uids() -> bool:
+    """True for root in earnest: with the rights for it, and in a user namespace that has the uids of guests."""
+    if not process.may_become_others():
+        return False
+    ranges = [map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return any(first <= GUEST_UID_BASE and first + n >= GUEST_UID_END for first, _, n in ranges)
 
 
 def launch(
@@ -64,6 +75,8 @@ def launch(
     if not command:
         raise InvalidRequest("no command to run")
     uid = guest_uid(domid) if isolated else None
+    if uid is not None and domain_socket is not None:
+        os.chown(domain_socket, uid, uid)
     directory = Path.cwd() if directory is None else directory
     environment = _environment(os.environ if environment is None else environment, isolated, uid, domain_socket)
     hidden = sorted({os.path.realpath(path) for path in hide})

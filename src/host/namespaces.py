@@ -7,6 +7,7 @@ entries, System V objects and abstract sockets are out of sight. The rest of the
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from paravirt.errors import PermissionRefused
@@ -43,21 +44,16 @@ def enter(plan: Plan) -> None:
 def build_view(plan: Plan) -> None:
     """Make the domain's file tree; in the first process of the new pid namespace.
 
-    What is to be seen is held by descriptors before anything is covered. The host's mounts came into this namespace as
-    one locked unit, so a domain that makes namespaces of its own cannot take a cover away again.
+    The host's mounts came into this namespace as one locked unit, so a domain that makes namespaces of its own cannot
+    take a cover away again.
     """
-    shown = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in plan.expose if os.path.exists(path)}
     door = os.open(plan.socket, os.O_PATH | os.O_CLOEXEC) if plan.socket else None
     os.umask(0o022)
     process.make_mounts_read_only("/")
     process.mount("proc", "/proc", "proc", _NO_PROGRAMS)
     if os.path.isdir("/dev/pts"):
         process.mount("devpts", "/dev/pts", "devpts", MountFlag.NOSUID | MountFlag.NOEXEC, "newinstance,ptmxmode=0666")
-    for path in plan.cover:
-        mode = "1777" if path.endswith(("/tmp", "/shm")) else "0755"
-        process.mount("tmpfs", path, "tmpfs", _NO_DEVICES, f"mode={mode}")
-    for path, fd in shown.items():
-        _bind(fd, path)
+    arrange(plan.cover, plan.expose)
     for path in plan.hide:
         if os.path.isdir(path):
             process.mount("tmpfs", path, "tmpfs", _NO_PROGRAMS, "mode=0500,nr_inodes=1")
@@ -65,6 +61,19 @@ def build_view(plan: Plan) -> None:
     if door is not None:
         _bind(door, VISIBLE_SOCKET)
     os.umask(0o077)
+
+
+def arrange(cover: Iterable[str], expose: Iterable[str]) -> None:
+    """Make each of `cover` an empty directory and show `expose`, which may lie below them, at the same paths.
+
+    What is to be seen is held by descriptors before anything is covered.
+    """
+    shown = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in expose if os.path.exists(path)}
+    for path in cover:
+        mode = "1777" if path.endswith(("/tmp", "/shm")) else "0755"
+        process.mount("tmpfs", path, "tmpfs", _NO_DEVICES, f"mode={mode}")
+    for path, fd in shown.items():
+        _bind(fd, path)
 
 
 def give_up_rights(plan: Plan) -> None:

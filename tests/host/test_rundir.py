@@ -17,7 +17,7 @@ from paravirt.host.rundir import SOCKET_PATH_BYTES, RunDir
 AS_ROOT = os.geteuid() == 0
 
 
-@pytest.fixture()
+@pytest.fixture
 def rundir(tmp_path: Path) -> RunDir:
     found = RunDir.locate(run=tmp_path / "run", environ={})
     found.create()

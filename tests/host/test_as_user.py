@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""The promises that differ between root and an ordinary user, tried as the latter when the tests run as root."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+DEADLINE_S = 240.0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as an ordinary user already; root's way is not run")
+@pytest.mark.timeout(DEADLINE_S + 10)
+@pytest.mark.parametrize("module", ["test_launch.py"])
+def test_an_ordinary_user_has_the_same(module: str) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-W", "error"]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "as_user.py"), sys.executable, "-B", "-m", "pytest", *options, str(HERE / module)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

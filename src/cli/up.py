@@ -40,7 +40,7 @@ def up(context: Context) -> None:
     with ExitStack() as stack:
         stack.callback(rundir.remove)
         stack.enter_context(rundir.lock("host"))
-        supervisor = stack.enter_context(Supervisor(options=_options(context)))
+        supervisor = stack.enter_context(Supervisor(_program(context)))
         supervisor.stop_on_signals()
         for daemon in DAEMONS:
             _start(supervisor, daemon)
@@ -61,11 +61,11 @@ def _start(supervisor: Supervisor, daemon: Daemon) -> None:
         raise
 
 
-def _options(context: Context) -> list[str]:
+def _program(context: Context) -> list[str]:
     options = ["--host", context.host, "--run", str(context.rundir.path), "--log-level", context.log_level]
     if context.log_file is not None:
         options += ["--log-file", str(Path(context.log_file).absolute())]
-    return options
+    return [sys.executable, "-P", "-m", "paravirt", *options]
 
 
 @click.command()

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,7 +31,7 @@ _log = logging.getLogger("paravirt.supervise")
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """What to start: arguments of `paravirt`, and whether a crash is followed by a restart."""
+    """What to start: arguments of the program, and whether a crash is followed by a restart."""
 
     name: str
     arguments: Sequence[str]
@@ -54,7 +53,7 @@ class _Waiting:
 
 
 @dataclass(slots=True)
-class _Backoff:
+class Backoff:
     delays: dict[str, float] = field(default_factory=dict)
 
     def next_delay(self, name: str, lived_s: float) -> float:
@@ -78,12 +77,12 @@ class DaemonFailed(ParavirtError):
 class Supervisor:
     """Starts, watches and stops daemons. One thread uses it; signals end `watch` through `stop_on_signals`."""
 
-    def __init__(self, *, options: Sequence[str] = ()) -> None:
-        """`options`: global options of `paravirt` that every daemon gets."""
-        self._options = list(options)
+    def __init__(self, program: Sequence[str]) -> None:
+        """`program`: what runs every daemon, with the arguments that all of them get."""
+        self._program = list(program)
         self._children: list[_Child] = []
         self._waiting: list[_Waiting] = []
-        self._backoff = _Backoff()
+        self._backoff = Backoff()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.stopping = False
         self.lost: list[str] = []
@@ -96,7 +95,7 @@ class Supervisor:
         with open(ready_read, "rb", buffering=0) as ready:
             try:
                 child = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "paravirt", *self._options, *daemon.arguments],
+                    [*self._program, *daemon.arguments],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     pass_fds=(ready_write,),

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""Domains come and go, as dialogues."""
+
+import pytest
+
+from paravirt.xenstore.wire import Errno, Op, encode
+from tests.xenstore.story import World, tell
+
+
+def test_introduce_serves_a_domain_and_tells_watchers() -> None:
+    world = tell("""
+        dom0> WATCH @introduceDomain|t|
+        dom0< OK
+        dom0< * @introduceDomain|t|
+        dom0> IS_DOMAIN_INTRODUCED 5|
+        dom0< F|
+        dom0b> INTRODUCE 5|1234|7|
+        dom0b< OK
+        dom0< * @introduceDomain|t|
+        dom0> IS_DOMAIN_INTRODUCED 5|
+        dom0< T|
+        dom0b> INTRODUCE 5|1234|8|      # again: another event channel, no news
+        dom0b< OK
+    """)
+    assert world.control.rings == [(5, 1234, 7), (5, 1234, 8)]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "5|", "5|1|", "5|1|7", "5|1|0|", "5|1|-7|", "5|1|x|", "0|1|7|", "99|1|7|", "x|1|7|"]
+)
+def test_malformed_introductions(arguments: str) -> None:
+    world = World()
+    assert world.ask("dom0", "INTRODUCE", arguments) == "! EINVAL"
+    assert world.control.rings == []
+
+
+def test_a_page_that_cannot_be_mapped() -> None:
+    world = World()
+    world.control.refusal = Errno.EINVAL
+    assert world.ask("dom0", "INTRODUCE", "5|1|7|") == "! EINVAL"
+    assert world.ask("dom0", "IS_DOMAIN_INTRODUCED", "5|") == "F|"
+    assert not world.hub.domains[5].connections
+
+
+def test_introducing_again_starts_the_connection_anew() -> None:
+    world = World()
+    assert world.ask("dom0", "INTRODUCE", "5|1|7|") == "OK"
+    ring = world.hub.domains[5].ring
+    assert ring is not None
+    watch, read = encode(Op.WATCH, 1, 0, b"a\0t\0"), encode(Op.READ, 2, 0, b"/\0")
+    ring.feed(watch[:-1])
+    ring.feed(watch[-1:] + read[:5])
+    assert ring.watches
+    assert ring.n_output_bytes
+    assert world.ask("dom0", "INTRODUCE", "5|1|8|") == "OK"
+    assert world.hub.domains[5].ring is ring
+    assert not ring.watches
+    assert not ring.n_output_bytes
+    assert world.hub.domains[5].n_watches == 0
+    ring.feed(read)
+    assert ring.output()[:4] == b"\x10\0\0\0"  # understood from its first byte on; a guest may not, so an error
+
+
+def test_release_takes_all_a_domain_has() -> None:
+    tell("""
+        dom0> INTRODUCE 5|1|7|
+        dom0< OK
+        dom0> WATCH @releaseDomain|t|
+        dom0< OK
+        dom0< * @releaseDomain|t|
+        dom0> WATCH @releaseDomain|which|1|
+        dom0< OK
+        dom0< * @releaseDomain|which|
+        dom0> WRITE /home/sub|x
+        dom0< OK
+        dom0> SET_PERMS /home|n5|
+        dom0< OK
+        dom0> SET_PERMS /home/sub|n5|
+        dom0< OK
+        dom0> WRITE /other|x
+        dom0< OK
+        dom0> SET_PERMS /other|n6|r5|b7|
+        dom0< OK
+        dom0> RELEASE 5|
+        dom0< * @releaseDomain|t|
+        dom0< * @releaseDomain/5|which|
+        dom0< OK
+        dom0> READ /home|
+        dom0< ! ENOENT
+        dom0> GET_PERMS /other|
+        dom0< n6|b7|
+        dom0> IS_DOMAIN_INTRODUCED 5|
+        dom0< F|
+        dom0> RELEASE 5|
+        dom0< ! ENOENT
+        dom0> RELEASE 0|
+        dom0< ! EINVAL
+        dom0> RELEASE x|
+        dom0< ! EINVAL
+        dom0> RELEASE 5
+        dom0< ! EINVAL
+    """)
+
+
+def test_release_closes_every_connection_of_the_domain() -> None:
+    world = World()
+    world.ask("dom0", "INTRODUCE", "5|1|7|")
+    world.send("dom5", 4, b"/a\0t\0")
+    world.received("dom5").clear()
+    guest = world.client("dom5")
+    assert world.ask("dom0", "RELEASE", "5|") == "OK"
+    assert guest.closed
+    assert world.control.detached == [5, 5]
+    assert world.ask("dom0", "WRITE", "/a|1") == "OK"
+    assert guest.n_output_bytes == 0
+
+
+def test_shutdown_is_told_once_until_resume_and_death_again() -> None:
+    world = World()
+    world.tell("""
+        dom0> INTRODUCE 5|1|7|
+        dom0< OK
+        dom6> WATCH @releaseDomain|t|   # everybody may by default
+        dom6< OK
+        dom6< * @releaseDomain|t|
+    """)
+    world.hub.shut_down(5)
+    world.hub.shut_down(5)
+    world.tell("""
+        dom6< * @releaseDomain|t|
+        dom0> RESUME 5|
+        dom0< OK
+        dom0> RESUME 6|
+        dom0< ! ENOENT
+        dom0> RESUME 0|
+        dom0< ! EINVAL
+    """)
+    world.hub.shut_down(5)
+    world.tell("dom6< * @releaseDomain|t|")
+    world.hub.died([5])
+    world.hub.died([5])
+    world.tell("""
+        dom6< * @releaseDomain|t|
+        dom0> IS_DOMAIN_INTRODUCED 5|
+        dom0< F|
+    """)
+
+
+def test_a_domain_that_was_never_introduced_dies_silently_but_its_nodes_go() -> None:
+    world = World()
+    world.tell("""
+        dom0> WRITE /home|x
+        dom0< OK
+        dom0> SET_PERMS /home|n5|
+        dom0< OK
+        dom0> WATCH @releaseDomain|t|
+        dom0< OK
+        dom0< * @releaseDomain|t|
+        dom0> WATCH /home|h|
+        dom0< OK
+        dom0< * /home|h|
+    """)
+    world.hub.died([5])
+    world.tell("""
+        dom0< * /home|h|
+        dom0> READ /home|
+        dom0< ! ENOENT
+    """)
+
+
+def test_homes_and_the_like() -> None:
+    tell("""
+        dom5> GET_DOMAIN_PATH 7|
+        dom5< /local/domain/7|
+        dom0> GET_DOMAIN_PATH 65535|
+        dom0< /local/domain/65535|
+        dom0> GET_DOMAIN_PATH 65536|
+        dom0< ! EINVAL
+        dom0> GET_DOMAIN_PATH abc|
+        dom0< ! EINVAL
+        dom0> GET_DOMAIN_PATH |
+        dom0< ! EINVAL
+        dom0> GET_DOMAIN_PATH 7
+        dom0< ! EINVAL
+        dom0> IS_DOMAIN_INTRODUCED 0|
+        dom0< T|
+        dom0> IS_DOMAIN_INTRODUCED 32752|
+        dom0< T|
+        dom0> IS_DOMAIN_INTRODUCED 7
+        dom0< ! EINVAL
+    """)

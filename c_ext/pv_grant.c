@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
 #include "pv_grant.h"
 
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "pv_atomic.h"
 
@@ -343,4 +345,14 @@ uint32_t pv_grant_release(
 		cleared++;
 	}
 	return cleared;
+}
+
+int pv_map_page(void *address, int fd, uint64_t offset, int read_only)
+{
+	int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
+	void *mapped = mmap(address, PAGE_BYTES, protection, MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
+
+	if (mapped == MAP_FAILED || madvise(mapped, PAGE_BYTES, MADV_DONTFORK))
+		return -errno;
+	return 0;
 }

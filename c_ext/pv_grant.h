@@ -151,4 +151,7 @@ void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint3
 uint32_t pv_grant_release(
 	struct pv_grant_entry *entries, uint32_t n_pages, struct pv_pin *pins, struct pv_pin **others, uint32_t n_others);
 
+/* Replace the page mapped at `address` by one of `fd`, not inherited by forked children. 0 or -errno. */
+int pv_map_page(void *address, int fd, uint64_t offset, int read_only);
+
 #endif

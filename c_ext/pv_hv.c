@@ -7,6 +7,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "pv_atomic.h"
+
 _Static_assert(sizeof(struct pv_hv_header) == 16, "header");
 _Static_assert(sizeof(struct pv_hv_message) == PV_HV_MESSAGE_BYTES, "message");
 _Static_assert(sizeof(struct pv_hv_domain) <= PV_HV_PAYLOAD_BYTES, "largest payload");
@@ -97,4 +99,10 @@ int pv_hv_call(
 		result = pv_hv_receive(fd, request->header.seq, reply, fds, max_fds);
 	while (result == -EINTR);
 	return result;
+}
+
+void pv_bindings_set(struct pv_bindings *bindings, uint32_t waiter, uint32_t generation)
+{
+	/* Pairs with the acquires of the word in pv_notify and pv_wait. */
+	pv_store_release(&bindings->generation[waiter % PV_BINDINGS_WAITERS], generation);
 }

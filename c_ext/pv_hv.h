@@ -17,6 +17,8 @@
 
 #include <stdint.h>
 
+#include "pv_event.h"
+
 #define PV_HV_MAGIC 0x56485650         /* "PVHV" */
 #define PV_HV_VERSION 1
 #define PV_HV_MESSAGE_BYTES 128
@@ -76,7 +78,7 @@
 #define PV_ARENA_READ_ONLY 1           /* the peer may only read the data */
 #define PV_ARENA_POSIX 2               /* reply: POSIX shared memory (else a sealed memfd) */
 
-#define PV_NOTIFY_CLEAR_BYTE 1         /* write a zero byte at `offset` of the page `gref` */
+#define PV_NOTIFY_CLEAR_BYTE 1         /* write a zero byte at `offset` of the page with frame `gref` */
 #define PV_NOTIFY_SEND_EVENT 2         /* send on `port` of the caller */
 
 struct pv_hv_header {
@@ -135,11 +137,11 @@ struct pv_hv_port {
 	uint32_t state;
 	uint32_t virq;
 	uint32_t flags;
-	uint32_t inbox;             /* names the inbox within the connection */
+	uint32_t inbox;             /* names the inbox; never used again */
 	uint32_t slot;
 	uint32_t peer_slot;
 	uint32_t generation;        /* of the waiter, of the moment of the reply; in STATUS: the one the caller knows */
-	uint32_t pad;
+	uint32_t peer_inbox;        /* with PV_PORT_PEER: names the peer's inbox, which several ports may share */
 };
 
 struct pv_hv_arena {
@@ -194,5 +196,8 @@ int pv_hv_receive(int fd, uint32_t seq, struct pv_hv_message *reply, int *fds, u
  */
 int pv_hv_call(
 	int fd, const struct pv_hv_message *request, int send_fd, struct pv_hv_message *reply, int *fds, uint32_t max_fds);
+
+/* The broker: a binding of this waiter changed; ring it after this. */
+void pv_bindings_set(struct pv_bindings *bindings, uint32_t waiter, uint32_t generation);
 
 #endif

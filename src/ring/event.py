@@ -346,8 +346,7 @@ class EventPort:
             former, self._peer = self._peer, (mapping, bell_fd) if mapping else None
         self._let_go(former)
 
-    @staticmethod
-    def _let_go(peer: tuple[Mapping, int] | None) -> None:
+    def _let_go(self, peer: tuple[Mapping, int] | None) -> None:
         if peer is not None:
             peer[0].close()
             if peer[1] >= 0:

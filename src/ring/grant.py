@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from paravirt.errors import Closed, InvalidRequest
+from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.memory import PAGE_BYTES, Mapping
 
@@ -41,8 +41,8 @@ class GrantStatus(IntEnum):
     NO_SPACE = lib.PV_GNTST_NO_SPACE
 
 
-class GrantFailed(InvalidRequest):
-    """A reference could not be mapped, unmapped or copied; `status` says why."""
+class GrantFailed(PeerError):
+    """A reference that a peer named could not be mapped, or was not; `status` says why."""
 
     def __init__(self, action: str, gref: int, status: int) -> None:
         self.status = GrantStatus(status)
@@ -175,6 +175,11 @@ class Granter(_Half):
             if result in (0, -errno.EBUSY):
                 return result == 0
         raise InvalidRequest(f"grant reference {gref} is not granted")
+
+    def is_granted(self, gref: int) -> bool:
+        """Whether we granted the page and have not taken it back."""
+        index = gref - self.base
+        return 0 <= index < self.n_pages and bool(self.core.granted[index].flags)
 
     def in_use(self, gref: int) -> bool:
         """Whether the peer says it reads or writes the page now. A hint: the peer writes these bits."""

@@ -15,13 +15,14 @@ import mmap
 import os
 import secrets
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import posix_ipc
 
 from paravirt.errors import Closed, InvalidRequest, ResourceLimit
-from paravirt.ring._core import ffi
+from paravirt.ring._core import ffi, lib
 
 PAGE_BYTES = 4096
 
@@ -87,13 +88,32 @@ class Mapping:
     def __init__(self, fd: int, n_bytes: int, *, offset_bytes: int = 0, read_only: bool = False) -> None:
         """Map `n_bytes` of `fd` from `offset_bytes`; the descriptor stays the caller's."""
         protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
-        self._mmap = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, protection, offset=offset_bytes)
+        self._adopt(mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, protection, offset=offset_bytes), n_bytes, read_only)
+
+    @classmethod
+    def from_pages(cls, fd: int, offsets_bytes: Sequence[int], *, read_only: bool = False) -> Self:
+        """Map pages of `fd` that stand at any offsets, side by side in the order given."""
+        n_bytes = len(offsets_bytes) * PAGE_BYTES
+        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        mapping = cls.__new__(cls)
+        # The place is reserved by a mapping of nothing, which the pages replace one by one.
+        place = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection)
+        mapping._adopt(place, n_bytes, read_only)
+        for i, offset_bytes in enumerate(offsets_bytes):
+            address = ffi.cast("void *", mapping.address + i * PAGE_BYTES)
+            if status := lib.pv_map_page(address, fd, offset_bytes, read_only):
+                mapping.close()
+                raise OSError(-status, os.strerror(-status))
+        return mapping
+
+    def _adopt(self, mapped: mmap.mmap, n_bytes: int, read_only: bool) -> None:
+        self._mmap = mapped
         self._mmap.madvise(mmap.MADV_DONTFORK)
         self._pid = os.getpid()
         self._view: memoryview | None = memoryview(self._mmap)
         self.n_bytes = n_bytes
         self.read_only = read_only
-        with ffi.from_buffer("uint8_t[]", self._mmap, require_writable=not read_only) as start:
+        with ffi.from_buffer("uint8_t[]", self._mmap) as start:
             self.address = int(ffi.cast("uintptr_t", start))
         _mapped.add(self)
 

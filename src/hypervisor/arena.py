@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""An arena as the process sees it that owns its pages: an allocator and the granter's half of the grants."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from paravirt.errors import Closed, InvalidRequest, ResourceLimit
+from paravirt.hypervisor.link import Link, Reply
+from paravirt.hypervisor.messages import Op
+from paravirt.ring._core import lib
+from paravirt.ring.grant import Granter, entries_bytes
+from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider
+
+CData = Any
+
+_ZEROS = bytes(64 * 1024)
+
+
+def map_and_close(fd: int, n_bytes: int) -> Mapping:
+    """Takes the descriptor."""
+    try:
+        return Mapping(fd, n_bytes)
+    finally:
+        os.close(fd)
+
+
+def provider_of(reply: Reply) -> Provider:
+    """What the memory of an arena is made of."""
+    return "posix" if reply.message.arena.flags & lib.PV_ARENA_POSIX else "memfd"
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaStatistics:
+    pages: int
+    free_pages: int
+    granted_pages: int
+    """Granted to the peer now."""
+    held_pages: int
+    """Freed by us, but still used by the peer: they come back when it lets go."""
+
+
+class PageRun:
+    """Pages of an arena that stand side by side, zeroed. Made by `Arena.allocate`, ended by `Arena.free`."""
+
+    def __init__(self, arena: "Arena", page: int, n_pages: int) -> None:
+        self.arena = arena
+        self.page = page
+        """Number of the first page in the arena."""
+        self.n_pages = n_pages
+
+    @property
+    def gref(self) -> int:
+        """Reference of the first page; the others follow."""
+        return self.arena.base + self.page
+
+    @property
+    def mapping(self) -> Mapping:
+        return self.arena.memory
+
+    @property
+    def offset_bytes(self) -> int:
+        """In `mapping`."""
+        return self.page * PAGE_BYTES
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_pages * PAGE_BYTES
+
+    @property
+    def address(self) -> int:
+        return self.mapping.address + self.offset_bytes
+
+    @property
+    def view(self) -> memoryview:
+        return self.mapping.view[self.offset_bytes : self.offset_bytes + self.n_bytes]
+
+    def pointer(self, c_type: str = "uint8_t *", offset_bytes: int = 0) -> CData:
+        return self.mapping.pointer(c_type, self.offset_bytes + offset_bytes)
+
+    def __repr__(self) -> str:
+        return f"<PageRun grefs {self.gref}..{self.gref + self.n_pages - 1}>"
+
+
+class Arena:
+    """Memory this process shares with one other domain. Thread-safe; a context manager.
+
+    Whoever maps it keeps it after `close`, until it lets go; its pages are the broker's then.
+    """
+
+    def __init__(self, link: Link, reply: Reply, peer: int, on_close: Callable[["Arena"], None]) -> None:
+        """From the broker's reply; made by `Hypervisor`."""
+        arena = reply.message.arena
+        self.base: int = arena.gref
+        self.n_pages: int = arena.n_pages
+        self.peer = peer
+        self.provider = provider_of(reply)
+        self._link = link
+        self._on_close = on_close
+        self._lock = threading.Lock()
+        self._runs: dict[int, int] = {}
+        self._free: list[tuple[int, int]] = [(0, self.n_pages)]
+        self._held: deque[int] = deque()
+        self._entries = map_and_close(reply.take_fd(), entries_bytes(self.n_pages))
+        try:
+            self.memory = map_and_close(reply.take_fd(), self.n_pages * PAGE_BYTES)
+        except BaseException:
+            self._entries.close()
+            raise
+        self.granter = Granter(self._entries, base=self.base, n_pages=self.n_pages, peer=peer)
+        self._closed = False
+
+    def allocate(self, n_pages: int = 1) -> PageRun:
+        """Pages that stand side by side, zeroed. Raises `ResourceLimit` when there are none."""
+        if n_pages < 1:
+            raise InvalidRequest(f"{n_pages} pages cannot be allocated")
+        with self._lock:
+            self._check_open()
+            self._retry_held()
+            for i, (start, length) in enumerate(self._free):
+                if length >= n_pages:
+                    self._free[i : i + 1] = [(start + n_pages, length - n_pages)] if length > n_pages else []
+                    self._runs[start] = n_pages
+                    break
+            else:
+                raise ResourceLimit(f"the arena for domain {self.peer} has no {n_pages} free pages in a row")
+        run = PageRun(self, start, n_pages)
+        with run.view as view:
+            for offset in range(0, run.n_bytes, len(_ZEROS)):
+                chunk = min(len(_ZEROS), run.n_bytes - offset)
+                view[offset : offset + chunk] = _ZEROS[:chunk]
+        return run
+
+    def free(self, run: PageRun) -> None:
+        """Take the run's grants and pages back; a page that the peer still uses waits until it lets go."""
+        with self._lock:
+            if self._closed:
+                return
+            if run.arena is not self or self._runs.get(run.page) != run.n_pages:
+                raise InvalidRequest(f"{run} is not allocated")
+            del self._runs[run.page]
+            self._held.extend(range(run.page, run.page + run.n_pages))
+            self._retry_held()
+
+    def grant(self, gref: int, *, read_only: bool = False) -> int:
+        """Let the peer use the page with this reference (of a `PageRun`); returns the reference."""
+        return self.granter.access(gref - self.base, read_only=read_only)
+
+    def revoke(self, gref: int) -> bool:
+        """Take it back; False while the peer still uses it."""
+        return self.granter.revoke(gref)
+
+    def statistics(self) -> ArenaStatistics:
+        with self._lock:
+            self._check_open()
+            self._retry_held()
+            free = sum(length for _, length in self._free)
+            return ArenaStatistics(self.n_pages, free, self.granter.statistics().granted, len(self._held))
+
+    def _retry_held(self) -> None:
+        """Pages whose last pin is gone are free again."""
+        for _ in range(len(self._held)):
+            page = self._held.popleft()
+            gref = self.base + page
+            if self.granter.is_granted(gref) and not self.granter.revoke(gref):
+                self._held.append(page)
+            else:
+                self._insert_free(page)
+
+    def _insert_free(self, page: int) -> None:
+        """Add one page to the sorted list of free ranges, joined with its neighbours."""
+        low, high = 0, len(self._free)
+        while low < high:
+            middle = (low + high) // 2
+            if self._free[middle][0] < page:
+                low = middle + 1
+            else:
+                high = middle
+        start, end = page, page + 1
+        if low < len(self._free) and self._free[low][0] == end:
+            end += self._free.pop(low)[1]
+        if low and sum(self._free[low - 1]) == start:
+            low -= 1
+            start = self._free.pop(low)[0]
+        self._free.insert(low, (start, end - start))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this arena is closed")
+
+    def close(self) -> None:
+        """Unmap and give it back. Harmless when repeated."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.granter.close()
+        self._entries.close()
+        self.memory.close()
+        self._link.do_quietly(Op.ARENA_DESTROY, self._fill)
+        self._on_close(self)
+
+    def _fill(self, request: CData) -> None:
+        request.arena.gref = self.base
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else ""
+        return f"<Arena for domain {self.peer}, grefs {self.base}..{self.base + self.n_pages - 1}{state}>"

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""Event channels as a process sees them: waiters and ports that know the broker."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from paravirt.errors import Closed, HypervisorGone, InvalidRequest, ParavirtError
+from paravirt.hypervisor.events import PortState
+from paravirt.hypervisor.link import Link, Reply
+from paravirt.hypervisor.messages import Op
+from paravirt.hypervisor.rules import DOMID_SELF
+from paravirt.ring._core import ffi, lib
+from paravirt.ring.event import EventPort, EventWaiter, Inbox
+from paravirt.ring.memory import PAGE_BYTES, Mapping
+
+CData = Any
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatus:
+    """EVTCHNOP_status."""
+
+    state: PortState
+    remote_domid: int
+    """UNBOUND: who may bind; INTERDOMAIN: the peer's domain."""
+    remote_port: int
+
+
+class PeerInboxes:
+    """Inboxes of peers, shared by the ports that send to them: a page and a doorbell each, however many ports."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[int, tuple[Mapping, int]] = {}
+        self._uses: dict[int, int] = {}
+        self._numbers: dict[Mapping, int] = {}
+
+    def take(self, number: int, page_fd: int, bell_fd: int) -> tuple[Mapping, int]:
+        """One more use; takes ownership of both descriptors."""
+        with self._lock:
+            try:
+                if number not in self._held:
+                    mapping = Mapping(page_fd, PAGE_BYTES)
+                    self._held[number] = (mapping, os.dup(bell_fd))
+                    self._numbers[mapping] = number
+                    self._uses[number] = 0
+            finally:
+                os.close(page_fd)
+                os.close(bell_fd)
+            self._uses[number] += 1
+            return self._held[number]
+
+    def release(self, mapping: Mapping) -> None:
+        """One use less; the last one closes both."""
+        with self._lock:
+            number = self._numbers[mapping]
+            self._uses[number] -= 1
+            if self._uses[number]:
+                return
+            held, bell_fd = self._held.pop(number)
+            del self._uses[number], self._numbers[held]
+        held.close()
+        os.close(bell_fd)
+
+
+class Connection(Protocol):
+    """What waiters and ports need of the `Hypervisor` they belong to."""
+
+    link: Link
+    peer_inboxes: PeerInboxes
+
+    def generation_word(self, index: int) -> CData:
+        """`const uint32_t *` of a waiter in the bindings page."""
+
+    def forget(self, owned: "Waiter") -> None:
+        """It is closed."""
+
+
+class Waiter(EventWaiter):
+    """An `EventWaiter` that the broker knows. Its channels are opened, closed and waited for by one thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.lock = threading.RLock()
+        """Held while a channel is opened, closed or looked up, here and at the broker."""
+        self._by_number: dict[int, Inbox] = {}
+        self._unused: list[Inbox] = []
+        with connection.link.call(Op.WAITER_CREATE) as reply:
+            self.index: int = reply.message.port.waiter
+        try:
+            super().__init__(connection.generation_word(self.index))
+        except BaseException:
+            connection.link.do_quietly(Op.WAITER_DESTROY, self._fill)
+            raise
+
+    def _fill(self, request: CData) -> None:
+        request.port.waiter = self.index
+
+    def open(self, op: Op, fill: Callable[[CData], None]) -> "EventChannel":
+        """Ask the broker for a port of this waiter."""
+
+        def fill_all(request: CData) -> None:
+            self._fill(request)
+            fill(request)
+
+        with self.lock:
+            self._drop_unused()
+            self._core_at_rest()
+            with self.connection.link.call(op, fill_all) as reply:
+                try:
+                    return EventChannel(self, self._inbox(reply), reply)
+                except BaseException:
+                    number = reply.message.port.port
+                    self.connection.link.do_quietly(Op.EVTCHN_CLOSE, lambda request: _fill_port(request, number))
+                    raise
+
+    def _inbox(self, reply: Reply) -> Inbox:
+        port = reply.message.port
+        if port.flags & lib.PV_PORT_NEW_INBOX:
+            page_fd = reply.take_fd()
+            try:
+                page = Mapping(page_fd, PAGE_BYTES)
+            finally:
+                os.close(page_fd)
+            self._by_number[port.inbox] = self.add_inbox(page, reply.take_fd())
+        return self._by_number[port.inbox]
+
+    def drop_inbox(self, inbox: Inbox) -> None:
+        """The broker has no use for it any more. While another thread waits here it stays until the next change."""
+        self._by_number = {number: kept for number, kept in self._by_number.items() if kept is not inbox}
+        self._unused.append(inbox)
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        while self._unused:
+            try:
+                self.remove_inbox(self._unused[-1])
+            except InvalidRequest:
+                return
+            self._unused.pop()
+
+    def close(self) -> None:
+        """Close its channels and give it back to the broker. The thread that waited must have left."""
+        with self.lock:
+            if self._core is None:
+                return
+            self._core_at_rest()
+            for inbox in self.inboxes:
+                for port in list(inbox.ports.values()):
+                    port.close()
+            super().close()
+            self.connection.link.do_quietly(Op.WAITER_DESTROY, self._fill)
+            self.connection.forget(self)
+
+
+class EventChannel(EventPort):
+    """One end of a channel. `port` is its number; a binding that changed is learnt when it is used."""
+
+    def __init__(self, waiter: Waiter, inbox: Inbox, reply: Reply) -> None:
+        """From the broker's reply; made by `Hypervisor`."""
+        self._connection = waiter.connection
+        self._lock = waiter.lock
+        super().__init__(waiter, inbox, reply.message.port.slot)
+        self.port: int = reply.message.port.port
+        self.remote: tuple[int, int] | None = None
+        """(domid, port) of the peer, as far as was last heard."""
+        self.on_stale = self.refresh
+        try:
+            self._learn(reply)
+        except BaseException:
+            super().close()
+            raise
+
+    def status(self) -> ChannelStatus:
+        """What the broker says now; what it says is used from then on. Raises `HypervisorGone`."""
+        with self._lock:
+            known = self.core.generation_seen
+
+            def fill(request: CData) -> None:
+                request.port.domid, request.port.port, request.port.generation = DOMID_SELF, self.port, known
+
+            with self._connection.link.call(Op.EVTCHN_STATUS, fill) as reply:
+                self._learn(reply)
+                port = reply.message.port
+                return ChannelStatus(PortState(port.state), port.remote_domid, port.remote_port)
+
+    def refresh(self) -> None:
+        """Learn the present binding. Without a broker the last one stands: running channels go on."""
+        try:
+            self.status()
+        except (HypervisorGone, Closed):
+            with self._lock:
+                self.core.generation_seen = self.core.generation[0]
+
+    def _learn(self, reply: Reply) -> None:
+        port = reply.message.port
+        bound = port.state in (PortState.INTERDOMAIN, PortState.IPI)
+        if port.flags & lib.PV_PORT_PEER:
+            page_fd, bell_fd = reply.take_fd(), reply.take_fd()
+            mapping, shared_bell_fd = self._connection.peer_inboxes.take(port.peer_inbox, page_fd, bell_fd)
+            self.set_peer(mapping, port.peer_slot, shared_bell_fd, port.generation)
+        elif not bound:
+            self.set_peer(None, 0, -1, port.generation)
+        else:
+            self.core.generation_seen = port.generation
+        self.remote = (port.remote_domid, port.remote_port) if bound else None
+
+    def _let_go(self, peer: tuple[Mapping, int] | None) -> None:
+        if peer is not None:
+            self._connection.peer_inboxes.release(peer[0])
+
+    def close(self) -> None:
+        """Free the port: the peer becomes unbound, reserved for our domain. Nobody may be inside a call on it."""
+        with self._lock:
+            if self._core is None:
+                return
+            super().close()
+            inbox_gone = False
+            with contextlib.suppress(ParavirtError):
+                with self._connection.link.call(
+                    Op.EVTCHN_CLOSE, lambda request: _fill_port(request, self.port)
+                ) as reply:
+                    inbox_gone = bool(reply.message.port.flags & lib.PV_PORT_INBOX_GONE)
+            if inbox_gone and self.inbox is not None and isinstance(self.waiter, Waiter):
+                self.waiter.drop_inbox(self.inbox)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._core is None else f"bound to {self.remote}" if self.remote else "unbound"
+        return f"<EventChannel {self.port} {state}>"
+
+
+def _fill_port(request: CData, number: int) -> None:
+    request.port.port = number
+
+
+def bindings_word(bindings: Mapping, index: int) -> CData:
+    """`const uint32_t *` of a waiter's word in the bindings page."""
+    page = bindings.pointer("struct pv_bindings *")
+    return ffi.addressof(page.generation, index)

@@ -108,8 +108,8 @@ class Waiter(EventWaiter):
             fill(request)
 
         with self.lock:
+            self._check_at_rest()
             self._drop_unused()
-            self._core_at_rest()
             with self.connection.link.call(op, fill_all) as reply:
                 try:
                     return EventChannel(self, self._inbox(reply), reply)
@@ -135,6 +135,10 @@ class Waiter(EventWaiter):
         self._unused.append(inbox)
         self._drop_unused()
 
+    def _check_at_rest(self) -> None:
+        if self.core.waiting and lib.pv_home_is_here(self.core.home):
+            raise InvalidRequest("another thread waits on this waiter: kick it and let it do this")
+
     def _drop_unused(self) -> None:
         while self._unused:
             try:
@@ -148,7 +152,7 @@ class Waiter(EventWaiter):
         with self.lock:
             if self._core is None:
                 return
-            self._core_at_rest()
+            self._check_at_rest()
             for inbox in self.inboxes:
                 for port in list(inbox.ports.values()):
                     port.close()

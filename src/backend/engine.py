@@ -135,9 +135,9 @@ class PythonEngine:
 
     def _serve_once(self) -> None:
         batch, ring = self._batch, self._ring
-        n = ring.take(batch.requests, batch.capacity)
+        n = ring.take(batch.requests, spin_ns=self._spin_ns)
         if n == 0:
-            ring.wait(spin_ns=self._spin_ns)
+            ring.wait()
             return
         self._batches += 1
         pending = batch.prepare(n)
@@ -148,7 +148,7 @@ class PythonEngine:
                 if batch.is_pending(i):
                     batch.complete(i, self._one(i))
         batch.finish(n)
-        ring.push(batch.responses[: n * blkif.RESPONSE_BYTES])
+        ring.push(batch.responses, n)
         if pending < n:
             log.debug("%d requests refused, the first: %s", n - pending, batch.refusal(n))
             self._stopping.wait(ERROR_PAUSE_S)

@@ -65,8 +65,7 @@ class BackendService:
     def serve_forever(self) -> None:
         """Serve until `stop`, or until xenstored is gone for good: connected rings then go on until `stop`."""
         try:
-            self._queue.add(ROOT, ROOT)
-            self._adopt_all()
+            self._queue.add(ROOT, ROOT)  # fires at once
             while not self._stopping.is_set():
                 self._handle(self._queue.get(timeout_s=self._patience()))
         except StoreGone as error:
@@ -93,8 +92,8 @@ class BackendService:
 
     # -- the service's thread
 
-    def _adopt_all(self) -> None:
-        """Devices that were there before us: after a crash nobody writes anything that would tell us of them."""
+    def _scan(self) -> None:
+        """Look at all devices: at the start (after a crash nobody tells us of them), and when events were lost."""
         for guest in self._list(ROOT):
             for device in self._list(f"{ROOT}/{guest}"):
                 path = DevicePath.from_backend(f"{ROOT}/{guest}/{device}")
@@ -112,7 +111,9 @@ class BackendService:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _handle(self, event: WatchEvent | None) -> None:
-        if event is not None:
+        if event is not None and event.path == ROOT:
+            self._scan()
+        elif event is not None:
             # The token of a watch on a frontend is its backend directory.
             path = DevicePath.from_backend(event.path) or DevicePath.from_backend(event.token)
             if path is not None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from paravirt.backend.disks import Disk, open_disk
 from paravirt.backend.engine import Connection, Engine, EngineFactory, EngineStatistics
-from paravirt.errors import AlreadyExists, HypervisorError, ParavirtError, PeerError
-from paravirt.hypervisor.client import Hypervisor, MappedPages
+from paravirt.errors import AlreadyExists, HypervisorGone, ParavirtError, PeerError, StoreGone, XenstoreError
+from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
 from paravirt.protocol import blkif
 from paravirt.protocol.vbd import VbdConfig, VbdOffer, VbdRequest
 from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step
@@ -66,6 +66,7 @@ class VbdBackend:
         self._disk: Disk | None = None
         self._engine: Engine | None = None
         self._connection: Connection | None = None
+        self._arena: ForeignArena | None = None
         self._ring_pages: MappedPages | None = None
         self._failure: ParavirtError | None = None
         self._stale: VbdRequest | None = None
@@ -78,7 +79,9 @@ class VbdBackend:
             try:
                 if not self._step():
                     return
-            except (PeerError, HypervisorError) as error:
+            except (StoreGone, XenstoreError, HypervisorGone):
+                raise
+            except ParavirtError as error:
                 self._fail(error)
                 return
         log.warning("%s: the frontend keeps changing its state", self.path.backend)
@@ -185,9 +188,9 @@ class VbdBackend:
         return self._switch(XenbusState.INIT_WAIT, {**offer.to_keys(), "hotplug-status": "connected"})
 
     def _open_disk(self) -> bool:
-        config = VbdConfig.from_keys(xenbus.read_keys(self._store, self.path.backend, CONFIG_KEYS))
         self.retry_at = None
         try:
+            config = VbdConfig.from_keys(xenbus.read_keys(self._store, self.path.backend, CONFIG_KEYS))
             self._disk = open_disk(config.driver, config.spec, read_only=config.mode == "r")
         except AlreadyExists as error:
             # After a crash the kernel may still be finishing the writes of our predecessor.
@@ -227,17 +230,16 @@ class VbdBackend:
         return self._switch(XenbusState.CONNECTED)
 
     def _map(self, request: VbdRequest) -> Connection:
+        """Ring, data and port of the guest; what was taken before a failure is given back by `_disconnect`."""
         guest = self.path.frontend_domid
-        arena = self._hypervisor.foreign_arena(guest, request.ring_refs[0])
+        self._arena = arena = self._hypervisor.foreign_arena(guest, request.ring_refs[0])
         self._ring_pages = arena.map_pages(request.ring_refs)
         waiter = self._hypervisor.waiter()
         try:
             port = self._hypervisor.bind_interdomain(waiter, guest, request.event_channel)
-            ring = BackRing.attach(self._ring_pages, blkif.REQUEST, blkif.RESPONSE, port=port)
+            ring = BackRing.attach(self._ring_pages.view, blkif.REQUEST, blkif.RESPONSE, port=port)
         except BaseException:
             waiter.close()
-            self._ring_pages.close()
-            self._ring_pages = None
             raise
         return Connection(ring=ring, mapper=arena.mapper, data=arena.data, waiter=waiter, port=port)
 
@@ -255,6 +257,9 @@ class VbdBackend:
         pages, self._ring_pages = self._ring_pages, None
         if pages is not None:
             pages.close()
+        arena, self._arena = self._arena, None
+        if arena is not None:
+            arena.close()
 
     def _fail(self, error: ParavirtError) -> None:
         log.warning("%s: %s", self.path.backend, error)

@@ -76,21 +76,25 @@ class FrontendDevice:
 
     def close(self) -> None:
         """Close in good order where the other side still plays along; never raises for a side that is gone."""
-        try:
-            if self._own is XenbusState.CONNECTED:
-                self._switch(XenbusState.CLOSING)
-                self._await_backend(XenbusState.CLOSING, XenbusState.CLOSED)
-        except ParavirtError as error:
-            log.info("%s: closing without the backend: %s", self.path.frontend, error)
         self._stop_thread()
+        answers = self._own in (XenbusState.INITIALISED, XenbusState.CONNECTED)
+        answers = self._leave(XenbusState.CLOSING, answers, XenbusState.CLOSING, XenbusState.CLOSED)
         self._driver.pause()
+        if self._own not in (XenbusState.CLOSED, XenbusState.UNKNOWN):
+            self._leave(XenbusState.CLOSED, answers, XenbusState.CLOSED)
+        self._queue.close()
+
+    def _leave(self, state: XenbusState, answers: bool, *expected: XenbusState) -> bool:
+        """Go to a closing state and wait for the backend's, if it `answers`; whether it did."""
         try:
-            if self._own is not XenbusState.CLOSED:
-                self._switch(XenbusState.CLOSED)
-                self._await_backend(XenbusState.CLOSED)
+            if answers or state is XenbusState.CLOSED:
+                self._switch(state)
+            if answers:
+                self._await_backend(*expected)
         except ParavirtError as error:
             log.info("%s: closing without the backend: %s", self.path.frontend, error)
-        self._queue.close()
+            return False
+        return answers
 
     @property
     def _finished(self) -> bool:
@@ -108,8 +112,6 @@ class FrontendDevice:
     def _await_backend(self, *states: XenbusState) -> None:
         """Until the backend is in one of `states` or gone. The thread must not be using the queue."""
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        if threading.current_thread() is not self._thread:
-            self._stop_thread()
         while xenbus.read_state(self._store, self.path.backend) not in (*states, XenbusState.UNKNOWN):
             left = deadline - time.monotonic()
             if left <= 0:

@@ -12,10 +12,13 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from paravirt.errors import PeerError
 from paravirt.hypervisor.client import Arena, PageRun
 from paravirt.protocol.blkif import MAX_REQUEST_BYTES, MAX_SEGMENTS, PAGE_BYTES, SECTOR_BYTES, Operation, Status
 from paravirt.ring import blkif
+from paravirt.ring.event import WaitResult
 from paravirt.ring.shared import FrontRing
 
 _HEADER = struct.Struct("<BBH4xQQ")  # operation, nr_segments, handle, id, sector
@@ -49,14 +52,16 @@ class RequestSlots:
         self._arena = arena
         self._grants = blkif.FrontendGrants(arena.granter, backend_domid)
         self._requests = blkif.new_requests(n_slots)  # the shadow's wire form, by slot
-        self._shadow_bytes = blkif.bytes_of(self._requests)
+        self._shadow_bytes = blkif.bytes_of(self._requests).data
         self._shadow: list[Io | None] = [None] * n_slots
         self._order: dict[int, None] = {}  # slots in flight, oldest first
         self._free = list(range(n_slots - 1, -1, -1))
         self._held: deque[int] = deque()  # slots whose pages the backend has not let go
-        self._answers = bytearray(n_slots * blkif.RESPONSE_BYTES)
-        self._batch = bytearray(n_slots * blkif.REQUEST_BYTES)
-        self._batch_view = memoryview(self._batch)
+        # Arrays, because a ring remembers the addresses of arrays; filled and read through memoryviews.
+        self._answers = np.zeros(n_slots * blkif.RESPONSE_BYTES, np.uint8)
+        self._answers_view = self._answers.data
+        self._batch = np.zeros(n_slots * blkif.REQUEST_BYTES, np.uint8)
+        self._batch_view = self._batch.data
         self.ring: FrontRing | None = None
 
     @property
@@ -90,7 +95,7 @@ class RequestSlots:
                 io.slot = -1
                 self._push(n)
                 raise
-            self._batch[n * size : (n + 1) * size] = self._shadow_bytes[at : at + size]
+            self._batch_view[n * size : (n + 1) * size] = self._shadow_bytes[at : at + size]
             self._shadow[slot] = io
             self._order[slot] = None
         self._push(len(requests))
@@ -102,23 +107,29 @@ class RequestSlots:
         """
         size = blkif.REQUEST_BYTES
         for n, slot in enumerate(self._order):
-            self._batch[n * size : (n + 1) * size] = self._shadow_bytes[slot * size : (slot + 1) * size]
+            self._batch_view[n * size : (n + 1) * size] = self._shadow_bytes[slot * size : (slot + 1) * size]
         self._push(len(self._order))
         return len(self._order)
 
-    def reap(self, count: Callable[[Io], None]) -> int:
-        """Take all answers there are, call `count` with each; how many. `PeerError` when one matches no request of
-        ours.
+    def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> int:
+        """Take answers, after waiting for one; how many, for `complete`. 0 when the wait ended for another reason.
+
+        The one call to be made *without* the disk's lock, by one thread at a time.
         """
-        ring = self.ring
-        if ring is None:
-            return 0
-        n = ring.take(self._answers, len(self._shadow))
-        for i in range(n):
-            count(self._complete(*_RESPONSE.unpack_from(self._answers, i * blkif.RESPONSE_BYTES)))
+        n = ring.take(self._answers, spin_ns=spin_ns)
+        if n == 0 and ring.wait(timeout_s=timeout_s) is WaitResult.EVENT:
+            n = ring.take(self._answers)
+        return n
+
+    def complete(self, n: int, count: Callable[[Io], None]) -> None:
+        """Finish the requests of `n` answers taken by `watch`, and `count` each.
+
+        `PeerError` when an answer matches no request of ours.
+        """
+        for at in range(0, n * blkif.RESPONSE_BYTES, blkif.RESPONSE_BYTES):
+            count(self._complete(*_RESPONSE.unpack_from(self._answers_view, at)))
         if n and self._held:
             self._release_held()
-        return n
 
     def abandon(self) -> list[Io]:
         """Forget what is in flight (the disk is closing); the requests that will never be answered."""
@@ -129,7 +140,7 @@ class RequestSlots:
 
     def _push(self, n: int) -> None:
         assert self.ring is not None
-        if n and self.ring.push(self._batch_view[: n * blkif.REQUEST_BYTES]) != n:
+        if n and self.ring.push(self._batch, n) != n:
             raise PeerError("the ring holds fewer requests than it has slots")
 
     def _fill(self, io: Io, slot: int, at: int) -> None:

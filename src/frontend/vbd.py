@@ -175,8 +175,14 @@ class Disk:
         with self._changed:
             slots = self._slots
             ring = slots.ring if slots else None
+            reads, writes, flushes, read_bytes, written_bytes, errors = self._counts
             return DiskStatistics(
-                *self._counts,
+                reads=reads,
+                writes=writes,
+                flushes=flushes,
+                read_bytes=read_bytes,
+                written_bytes=written_bytes,
+                errors=errors,
                 in_flight=slots.in_flight if slots else 0,
                 held_slots=slots.held if slots else 0,
                 reconnects=max(0, self._connects - 1),
@@ -281,24 +287,25 @@ class Disk:
             return
         self._watching = True
         self._changed.release()
+        n = 0
         try:
-            ring.wait(spin_ns=self._spin_ns, timeout_s=timeout_s)
+            n = slots.watch(ring, self._spin_ns, timeout_s)
+        except PeerError as error:
+            self._fail_soon(error)
         finally:
             self._changed.acquire()
             self._watching = False
             self._changed.notify_all()
-        if self._ready:
-            self._reap(slots)
-
-    def _reap(self, slots: RequestSlots) -> None:
         try:
-            slots.reap(self._count)
+            slots.complete(n, self._count)
         except PeerError as error:
-            self._ready = False
-            self._error = error
-            self._changed.notify_all()
-            self._device.fail(error)
-            raise
+            self._fail_soon(error)
+
+    def _fail_soon(self, error: PeerError) -> None:
+        """The backend lied: no more requests; the device's thread closes the device."""
+        self._ready = False
+        self._error = error
+        self._device.fail(error)
 
     def _count(self, io: Io) -> None:
         counts = self._counts
@@ -332,7 +339,7 @@ class Disk:
         self._ring_pages = pages
         refs = tuple(self._arena.grant(pages.gref + i) for i in range(pages.n_pages))
         self._channel = self._hypervisor.alloc_unbound(self._waiter, backend_domid)
-        self._new_ring = FrontRing.create(pages, blkif.REQUEST, blkif.RESPONSE, port=self._channel)
+        self._new_ring = FrontRing.create(pages.view, blkif.REQUEST, blkif.RESPONSE, port=self._channel)
         return VbdRequest(refs, self._channel.port).to_keys()
 
     def connect(self, backend: str) -> None:
@@ -368,8 +375,6 @@ class Disk:
             self._channel.close()
             self._channel = None
         if self._ring_pages is not None and self._arena is not None:
-            for i in range(self._ring_pages.n_pages):
-                self._arena.revoke(self._ring_pages.gref + i)
             self._arena.free(self._ring_pages)
             self._ring_pages = None
 

@@ -46,6 +46,11 @@ class Host:
     def _connect(self, domid: int) -> Hypervisor:
         return Hypervisor.from_fd(self._broker.connect(domid))
 
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """Those that were created here and not destroyed."""
+        return tuple(self._domains)
+
     def create_domain(self, name: str) -> Domain:
         """A new domain, seen from inside. `AlreadyExists` for a name in use."""
         self._check_open()

@@ -117,6 +117,14 @@ class Supervisor:
         """Process id of a running daemon."""
         return next((child.process.pid for child in self._children if child.daemon.name == name), None)
 
+    def kill(self, name: str) -> None:
+        """End a daemon with SIGKILL and forget it, as a crash would; for tests of what the others do then."""
+        for child in [child for child in self._children if child.daemon.name == name]:
+            child.process.kill()
+            child.process.wait()
+            self._children.remove(child)
+            os.close(child.pidfd)
+
     def watch(self) -> None:
         """Until `request_stop`: restart what crashed and may be restarted, say what is lost."""
         while not self.stopping:

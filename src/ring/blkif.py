@@ -6,6 +6,9 @@ Messages are in private memory when they come here: `BackRing.take` copied them.
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paravirt.errors import PeerError
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.grant import Granter, Mapper
@@ -34,7 +37,7 @@ CData = Any
 class RequestBatch:
     """Up to `capacity` requests on their way through a backend, with plans and responses beside them.
 
-    `requests` and `responses` are byte views to take into and to push from; `counters` is a C struct that `finish`
+    `requests` and `responses` are byte arrays to take into and to push from; `counters` is a C struct that `finish`
     keeps.
     """
 
@@ -47,8 +50,8 @@ class RequestBatch:
         self._responses = ffi.new("struct pv_blkif_response[]", capacity)
         self._limits = ffi.new("struct pv_blkif_limits *")
         self.counters = ffi.new("struct pv_blkif_counters *")
-        self.requests = memoryview(ffi.buffer(self._requests))
-        self.responses = memoryview(ffi.buffer(self._responses))
+        self.requests = bytes_of(self._requests)
+        self.responses = bytes_of(self._responses)
         self.capacity = capacity
 
     def set_limits(self, *, sectors: int, sector_size: int, read_only: bool, flush: bool) -> None:
@@ -130,9 +133,9 @@ def request_pointer(requests: CData, i: int) -> CData:
     return requests + i
 
 
-def bytes_of(requests: CData) -> memoryview:
-    """The bytes of an array made by `new_requests`, writable."""
-    return memoryview(ffi.buffer(requests))
+def bytes_of(messages: CData) -> NDArray[np.uint8]:
+    """The bytes of a C array, writable; an array, because rings remember the addresses of arrays."""
+    return np.frombuffer(ffi.buffer(messages), np.uint8)
 
 
 def address_of(buffer: memoryview | bytearray) -> CData:

@@ -102,13 +102,14 @@ def xenstored(context: Context, path: str | None) -> None:
 
 
 @click.command()
+@click.option("--spin-us", default=30.0, show_default=True, help="How long to watch an empty ring before sleeping.")
 @pass_context
-def backend(context: Context) -> None:
+def backend(context: Context, spin_us: float) -> None:
     """Run the block backend alone."""
     from paravirt.backend.service import BackendService
 
     with _daemon(context, "backend"), context.hypervisor() as connection, context.store() as store:
-        serve(BackendService(connection, store))
+        serve(BackendService(connection, store, spin_ns=int(spin_us * 1000)))
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""A host of separate processes that lives as long as a `with` block: for demonstrations, benchmarks and tests."""
+
+import os
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from paravirt.host import domains
+from paravirt.host.launch import DomainProcess, launch
+from paravirt.host.rundir import RunDir
+from paravirt.host.supervise import Daemon, Supervisor
+from paravirt.hypervisor.client import DomainInfo, Hypervisor
+from paravirt.xenstore.client import XenstoreClient
+
+DAEMONS = ("hypervisor", "xenstored", "backend")
+
+
+class TemporaryHost:
+    """Hypervisor, xenstored and block backend as processes, in a run directory that goes away with them."""
+
+    def __init__(self, *, log_level: str = "warning", backend_spin_us: float | None = None) -> None:
+        """`backend_spin_us`: how long the backend watches an empty ring before it sleeps."""
+        self._arguments = {name: [name] for name in DAEMONS}
+        if backend_spin_us is not None:
+            self._arguments["backend"] += ["--spin-us", str(backend_spin_us)]
+        with ExitStack() as stack:
+            self.directory = Path(tempfile.mkdtemp(prefix="paravirt-"))
+            stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            self.rundir = RunDir.locate(run=str(self.directory / "run"))
+            program = [sys.executable, "-m", "paravirt.cli.main", "--run", str(self.rundir.path)]
+            self.supervisor = Supervisor([*program, "--log-level", log_level])
+            stack.callback(self.supervisor.close)
+            self.start("hypervisor")
+            self.start("xenstored")
+            self.hypervisor = stack.enter_context(Hypervisor.connect(self.rundir.hypervisor_socket))
+            self.store = stack.enter_context(XenstoreClient.connect(self.rundir.xenstored_socket))
+            self.start("backend")
+            self._stack = stack.pop_all()
+
+    def start(self, name: str) -> None:
+        """Start one of the daemons (again) and wait until it serves."""
+        self.supervisor.start(Daemon(name, self._arguments[name]))
+
+    def pid(self, name: str) -> int:
+        """Process id of a daemon that runs."""
+        pid = self.supervisor.pid(name)
+        assert pid is not None
+        return pid
+
+    def create_domain(self, name: str, *, isolated: bool = True) -> DomainInfo:
+        return domains.create(self.hypervisor, self.store, name, isolated=isolated)
+
+    def run(
+        self,
+        domain: DomainInfo,
+        command: list[str],
+        *,
+        stdin: int | IO[Any] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+    ) -> DomainProcess:
+        """Start `command` as the first process of `domain`, isolated as the domain is."""
+        fd = self.hypervisor.domain_socket(domain.domid)
+        try:
+            process = launch(
+                command,
+                domid=domain.domid,
+                hypervisor_fd=fd,
+                isolated=domain.isolated,
+                hide=[self.directory, *self.rundir.hidden],
+                domain_socket=self.rundir.domain_socket(domain.domid),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        finally:
+            os.close(fd)
+        self.hypervisor.set_init(domain.domid, process.pidfd)
+        return process
+
+    def close(self) -> None:
+        """Stop everything and remove the directory. Harmless when repeated."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

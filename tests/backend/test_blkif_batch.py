@@ -28,7 +28,7 @@ class Pair:
     def run(self, requests: np.ndarray, disk: bytearray | None = None) -> np.ndarray:
         """Take requests through prepare, copy and finish; the responses."""
         n = len(requests)
-        self.batch.requests[: n * 112] = requests.tobytes()
+        self.batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
         self.batch.prepare(n)
         if disk is not None:
             self.batch.copy(n, blkif.address_of(disk), len(disk))
@@ -87,7 +87,7 @@ def test_pieces_that_lie_together_are_one_extent(pair: Pair) -> None:
     for page in range(4):
         pair.granter.access(page)
     asked = request(segments=[(BASE, 0, 7), (BASE + 1, 0, 7), (BASE + 3, 0, 7)])
-    pair.batch.requests[:112] = asked.tobytes()
+    pair.batch.requests[:112] = np.frombuffer(asked.tobytes(), np.uint8)
     assert pair.batch.prepare(1) == 1
     assert [len(buffer) for buffer in pair.batch.buffers(0)] == [8192, 4096]
     assert pair.batch.place(0) == (0, 12288)
@@ -188,7 +188,7 @@ def test_what_the_disk_did_not_answer_is_an_error(pair: Pair) -> None:
 
 
 def test_all_bytes_of_a_response_are_defined(pair: Pair) -> None:
-    pair.batch.responses[:16] = b"\xff" * 16
+    pair.batch.responses[:16] = 255
     pair.granter.access(0)
     pair.run(request(id=0x1122334455667788), bytearray(SECTORS * 512))
     assert bytes(pair.batch.responses[:16]).hex() == "8877665544332211" + "00" * 8
@@ -223,7 +223,7 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     requests["nr_segments"] %= 13
     requests["sector"] %= 80
     requests["seg"]["gref"] %= 48
-    batch.requests[: n * 112] = requests.tobytes()
+    batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
     disk = bytearray(64 * 512)
     batch.prepare(n)
     batch.copy(n, blkif.address_of(disk), len(disk))
@@ -242,9 +242,12 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
 
 def test_frontend_grants_all_or_nothing(pair: Pair) -> None:
     requests = blkif.new_requests(2)
-    blkif.bytes_of(requests)[:] = together(
-        [request(segments=[(BASE, 0, 7), (BASE + 1, 0, 7)]), request(segments=[(BASE + 2, 0, 7), (BASE + 1, 0, 7)])]
-    ).tobytes()
+    blkif.bytes_of(requests)[:] = np.frombuffer(
+        together(
+            [request(segments=[(BASE, 0, 7), (BASE + 1, 0, 7)]), request(segments=[(BASE + 2, 0, 7), (BASE + 1, 0, 7)])]
+        ).tobytes(),
+        np.uint8,
+    )
     grants = blkif.FrontendGrants(pair.granter, 0)
     with pytest.raises(Exception, match="still in use"):
         grants.grant(requests, 2)

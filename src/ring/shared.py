@@ -117,15 +117,19 @@ def _describe(messages: Messages) -> str:
 
 
 def view_of(memory: Memory) -> memoryview:
-    """The bytes a ring is made in. Raises `InvalidRequest` when they are not within the mapping."""
+    """The bytes a ring is made in. Raises `InvalidRequest` when they are not within the mapping or not writable."""
     if isinstance(memory, Mapping):
-        return memory.view
-    if isinstance(memory, tuple):
+        view = memory.view
+    elif isinstance(memory, tuple):
         mapping, offset_bytes, n_bytes = memory
         if not 0 <= offset_bytes <= offset_bytes + n_bytes <= mapping.n_bytes:
             raise InvalidRequest(f"{n_bytes} bytes from {offset_bytes} are not within {mapping}")
-        return mapping.view[offset_bytes : offset_bytes + n_bytes]
-    return memoryview(memory).cast("B")
+        view = mapping.view[offset_bytes : offset_bytes + n_bytes]
+    else:
+        view = memoryview(memory).cast("B")
+    if view.readonly:
+        raise InvalidRequest("the memory of a ring must be writable")
+    return view
 
 
 def entry_bytes_of(request: "np.dtype[Any]", response: "np.dtype[Any]") -> int:

@@ -64,7 +64,9 @@ class Pair:
 
 
 @contextmanager
-def ring_pair(pages: int = 1, *, start: int = 0, bell: Any = "eventfd", types: Any = (REQUEST, RESPONSE)) -> Iterator[Pair]:
+def ring_pair(
+    pages: int = 1, *, start: int = 0, bell: Any = "eventfd", types: Any = (REQUEST, RESPONSE)
+) -> Iterator[Pair]:
     fd = create_object("memfd", pages * 4096)
     with Mapping(fd, pages * 4096) as mapping:
         os.close(fd)

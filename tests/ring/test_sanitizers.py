@@ -11,20 +11,30 @@ from .support import C_CORE, DEADLINE_S, HERE, compile_c
 
 SOURCES = [HERE / "stress.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_ring", "pv_stream"))]
 # ThreadSanitizer does not know fences: nothing may depend on one for the order of plain data, which is what it checks.
-FLAGS = {"address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], "thread": ["-fsanitize=thread", "-Wno-tsan"]}
+FLAGS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread", "-Wno-tsan"],
+}
 
 
 @pytest.mark.parametrize("sanitizer", FLAGS)
 def test_stress(sanitizer: str, tmp_path: Path) -> None:
     probe = tmp_path / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
-    missing = subprocess.run(["gcc", *FLAGS[sanitizer], probe, "-o", tmp_path / "probe"], capture_output=True, check=False)
+    missing = subprocess.run(
+        ["gcc", *FLAGS[sanitizer], probe, "-o", tmp_path / "probe"], capture_output=True, check=False
+    )
     if missing.returncode:
         pytest.skip(f"this compiler has no {sanitizer} sanitizer: install libasan and libtsan")
     program = compile_c(tmp_path / "stress", SOURCES, *FLAGS[sanitizer])
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
     for seed in (1, 2):
         done = subprocess.run(
-            [program, "20000", str(seed)], capture_output=True, text=True, check=False, timeout=DEADLINE_S, env=environment
+            [program, "20000", str(seed)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DEADLINE_S,
+            env=environment,
         )
         assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr

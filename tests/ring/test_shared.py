@@ -25,7 +25,9 @@ def as_byte_array(batch: Any) -> Any:
     return np.frombuffer(batch.tobytes(), np.uint8)
 
 
-@pytest.mark.parametrize("kind", [lambda batch: batch, as_bytes, as_byte_array, lambda batch: memoryview(as_bytes(batch))])
+@pytest.mark.parametrize(
+    "kind", [lambda batch: batch, as_bytes, as_byte_array, lambda batch: memoryview(as_bytes(batch))]
+)
 def test_batches_of_any_kind(kind: Any) -> None:
     with ring_pair() as pair:
         assert pair.front.push(kind(requests(5, 3))) == 3
@@ -238,7 +240,14 @@ def test_use_after_close() -> None:
             end.close()
             end.close()
             assert end.closed
-            calls = (lambda e=end, b=batch: e.push(b), end.take_batch, end.wait, end.poll, end.final_check, end.statistics)
+            calls = (
+                lambda e=end, b=batch: e.push(b),
+                end.take_batch,
+                end.wait,
+                end.poll,
+                end.final_check,
+                end.statistics,
+            )
             for call in calls:
                 with pytest.raises(Closed, match="closed"):
                     call()

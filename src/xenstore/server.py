@@ -5,6 +5,8 @@ One thread, one epoll set. A wake-up reads what there is, handles it, and writes
 Nothing blocks: what a client does not read stays in its own bounded queue, and its requests wait meanwhile.
 """
 
+from __future__ import annotations
+
 import errno
 import logging
 import os
@@ -12,7 +14,7 @@ import signal
 import socket
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from paravirt.errors import Closed, InvalidRequest
 from paravirt.xenstore import listener
@@ -24,34 +26,52 @@ from paravirt.xenstore.loop import Loop
 from paravirt.xenstore.session import Connection
 from paravirt.xenstore.wire import Errno
 
+if TYPE_CHECKING:
+    from paravirt.hypervisor.client import Hypervisor
+    from paravirt.xenstore.guests import Guests
+
 log = logging.getLogger(__name__)
 
 
 class XenstoreServer:
     """`start` and `stop` run it in a thread of its own, `serve_forever` in the caller's. A context manager.
 
-    `socket_path`: where Dom0's clients connect; None: only `connect`, in this process. It accepts connections from the
-    moment this object exists. Raises `AlreadyExists` if another daemon serves that path.
+    `socket_path`: where Dom0's clients connect; None: only `connect`, in this process. `hypervisor`: whose domains it
+    serves too; it stays the caller's, who closes it after `stop`. Connections are accepted from the moment this object
+    exists. Raises `AlreadyExists` if another daemon serves that path or that hypervisor.
     """
 
-    def __init__(self, socket_path: str | os.PathLike[str] | None = None, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        socket_path: str | os.PathLike[str] | None = None,
+        hypervisor: Hypervisor | None = None,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
         self.hub = Hub(limits=limits, control=self)
         self._loop = Loop()
         self._links: dict[Connection, Link] = {}
-        self._thread: threading.Thread | None = None
+        self._runner: threading.Thread | None = None
+        self._finished = threading.Event()
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = self._released = False
+        self._guests: Guests | None = None
         self._path = os.fspath(socket_path) if socket_path is not None else None
+        self._own_file: tuple[int, int] | None = None
         self._listener: socket.socket | None = None
         self._accepting = False
-        if self._path is not None:
-            try:
+        try:
+            if self._path is not None:
                 self._listener = listener.listen(self._path)
-            except BaseException:
-                self._loop.close()
-                raise
-            self._own_file = listener.identity(self._path)
-            self._accept_more()
+                self._own_file = listener.identity(self._path)
+                self._accept_more()
+            if hypervisor is not None:
+                from paravirt.xenstore.guests import Guests
+
+                self._guests = Guests(hypervisor, self.hub, self._loop, self._adopt)
+        except BaseException:
+            self._release()
+            raise
 
     # -- running
 
@@ -59,33 +79,31 @@ class XenstoreServer:
         """Serve in a background thread; returns at once."""
         with self._lock:
             self._check_open()
-            if self._thread is not None:
+            if self._runner is not None:
                 raise InvalidRequest("this store is running already")
-            self._thread = threading.Thread(target=self._run, name="xenstored", daemon=True)
-            self._thread.start()
+            self._runner = threading.Thread(target=self._run, name="xenstored", daemon=True)
+            self._runner.start()
         return self
 
     def stop(self) -> None:
         """Stop serving and close everything; from any thread, twice is harmless."""
-        with self._lock:
-            closing, self._closed = not self._closed, True
-            thread = self._thread
+        self._closed = True
         self._loop.stop()
-        if thread is not None:
-            thread.join()
-        if closing:
-            self._release()
+        if self._runner is not None and self._runner is not threading.current_thread():
+            self._finished.wait()
+        self._release()
 
     close = stop
 
     def serve_forever(self) -> None:
         """Serve in this thread until `stop` (in the main thread also SIGTERM or SIGINT); then close everything."""
-        main = threading.current_thread() is threading.main_thread()
-        before = (
-            {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-            if main
-            else {}
-        )
+        with self._lock:
+            if self._runner is not None:
+                raise InvalidRequest("this store is running already")
+            self._runner = threading.current_thread()
+        main = self._runner is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             self._run()
         finally:
@@ -97,11 +115,20 @@ class XenstoreServer:
         self._loop.stop()
 
     def _run(self) -> None:
-        self._loop.run(self._flush)
+        try:
+            self._loop.run(self._flush)
+        finally:
+            self._finished.set()
 
     def _release(self) -> None:
+        with self._lock:
+            if self._released:
+                return
+            self._closed = self._released = True
         for connection in list(self._links):
             self._end(connection)
+        if self._guests is not None:
+            self._guests.close()
         if self._listener is not None and self._path is not None:
             listener.unlink_own(self._path, self._own_file)
             self._listener.close()
@@ -178,10 +205,17 @@ class XenstoreServer:
     # -- what the hub asks for (`domains.DomainControl`)
 
     def exists(self, domid: int) -> bool:
-        return False
+        return self._guests is not None and self._guests.exists(domid)
 
     def attach_ring(self, connection: Connection, page: int, port: int) -> Errno | None:
-        return Errno.EINVAL
+        if self._guests is None:
+            return Errno.EINVAL
+        former = self._links.pop(connection, None)
+        link = self._guests.attach_ring(connection, page, port, former)
+        if isinstance(link, Errno):
+            return link
+        self._links[connection] = link
+        return None
 
     def detach(self, connection: Connection) -> None:
         self._drop_link(connection)

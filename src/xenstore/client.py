@@ -85,7 +85,7 @@ class XenstoreClient(StoreCalls):
         try:
             with self._send_lock:
                 self._transport.send(packet)
-        except OSError:
+        except (OSError, PeerError):
             self._transport.shut_down()  # the reader sees the end and ends all calls, this one too
         call.done.acquire()
         if call.op == op:

@@ -57,11 +57,9 @@ class Guests:
             return False
         return any(domain.domid == domid and domain.state is not DomainState.DYING for domain in domains)
 
-    def attach_ring(self, connection: Connection, page: int, port: int, former: RingLink | None) -> RingLink | Errno:
-        """Serve a connection over its domain's ring page, instead of its `former` link if it has one."""
+    def attach_ring(self, connection: Connection, port: int) -> RingLink | Errno:
+        """Serve a connection over its domain's reserved ring page and the event channel `port` of that domain."""
         domid = connection.domain.domid
-        if former is not None:
-            former.close()
         with ExitStack() as stack:
             try:
                 pages = self._hypervisor.foreign_arena(domid, STORE_GREF).map_pages([STORE_GREF])

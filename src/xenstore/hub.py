@@ -84,13 +84,11 @@ class Hub:
         domain = self.known(domid)
         if domain is None or domid == DOM0:
             return Errno.EINVAL
-        first = domain.ring is None
         connection = domain.ring or self.connect(domid)
         domain.ring = connection
         refusal = self.control.attach_ring(connection, page, port)
         if refusal is not None:
-            if first:
-                self.disconnect(connection)
+            self.disconnect(connection)
             return refusal
         connection.reset()
         if not domain.introduced:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The fields of a domain's xenstore page beside its two byte streams (Xen public/io/xs_wire.h, docs/misc/xenstore-ring).
+"""The fields of a domain's xenstore page beside its two byte streams.
 
+Sources: Xen public/io/xs_wire.h, docs/misc/xenstore-ring.txt.
 Both sides may write the page at any time: each field is read once and is only a hint of what the other side wants.
 """
 

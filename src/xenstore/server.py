@@ -211,7 +211,9 @@ class XenstoreServer:
         if self._guests is None:
             return Errno.EINVAL
         former = self._links.pop(connection, None)
-        link = self._guests.attach_ring(connection, page, port, former)
+        if former is not None:
+            former.close()
+        link = self._guests.attach_ring(connection, port)
         if isinstance(link, Errno):
             return link
         self._links[connection] = link

@@ -12,7 +12,7 @@ READ_BYTES = 65536
 
 
 class Transport(Protocol):
-    """A byte stream to the daemon. `OSError` or the end of the stream: the daemon is gone."""
+    """A byte stream to the daemon. `OSError`, `PeerError` or the end of the stream: the daemon is gone."""
 
     def send(self, data: bytes) -> None:
         """All of `data`; waits for room. One thread at a time."""

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""A client's bytes through a xenstore ring page: for a guest that speaks the ring instead of a socket."""
+
+import threading
+from typing import Final
+
+from paravirt.errors import StoreGone
+from paravirt.ring.event import EventPort, EventWaiter, WaitResult
+from paravirt.ring.memory import Mapping
+from paravirt.ring.stream import XENSTORE_FRONT, ByteStream
+from paravirt.xenstore.ring_page import Feature, RingError, RingPage, State
+
+RECONNECT_TIMEOUT_S: Final = 10.0
+
+
+class RingTransport:
+    """The guest's end of the page. It owns none of what it is given, which must outlive it.
+
+    The thread that receives is the one that waits on `waiter`; one that sends and finds no room waits for that thread.
+    """
+
+    def __init__(
+        self, page: Mapping | memoryview, waiter: EventWaiter, port: EventPort, *, reconnect: bool = False
+    ) -> None:
+        """`reconnect`: have the daemon start anew first, with empty streams and without former watches and
+        transactions; for a guest that finds the page used. `StoreGone` if the daemon cannot or does not do it.
+        """
+        self._page = RingPage(page)
+        self._waiter = waiter
+        self._port = port
+        self._changed = threading.Condition()
+        self._ended = False
+        if reconnect:
+            self._reconnect()
+        self._stream = ByteStream(self._page.view, XENSTORE_FRONT, port=port)
+
+    def _reconnect(self) -> None:
+        if not self._page.features & Feature.RECONNECTION:
+            raise StoreGone("this xenstored cannot start a connection anew")
+        self._page.state = State.RECONNECT
+        self._port.notify()
+        while self._page.state == State.RECONNECT:
+            if self._waiter.wait(self._port, timeout_s=RECONNECT_TIMEOUT_S) is WaitResult.TIMEOUT:
+                raise StoreGone("xenstored did not start the connection anew")
+
+    def send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            with self._changed:
+                self._check()
+                n_bytes = self._stream.write_nowait(rest)
+                if not n_bytes:
+                    self._changed.wait()
+            rest = rest[n_bytes:]
+
+    def receive(self) -> bytes:
+        while True:
+            self._check()
+            data = self._stream.read_nowait()
+            if data:
+                return data
+            if self._waiter.wait(self._port) is WaitResult.STALE:
+                self._port.notify()  # learns the new binding; an extra event is harmless
+                if not self._port.bound:
+                    return b""
+            with self._changed:
+                self._changed.notify_all()
+            if self._ended:
+                return b""
+
+    def _check(self) -> None:
+        error = self._page.error
+        if self._ended:
+            raise OSError("the connection is closed")
+        if error:
+            name = RingError(error).name.lower() if error in list(RingError) else str(error)
+            raise OSError(f"xenstored does not serve this ring any more ({name} error)")
+
+    def shut_down(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._waiter.kick()
+
+    def close(self) -> None:
+        self._stream.close()

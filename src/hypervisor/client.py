@@ -206,6 +206,14 @@ class Hypervisor:
         """Dom0. By domid, Dom0 first; `dying`: also those that ended but are still mapped somewhere."""
         return [info for info in self._all_domains() if dying or info.state is not DomainState.DYING]
 
+    def find_domain(self, domid: int) -> DomainInfo:
+        """Dom0. One domain, also one that ended but is still mapped somewhere. Raises `NotFound`."""
+        with self.link.call(Op.DOMAIN_INFO, _fill_domid(domid)) as reply:
+            info = _domain_info(reply.message.domain)
+        if info.domid != domid:  # the broker gives the next one
+            raise NotFound(f"there is no domain {domid}")
+        return info
+
     def _all_domains(self) -> Iterator[DomainInfo]:
         domid = 0
         with suppress(NotFound):

@@ -85,8 +85,9 @@ class XenstoreClient(StoreCalls):
         try:
             with self._send_lock:
                 self._transport.send(packet)
-        except (OSError, PeerError):
-            self._transport.shut_down()  # the reader sees the end and ends all calls, this one too
+        except (OSError, PeerError) as error:
+            self._end(_gone(error))
+            self._transport.shut_down()
         call.done.acquire()
         if call.op == op:
             return call.payload
@@ -191,20 +192,17 @@ class XenstoreClient(StoreCalls):
     # -- the reader
 
     def _read_replies(self) -> None:
-        parser, error = PacketParser(), ""
+        parser = PacketParser()
         try:
-            while not error and (data := self._transport.receive()):
+            while parser.broken is None and (data := self._transport.receive()):
                 for op, request_id, _, payload in parser.feed(data):
                     if op == Op.WATCH_EVENT:
                         self._deliver(payload)
                     else:
                         self._complete(request_id, op, payload)
-                error = parser.broken or ""
-        except OSError as failure:
-            error = failure.strerror or str(failure)
-        except PeerError as failure:
-            error = str(failure)
-        self._end(StoreGone("xenstored is gone" + (f": {error}" if error else "")))
+            self._end(_gone(parser.broken))
+        except (OSError, PeerError) as error:
+            self._end(_gone(error))
 
     def _complete(self, request_id: int, op: int, payload: bytes) -> None:
         with self._lock:
@@ -307,6 +305,10 @@ class Transaction(StoreCalls):
 
     def __repr__(self) -> str:
         return f"<Transaction {self._number or 'over'}>"
+
+
+def _gone(why: Exception | str | None) -> StoreGone:
+    return StoreGone(f"xenstored is gone: {getattr(why, 'strerror', None) or why}" if why else "xenstored is gone")
 
 
 def _watch_arguments(subscription: Subscription) -> bytes:

@@ -9,11 +9,11 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from paravirt.errors import HypervisorGone, ParavirtError
-from paravirt.hypervisor.client import EventChannel, Hypervisor
+from paravirt.errors import ParavirtError
+from paravirt.hypervisor.channels import EventChannel
+from paravirt.hypervisor.client import XENSTORE_GREF, Hypervisor
 from paravirt.hypervisor.domains import DomainState
 from paravirt.hypervisor.events import VIRQ_DOM_EXC
-from paravirt.xenstore.domains import DOM0
 from paravirt.xenstore.hub import Hub
 from paravirt.xenstore.loop import Loop
 from paravirt.xenstore.ring_link import RingLink
@@ -21,9 +21,6 @@ from paravirt.xenstore.session import Connection
 from paravirt.xenstore.wire import Errno
 
 log = logging.getLogger(__name__)
-
-STORE_GREF = 1
-"""The reserved grant of every domain's xenstore page."""
 
 Adopt = Callable[[socket.socket, int], None]
 
@@ -52,17 +49,17 @@ class Guests:
 
     def exists(self, domid: int) -> bool:
         try:
-            domains = self._hypervisor.list_domains()
-        except HypervisorGone:
+            return self._hypervisor.find_domain(domid).state is not DomainState.DYING
+        except ParavirtError:
             return False
-        return any(domain.domid == domid and domain.state is not DomainState.DYING for domain in domains)
 
     def attach_ring(self, connection: Connection, port: int) -> RingLink | Errno:
         """Serve a connection over its domain's reserved ring page and the event channel `port` of that domain."""
         domid = connection.domain.domid
         with ExitStack() as stack:
             try:
-                pages = self._hypervisor.foreign_arena(domid, STORE_GREF).map_pages([STORE_GREF])
+                with self._hypervisor.foreign_arena(domid, XENSTORE_GREF) as arena:
+                    pages = arena.map_pages([XENSTORE_GREF])
                 stack.callback(pages.close)
                 channel = self._hypervisor.bind_interdomain(self._waiter, domid, port)
                 stack.callback(channel.close)
@@ -88,12 +85,11 @@ class Guests:
 
     def _on_connections(self, _events: int) -> None:
         try:
-            while (labelled := self._registration.next()) is not None:
-                domid, client = labelled
-                if domid == DOM0 or self._hub.known(domid) is not None:
-                    self._adopt(client, domid)
-                else:
-                    client.close()
+            domid, client = self._registration.next()
+            if self._hub.known(domid) is not None:
+                self._adopt(client, domid)
+            else:
+                client.close()  # it died meanwhile
         except ParavirtError as error:
             log.error("%s: connections go on, but no domain can connect any more", error)
             self._forget_registration()
@@ -109,7 +105,7 @@ class Guests:
     def _look_at_domains(self) -> None:
         """Some domain has shut down or died: see which."""
         try:
-            domains = {domain.domid: domain.state for domain in self._hypervisor.list_domains()}
+            domains = {domain.domid: domain.state for domain in self._hypervisor.list_domains(dying=True)}
             for domid, state in domains.items():
                 if state is DomainState.SHUTDOWN:
                     self._hub.shut_down(domid)

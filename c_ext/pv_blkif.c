@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "pv_blkif.h"
 
-#include <errno.h>
 #include <string.h>
 
 #define SECTOR_SHIFT 9
@@ -184,38 +183,4 @@ void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *re
 		responses[i].operation = requests[i].operation;
 		responses[i].status = plans[i].status;
 	}
-}
-
-static int revoke_first(struct pv_granter *granter, const struct pv_blkif_request *request, uint32_t segments)
-{
-	int busy = 0;
-
-	for (uint32_t i = 0; i < segments; i++)
-		if (pv_grant_revoke(granter, request->seg[i].gref) == -EBUSY)
-			busy = -EBUSY;
-	return busy;
-}
-
-int pv_blkif_grant(struct pv_granter *granter, uint16_t domid, const struct pv_blkif_request *requests, uint32_t n)
-{
-	for (uint32_t r = 0; r < n; r++) {
-		for (uint32_t i = 0; i < requests[r].nr_segments; i++) {
-			uint32_t gref = requests[r].seg[i].gref;
-			int error = pv_grant_access(granter, gref, domid, gref, maps_read_only(&requests[r]));
-
-			if (!error)
-				continue;
-			/* Nothing of this batch was sent, so nothing can be in use. */
-			revoke_first(granter, &requests[r], i);
-			while (r-- > 0)
-				revoke_first(granter, &requests[r], requests[r].nr_segments);
-			return error;
-		}
-	}
-	return 0;
-}
-
-int pv_blkif_revoke(struct pv_granter *granter, const struct pv_blkif_request *request)
-{
-	return revoke_first(granter, request, request->nr_segments);
 }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * blkif: what a block backend does with a batch of requests that were already copied to private memory, and what a
- * frontend does with the grants of the requests it is about to send.
+ * blkif: the messages, and what a block backend does with a batch of requests that were copied to private memory.
  *
  * Validation follows Xen public/io/blkif.h and what Linux' blkback refuses; sectors are 512 bytes everywhere.
  */
@@ -118,13 +117,5 @@ void pv_blkif_copy(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32
  */
 void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *requests, struct pv_blkif_plan *plans,
 		     uint32_t n, struct pv_blkif_response *responses, struct pv_blkif_counters *counters);
-
-/*
- * Frontend: grant the pages of n requests to `domid` (read-only for writes), frames equal to references. 0, or the first
- * error after undoing everything.
- */
-int pv_blkif_grant(struct pv_granter *granter, uint16_t domid, const struct pv_blkif_request *requests, uint32_t n);
-/* Take back the grants of one request. 0, or -EBUSY when the peer still holds one: none of its pages may be reused. */
-int pv_blkif_revoke(struct pv_granter *granter, const struct pv_blkif_request *request);
 
 #endif

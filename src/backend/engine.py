@@ -17,7 +17,7 @@ from paravirt.protocol.blkif import SECTOR_BYTES, Operation
 from paravirt.ring import blkif
 from paravirt.ring.event import EventPort, EventWaiter
 from paravirt.ring.grant import Mapper
-from paravirt.ring.memory import Mapping
+from paravirt.ring.memory import Mapping, address_of
 from paravirt.ring.shared import BackRing, RingStatistics
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class PythonEngine:
             read_only=disk.read_only,
             flush=True,
         )
-        self._memory = None if disk.memory is None else blkif.address_of(disk.memory)
+        self._memory = None if disk.memory is None else address_of(disk.memory)[0]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vbd-engine", daemon=True)
         self._batches = 0

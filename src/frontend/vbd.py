@@ -7,7 +7,6 @@ all of them; the device's own thread only follows xenstore.
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -79,7 +78,8 @@ class Disk:
         self._spin_ns = spin_ns
         self._changed = threading.Condition(threading.Lock())
         self._ready = False  # a ring is connected and requests may be issued
-        self._watching = False  # a caller is in ring.wait
+        self._watching = False  # a caller watches the ring, for all of them
+        self._others = 0  # callers and the device's thread that wait for _changed
         self._error: ParavirtError | None = None
         self._closed = False
         self._offer: VbdOffer | None = None
@@ -89,7 +89,6 @@ class Disk:
         self._new_ring: FrontRing | None = None
         self._channel: EventChannel | None = None
         self._waiter = hypervisor.waiter()
-        self._counts = [0] * 6  # reads, writes, flushes, read bytes, written bytes, errors
         self._connects = self._reissued = 0
         self._device = FrontendDevice(store, path, self)
         try:
@@ -133,7 +132,7 @@ class Disk:
             assert isinstance(io.data, bytes)
             return io.data
         out = bytearray(n_bytes)
-        self._run(list(split(Operation.READ, offset, n_bytes, memoryview(out))), timeout_s)
+        self._run(list(split(Operation.READ, offset, memoryview(out))), timeout_s)
         return bytes(out)
 
     def pwrite(self, data: Buffer, offset: int, *, timeout_s: float | None = None) -> int:
@@ -141,7 +140,7 @@ class Disk:
         view = memoryview(data).cast("B")
         self._check(offset, len(view))
         self._check_writable()
-        self._run(list(split(Operation.WRITE, offset, len(view), view)), timeout_s)
+        self._run(list(split(Operation.WRITE, offset, view)), timeout_s)
         return len(view)
 
     def flush(self, *, timeout_s: float | None = None) -> None:
@@ -166,7 +165,7 @@ class Disk:
         for offset, data in writes:
             view = memoryview(data).cast("B")
             self._check(offset, len(view))
-            ios.extend(split(Operation.WRITE, offset, len(view), view))
+            ios.extend(split(Operation.WRITE, offset, view))
         self._run(ios, timeout_s)
         return sum(io.length for io in ios)
 
@@ -174,17 +173,18 @@ class Disk:
         """The counters, live."""
         with self._changed:
             slots = self._slots
-            ring = slots.ring if slots else None
-            reads, writes, flushes, read_bytes, written_bytes, errors = self._counts
+            if slots is None:
+                raise Closed(f"disk {self.name} is closed")
+            done, ring = slots.counters, slots.ring
             return DiskStatistics(
-                reads=reads,
-                writes=writes,
-                flushes=flushes,
-                read_bytes=read_bytes,
-                written_bytes=written_bytes,
-                errors=errors,
-                in_flight=slots.in_flight if slots else 0,
-                held_slots=slots.held if slots else 0,
+                reads=done.reads,
+                writes=done.writes,
+                flushes=done.flushes,
+                read_bytes=done.read_bytes,
+                written_bytes=done.written_bytes,
+                errors=done.errors,
+                in_flight=slots.in_flight,
+                held_slots=slots.held,
                 reconnects=max(0, self._connects - 1),
                 reissued=self._reissued,
                 ring=ring.statistics() if ring else None,
@@ -233,47 +233,49 @@ class Disk:
         if self._geometry.read_only:
             raise ReadOnly(f"disk {self.name} is read-only")
 
-    def _run(self, ios: list[Io], timeout_s: float | None) -> None:
+    def _run(self, ios: Sequence[Io], timeout_s: float | None) -> None:
         """Issue requests and wait for all; raises for the first that failed, when all are answered."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        todo = deque(ios)
-        unanswered = deque(ios)
+        issued = answered = 0
+        n = len(ios)
         with self._changed:
             try:
-                while True:
-                    while unanswered and unanswered[0].status is not None:
-                        unanswered.popleft()
-                    if not unanswered:
-                        break
-                    self._issue(todo)
+                while answered < n:
+                    issued += self._issue(ios, issued)
                     self._wait(deadline)
+                    while answered < n and ios[answered].status is not None:
+                        answered += 1
             except BaseException:
                 # Answers may still come: they must not be written into memory the caller has back.
-                for io in unanswered:
-                    io.data = None
+                if self._slots is not None:
+                    self._slots.forget(ios)
                 raise
         for io in ios:
-            if io.status != Status.OKAY:
-                assert io.status is not None
+            if io.status:
                 raise IoError(
                     f"{io.operation.name} of {io.length} bytes at {io.offset} failed: "
                     f"the backend answered {Status(io.status).name}",
                     io.status,
                 )
 
-    def _issue(self, todo: deque[Io]) -> None:
+    def _issue(self, ios: Sequence[Io], start: int) -> int:
+        """Issue what fits of `ios` from `start` on; how many."""
         if self._error is not None:
             raise self._error
         if self._closed:
             raise Closed(f"disk {self.name} is closed")
         slots = self._slots
-        if not (todo and self._ready and slots is not None):
-            return
-        n = min(len(todo), slots.free)
-        if n:
-            slots.issue([todo.popleft() for _ in range(n)])
+        left = len(ios) - start
+        if not (left and self._ready and slots is not None):
+            return 0
+        n = min(left, slots.free)
+        if n == len(ios):
+            slots.issue(ios)
+        elif n:
+            slots.issue(ios[start : start + n])
         elif not slots.in_flight:
             raise PeerError(f"the backend of disk {self.name} keeps the pages of {slots.held} answered requests")
+        return n
 
     def _wait(self, deadline: float | None) -> None:
         """Until something has changed. With the lock held, which is let go while waiting."""
@@ -283,7 +285,11 @@ class Disk:
         slots = self._slots
         ring = slots.ring if slots else None
         if not self._ready or self._watching or ring is None or slots is None:
-            self._changed.wait(timeout_s)
+            self._others += 1
+            try:
+                self._changed.wait(timeout_s)
+            finally:
+                self._others -= 1
             return
         self._watching = True
         self._changed.release()
@@ -295,9 +301,10 @@ class Disk:
         finally:
             self._changed.acquire()
             self._watching = False
-            self._changed.notify_all()
+            if self._others:
+                self._changed.notify_all()
         try:
-            slots.complete(n, self._count)
+            slots.complete(n)
         except PeerError as error:
             self._fail_soon(error)
 
@@ -306,19 +313,6 @@ class Disk:
         self._ready = False
         self._error = error
         self._device.fail(error)
-
-    def _count(self, io: Io) -> None:
-        counts = self._counts
-        if io.status != Status.OKAY:
-            counts[5] += 1
-        elif io.operation is Operation.READ:
-            counts[0] += 1
-            counts[3] += io.length
-        elif io.operation is Operation.WRITE:
-            counts[1] += 1
-            counts[4] += io.length
-        else:
-            counts[2] += 1
 
     # -- the driver's part of xenbus: called from the device's thread
 
@@ -363,7 +357,9 @@ class Disk:
         with self._changed:
             self._ready = False
             self._waiter.kick()
+            self._others += 1
             self._changed.wait_for(lambda: not self._watching)
+            self._others -= 1
             slots = self._slots
             ring = (slots.ring if slots else None) or self._new_ring
             self._new_ring = None
@@ -382,6 +378,4 @@ class Disk:
         """No answer will come any more."""
         with self._changed:
             self._error = error or PeerGone(f"the backend of disk {self.name} has closed")
-            if self._slots is not None:
-                self._slots.abandon()
             self._changed.notify_all()

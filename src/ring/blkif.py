@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""blkif in C: validation, grants and segment copies of a whole batch in one call.
+"""The backend's half of blkif in C: validation, grants and segment copies of a whole batch in one call.
 
 Messages are in private memory when they come here: `BackRing.take` copied them. Source: Xen public/io/blkif.h.
 """
@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paravirt.errors import PeerError
 from paravirt.ring._core import ffi, lib
-from paravirt.ring.grant import Granter, Mapper
+from paravirt.ring.grant import Mapper
 
 REQUEST_BYTES: int = ffi.sizeof("struct pv_blkif_request")
 RESPONSE_BYTES: int = ffi.sizeof("struct pv_blkif_response")
@@ -105,39 +104,6 @@ class RequestBatch:
         return next((REFUSED[self._plans[i].reason] for i in range(n) if self._plans[i].reason), None)
 
 
-class FrontendGrants:
-    """Grants the pages of requests to one backend and takes them back."""
-
-    def __init__(self, granter: Granter, backend_domid: int) -> None:
-        self._granter = granter
-        self._domid = backend_domid
-        self._core = granter.core
-
-    def grant(self, requests: CData, n: int) -> None:
-        """Grant what `n` requests at a C pointer name; all or nothing."""
-        error = lib.pv_blkif_grant(self._core, self._domid, requests, n)
-        if error:
-            raise PeerError(f"a page of a request is still in use by domain {self._domid} ({error})")
-
-    def revoke(self, request: CData) -> bool:
-        """Take back the grants of one request; False when the backend still holds one of them."""
-        return bool(lib.pv_blkif_revoke(self._core, request) == 0)
-
-
-def new_requests(n: int) -> CData:
-    """A private array of `n` requests, zeroed."""
-    return ffi.new("struct pv_blkif_request[]", n)
-
-
-def request_pointer(requests: CData, i: int) -> CData:
-    return requests + i
-
-
 def bytes_of(messages: CData) -> NDArray[np.uint8]:
     """The bytes of a C array, writable; an array, because rings remember the addresses of arrays."""
     return np.frombuffer(ffi.buffer(messages), np.uint8)
-
-
-def address_of(buffer: memoryview | bytearray) -> CData:
-    """A C pointer to writable memory; it keeps the buffer alive."""
-    return ffi.from_buffer("uint8_t[]", buffer, require_writable=True)

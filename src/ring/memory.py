@@ -168,3 +168,9 @@ def map_new(provider: Provider, n_bytes: int) -> tuple[int, Mapping]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def address_of(buffer: bytes | bytearray | memoryview) -> tuple[CData, int]:
+    """A C pointer to a buffer, which keeps it in place as long as the pointer lives, and its address."""
+    pointer = ffi.from_buffer(buffer)
+    return pointer, int(ffi.cast("uintptr_t", pointer))

@@ -201,7 +201,7 @@ class Ring:
             status = self._push_part(count, start)
         if 0 <= status <= _COUNT:
             return status
-        return self._push_slow(status)
+        return self.settle_push(status)
 
     def _push_part(self, count: int | None, start: int) -> int:
         n = self._out.count
@@ -212,7 +212,15 @@ class Ring:
         pointer = self._out.pointer + start * self._out.message.itemsize if start else self._out.pointer
         return _push(self._core, pointer, count)
 
-    def _push_slow(self, status: int) -> int:
+    @property
+    def core(self) -> CData:
+        """`struct pv_ring *`, for C functions that push on their own; after `close` every call on it fails."""
+        return self._core
+
+    def settle_push(self, status: int) -> int:
+        """What `push` makes of the result of `pv_ring_push`: the count; the slow way to notify; or an error."""
+        if 0 <= status <= _COUNT:
+            return status
         if status == -errno.EINVAL:
             raise InvalidRequest("more responses than requests that were taken")
         self._check(status)

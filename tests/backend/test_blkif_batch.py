@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from paravirt.protocol.blkif import MAX_SEGMENTS, REQUEST, RESPONSE, Operation, Status
 from paravirt.ring import blkif
 from paravirt.ring.grant import Granter, Mapper, entries_bytes, init_maptrack, maptrack_bytes
-from paravirt.ring.memory import Mapping, map_new
+from paravirt.ring.memory import Mapping, address_of, map_new
 
 BASE, PAGES, SECTORS = 8, 32, 2048
 
@@ -31,7 +31,7 @@ class Pair:
         self.batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
         self.batch.prepare(n)
         if disk is not None:
-            self.batch.copy(n, blkif.address_of(disk), len(disk))
+            self.batch.copy(n, address_of(disk)[0], len(disk))
         self.batch.finish(n)
         return np.frombuffer(bytes(self.batch.responses[: n * 16]), RESPONSE)
 
@@ -226,7 +226,7 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
     disk = bytearray(64 * 512)
     batch.prepare(n)
-    batch.copy(n, blkif.address_of(disk), len(disk))
+    batch.copy(n, address_of(disk)[0], len(disk))
     batch.finish(n)
     answers = np.frombuffer(bytes(batch.responses[: n * 16]), RESPONSE)
     assert answers["id"].tolist() == requests["id"].tolist()
@@ -238,24 +238,3 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     granter.close()
     for mapping in objects:
         mapping.close()
-
-
-def test_frontend_grants_all_or_nothing(pair: Pair) -> None:
-    requests = blkif.new_requests(2)
-    blkif.bytes_of(requests)[:] = np.frombuffer(
-        together(
-            [request(segments=[(BASE, 0, 7), (BASE + 1, 0, 7)]), request(segments=[(BASE + 2, 0, 7), (BASE + 1, 0, 7)])]
-        ).tobytes(),
-        np.uint8,
-    )
-    grants = blkif.FrontendGrants(pair.granter, 0)
-    with pytest.raises(Exception, match="still in use"):
-        grants.grant(requests, 2)
-    assert pair.granter.statistics().granted == 0
-    grants.grant(requests, 1)
-    assert pair.granter.statistics().granted == 2
-    pair.mapper.map(BASE + 1)
-    assert not grants.revoke(requests)
-    pair.mapper.unmap(BASE + 1)
-    assert grants.revoke(requests)
-    assert pair.granter.statistics().granted == 0

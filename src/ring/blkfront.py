@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""The frontend's half of blkif in C: slots, their grants, and the shadow of what is in flight.
+
+A slot is a place for one request with eleven pages of its own. Source: Xen public/io/blkif.h.
+"""
+
+import errno
+import struct
+from typing import Any
+
+import numpy as np
+
+from paravirt.errors import InvalidRequest, PeerError
+from paravirt.ring._core import ffi, lib
+from paravirt.ring.blkif import RESPONSE_BYTES, bytes_of
+from paravirt.ring.event import WaitResult
+from paravirt.ring.grant import Granter
+from paravirt.ring.shared import FrontRing
+
+CData = Any
+
+SLOT_PAGES = lib.PV_BLKIF_MAX_SEGMENTS
+
+_ASK = struct.Struct("<QQII")  # struct pv_blkfront_ask: offset, data, length, operation
+_VIOLATIONS = {
+    lib.PV_BLKFRONT_UNKNOWN_ID: "request {0}, which is not in flight",
+    lib.PV_BLKFRONT_WRONG_OPERATION: "request {0} with operation {1}, which is not what was asked",
+    lib.PV_BLKFRONT_UNKNOWN_STATUS: "request {0} with status {2}",
+}
+_issue, _complete = lib.pv_blkfront_issue, lib.pv_blkfront_complete
+
+
+class Slots:
+    """The slots of one disk. The caller's lock guards it, but for `watch`."""
+
+    def __init__(self, granter: Granter, pages: CData, first_gref: int, n_slots: int, backend_domid: int) -> None:
+        """`pages`: a C pointer to `n_slots` times eleven zeroed pages, which begin at `first_gref` of `granter`."""
+        self._granter = granter
+        self._arrays = {
+            "shadow": ffi.new("struct pv_blkif_request[]", n_slots),
+            "batch": ffi.new("struct pv_blkif_request[]", n_slots),
+            "sequence": ffi.new("uint64_t[]", n_slots),
+            "free": ffi.new("uint32_t[]", n_slots),
+            "held": ffi.new("uint32_t[]", n_slots),
+        }
+        self._core: CData = ffi.new("struct pv_blkfront *")
+        self._core.granter, self._core.pages = granter.core, pages
+        self._core.first_gref, self._core.n_slots, self._core.backend = first_gref, n_slots, backend_domid
+        for name, array in self._arrays.items():
+            setattr(self._core, name, array)
+        lib.pv_blkfront_init(self._core)
+        self._asks = ffi.new("struct pv_blkfront_ask[]", n_slots)
+        self._asks_view = bytes_of(self._asks).data
+        self._chosen = ffi.new("uint32_t[]", n_slots)
+        # An array, because a ring remembers the addresses of arrays.
+        self._responses = np.zeros(n_slots * RESPONSE_BYTES, np.uint8)
+        self._responses_core = ffi.cast("struct pv_blkif_response *", ffi.from_buffer(self._responses))
+        self._answers = ffi.new("struct pv_blkfront_answer[]", n_slots)
+
+    @property
+    def core(self) -> CData:
+        """`struct pv_blkfront *`, for its counters."""
+        return self._core
+
+    @property
+    def free(self) -> int:
+        """Requests that can be issued now."""
+        free: int = self._core.n_free
+        return free
+
+    @property
+    def in_flight(self) -> int:
+        in_flight: int = self._core.n_in_flight
+        return in_flight
+
+    @property
+    def held(self) -> int:
+        """Slots out of use because the backend keeps a page of an answered request."""
+        held: int = self._core.n_held
+        return held
+
+    def ask(self, i: int, operation: int, offset: int, length: int, data: int = 0) -> None:
+        """Prepare the `i`th request of the next `issue`: bytes on the disk, and the address of what a write writes."""
+        _ASK.pack_into(self._asks_view, i * _ASK.size, offset, data, length, operation)
+
+    def issue(self, ring: FrontRing, n: int) -> CData:
+        """Send the first `n` prepared requests, at most `free`; a C array with the slot of each."""
+        status = _issue(self._core, ring.core, self._asks, n, self._chosen)
+        if status != n:
+            self._settle(ring, status)
+        return self._chosen
+
+    def reissue(self, ring: FrontRing) -> int:
+        """Send what is in flight once more, oldest first, on a new ring; how many that are."""
+        status: int = lib.pv_blkfront_reissue(self._core, ring.core)
+        return self._settle(ring, status)
+
+    def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> int:
+        """Take responses, after waiting for one; how many, for `complete`. 0 when the wait ended for another reason.
+
+        To be called *without* the lock, by one thread at a time.
+        """
+        n = ring.take(self._responses, spin_ns=spin_ns)
+        if n == 0 and ring.wait(timeout_s=timeout_s) is WaitResult.EVENT:
+            n = ring.take(self._responses)
+        return n
+
+    def complete(self, n: int) -> tuple[list[tuple[int, int]], PeerError | None]:
+        """(slot, status) of each of the `n` responses that `watch` took, up to the first that matches no request.
+
+        That one is the `PeerError`.
+        """
+        right = _complete(self._core, self._responses_core, n, self._answers)
+        answers = self._answers
+        done = [(answers[i].slot, answers[i].status) for i in range(right)]
+        if right == n:
+            return done, None
+        wrong = self._core.wrong
+        text = _VIOLATIONS[self._core.violation].format(wrong.id, wrong.operation, wrong.status)
+        return done, PeerError(f"the backend answered {text}")
+
+    def _settle(self, ring: FrontRing, status: int) -> int:
+        if status in (-errno.ENOSPC, -errno.EBUSY, -errno.EINVAL, -errno.ENOMEM):
+            raise InvalidRequest(f"the requests could not be issued: {errno.errorcode[-status]}")
+        return ring.settle_push(status)

@@ -226,6 +226,10 @@ class BrokerServer:
         with theirs:
             try:
                 sockets.send(self._store_link, to_bytes(message), [theirs.fileno()])
+            except ConnectionError as error:
+                ours.close()
+                self._drop_store()
+                raise Refused(errno.ENOENT, "no xenstored: it has closed its link") from error
             except OSError as error:
                 ours.close()
                 raise Refused(errno.EAGAIN, f"xenstored takes no connection now: {error.strerror}") from error

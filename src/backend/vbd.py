@@ -16,7 +16,7 @@ from paravirt.errors import AlreadyExists, HypervisorGone, ParavirtError, PeerEr
 from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
 from paravirt.protocol import blkif
 from paravirt.protocol.vbd import VbdConfig, VbdOffer, VbdRequest
-from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step
+from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step, parse_state
 from paravirt.ring.shared import BackRing
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
@@ -112,7 +112,7 @@ class VbdBackend:
         if own is XenbusState.UNKNOWN:
             self._forget()
             return False
-        frontend = xenbus.read_state(self._store, self.path.frontend)
+        frontend = self._frontend_state()
         online = xenbus.read_key(self._store, f"{self.path.backend}/online") == "1"
         if not self._adopted:
             self._adopted = True
@@ -124,6 +124,12 @@ class VbdBackend:
             return False
         log.debug("%s: %s sees %s: %s", self.path.backend, own.name, frontend.name, step.name)
         return self._act(step, frontend)
+
+    def _frontend_state(self) -> XenbusState:
+        """UNKNOWN only when the directory is gone: a guest that writes 0 there has closed."""
+        text = xenbus.read_key(self._store, f"{self.path.frontend}/state")
+        state = parse_state(text)
+        return XenbusState.CLOSED if text is not None and state is XenbusState.UNKNOWN else state
 
     def _act(self, step: BackendStep, frontend: XenbusState) -> bool:
         match step:

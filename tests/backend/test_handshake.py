@@ -218,7 +218,6 @@ BAD = {
     "ring-ref no number": ({"ring-ref": "eight"}, "ring-ref is 'eight'"),
     "ring-ref not UTF-8": ({"ring-ref": "\udcff"}, "not ASCII"),
     "ring-ref of nobody": ({"ring-ref": "4000000"}, ""),
-    "ring-ref reserved": ({"ring-ref": "5"}, ""),
     "ring-ref not granted": ({"ring-ref": "+1"}, ""),
     "no event-channel": ({"event-channel": None}, "event-channel is missing"),
     "event-channel of nobody": ({"event-channel": "4000"}, ""),

@@ -56,11 +56,17 @@ class Guest:
         assert self.process.stdin is not None
         self.process.stdin.close()
         status = self.process.wait(DEADLINE_S)
-        self._reader.join(DEADLINE_S)
+        self.close()
         assert status == 0, self._lines
         word, _, reconnects, reissued = self._lines[-1].split()
         assert word == "done"
         return int(reconnects), int(reissued)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+        self.process.close()
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -121,6 +127,7 @@ def test_front(host: TemporaryHost, image: Path, isolated: bool) -> None:
         guest.says(more=2)
         os.kill(guest.process.pid, signal.SIGKILL)
         guest.process.wait(DEADLINE_S)
+        guest.close()
         eventually(lambda: not vbd.list_vbds(host.store), "the backend forgets the device")
         domid = domain.domid
         eventually(

@@ -190,14 +190,35 @@ def test_a_backend_that_lies(forge: Callable[[np.ndarray], np.ndarray], monkeypa
         disk.close()
 
 
-def test_a_backend_index_too_far() -> None:
-    with paravirt.Host() as host:
+class OverreachingEngine(PythonEngine):
+    """A backend that answers by moving its index only, as far as `lead` says."""
+
+    lead = 0
+
+    def __init__(
+        self, connection: Connection, disk: BackendDisk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
+    ) -> None:
+        super().__init__(connection, disk, spin_ns=spin_ns, on_failure=on_failure)
+        ring = connection.ring
+
+        def overreach(messages: np.ndarray, count: int | None = None, start: int = 0) -> int:
+            ring.core.own_prod[0] = (ring.core.prod + type(self).lead) & 0xFFFFFFFF
+            connection.port.notify()
+            return count or 0
+
+        ring.push = overreach  # type: ignore[method-assign,assignment]
+
+
+@pytest.mark.parametrize("lead", [2, 33, 129, 1 << 31, (1 << 32) - 1])
+def test_a_backend_index_too_far(lead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More responses than requests are outstanding, up to more than the ring holds."""
+    monkeypatch.setattr(OverreachingEngine, "lead", lead)
+    with paravirt.Host(engine=OverreachingEngine) as host:
         domain = host.create_domain("guest")
         host.attach_disk(domain, "1M", driver="memory")
-        disk = domain.open_disk(spin_ns=0)
-        disk.pread(512, 0)
-        assert disk._ring_pages is not None
-        disk._ring_pages.view[8:12] = struct.pack("<I", 1 << 20)
+        disk = domain.open_disk()
         with pytest.raises(PeerError, match="producer index"):
+            disk.pread(512, 0, timeout_s=DEADLINE_S)
+        with pytest.raises((PeerError, PeerGone)):
             disk.pread(512, 0, timeout_s=DEADLINE_S)
         disk.close()

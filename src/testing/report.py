@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from paravirt.testing.ring_bench import RingResult
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -46,6 +48,24 @@ def disk_row(result: dict[str, Any], backend_cpu_s: float) -> Measured:
         result["cpu_s"] + backend_cpu_s,
         result["seconds"],
     )
+
+
+def ring_rows(results: Iterable[RingResult]) -> list[Measured]:
+    """Measured rings as rows; the round trip is that of a batch alone on the ring."""
+    return [
+        Measured(
+            f"ring: batches of {result.batch}",
+            result.pairs_per_s,
+            result.pairs_per_s * (result.request_bytes + result.response_bytes) / 1e6,
+            result.round_trip_p50_ns / 1000,
+            result.round_trip_p99_ns / 1000,
+            result.notifications_sent,
+            result.notifications_suppressed,
+            result.cpu_s,
+            result.seconds,
+        )
+        for result in results
+    ]
 
 
 def print_table(console: Console, rows: Iterable[Measured]) -> None:

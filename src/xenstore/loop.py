@@ -17,7 +17,7 @@ Callback = Callable[[int], None]
 
 
 class Loop:
-    """Runs callbacks in one thread. `call` and `stop` may be used from any thread and from signal handlers."""
+    """Runs callbacks in one thread. `call` and `stop` may be used from any thread and signal handler before `close`."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -68,12 +68,10 @@ class Loop:
             self._calls.popleft()()
         self._callbacks.clear()
         self._epoll.close()
-        fd, self._wake_fd = self._wake_fd, -1
-        os.close(fd)
+        os.close(self._wake_fd)
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # closed meanwhile: there is nobody to wake
-            os.eventfd_write(self._wake_fd, 1)
+        os.eventfd_write(self._wake_fd, 1)
 
     def _on_wake(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):

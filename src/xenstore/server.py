@@ -54,6 +54,7 @@ class XenstoreServer:
         self._runner: threading.Thread | None = None
         self._finished = threading.Event()
         self._lock = threading.Lock()
+        self._release_lock = threading.Lock()
         self._closed = self._released = False
         self._guests: Guests | None = None
         self._path = os.fspath(socket_path) if socket_path is not None else None
@@ -87,8 +88,10 @@ class XenstoreServer:
 
     def stop(self) -> None:
         """Stop serving and close everything; from any thread, twice is harmless."""
-        self._closed = True
-        self._loop.stop()
+        with self._lock:
+            self._closed = True
+            if not self._released:
+                self._loop.stop()
         if self._runner is not None and self._runner is not threading.current_thread():
             self._finished.wait()
         self._release()
@@ -121,10 +124,13 @@ class XenstoreServer:
             self._finished.set()
 
     def _release(self) -> None:
-        with self._lock:
-            if self._released:
-                return
-            self._closed = self._released = True
+        with self._release_lock:  # whoever comes second returns when all is released
+            with self._lock:
+                former, self._closed, self._released = self._released, True, True
+            if not former:
+                self._release_all()
+
+    def _release_all(self) -> None:
         for connection in list(self._links):
             self._end(connection)
         if self._guests is not None:

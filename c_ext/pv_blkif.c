@@ -1,7 +1,13 @@
 /* SPDX-License-Identifier: MIT */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "pv_blkif.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #define SECTOR_SHIFT 9
 #define PAGE_SECTORS 8
@@ -145,6 +151,60 @@ void pv_blkif_copy(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32
 			at += plan->extents[e].length;
 		}
 	}
+}
+
+/* All bytes of a plan; 0 or a positive errno. */
+static int transfer(struct pv_mapper *mapper, const struct pv_blkif_plan *plan, int fd)
+{
+	struct iovec pieces[PV_BLKIF_MAX_SEGMENTS], *next = pieces;
+	int left = plan->n_extents;
+	off_t at = (off_t)plan->offset;
+
+	for (int i = 0; i < left; i++) {
+		pieces[i].iov_base = mapper->data + plan->extents[i].offset;
+		pieces[i].iov_len = plan->extents[i].length;
+	}
+	while (left > 0) {
+		ssize_t done = plan->operation == PV_BLKIF_OP_WRITE ? pwritev(fd, next, left, at) : preadv(fd, next, left, at);
+
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done <= 0)
+			return done < 0 ? errno : EIO;
+		at += done;
+		/* Rare: a signal or a limit cut the call short. */
+		while (left > 0 && (size_t)done >= next->iov_len) {
+			done -= (ssize_t)next->iov_len;
+			next++;
+			left--;
+		}
+		if (left > 0) {
+			next->iov_base = (uint8_t *)next->iov_base + done;
+			next->iov_len -= (size_t)done;
+		}
+	}
+	return 0;
+}
+
+int pv_blkif_transfer(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, int fd)
+{
+	int first = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct pv_blkif_plan *plan = &plans[i];
+		int error;
+
+		if (plan->status != PV_BLKIF_PENDING)
+			continue;
+		if (plan->operation == PV_BLKIF_OP_FLUSH_DISKCACHE)
+			error = fdatasync(fd) ? errno : 0;
+		else
+			error = transfer(mapper, plan, fd);
+		plan->status = error ? PV_BLKIF_RSP_ERROR : PV_BLKIF_RSP_OKAY;
+		if (!first)
+			first = error;
+	}
+	return first;
 }
 
 static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan *plan)

@@ -112,6 +112,12 @@ uint32_t pv_blkif_prepare(struct pv_mapper *mapper, const struct pv_blkif_limits
 void pv_blkif_copy(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, uint8_t *disk, uint64_t disk_bytes);
 
 /*
+ * Serve the pending requests from a file or block device with preadv, pwritev and fdatasync, in order. The first errno
+ * (positive), or 0; what failed is an error in its plan. A file that ends early is EIO. Blocks as the file does.
+ */
+int pv_blkif_transfer(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, int fd);
+
+/*
  * Unmap the grants of all n requests and write the responses, in order. A plan still pending becomes an error. `plans`
  * and `requests` are those given to pv_blkif_prepare, from private memory.
  */

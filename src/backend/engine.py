@@ -6,6 +6,7 @@ An engine serves one connected ring until it is stopped. Discovery, negotiation 
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 # How long the thread answers bad requests at most: one error a millisecond, so that a guest cannot make Dom0 spend its
 # time on refusals (Linux' blkback does the same).
 ERROR_PAUSE_S = 0.001
+
+# Requests answered at once, at most: a frontend with many in flight gets the first while the last are done.
+MAX_BATCH = 16
 
 
 @dataclass(slots=True)
@@ -86,7 +90,8 @@ class PythonEngine:
         self._disk = disk
         self._spin_ns = spin_ns
         self._on_failure = on_failure
-        self._batch = blkif.RequestBatch(connection.mapper, connection.data.view, connection.ring.size)
+        capacity = min(MAX_BATCH, connection.ring.size)
+        self._batch = blkif.RequestBatch(connection.mapper, connection.data.view, capacity)
         self._batch.set_limits(
             sectors=disk.size_bytes // SECTOR_BYTES,
             sector_size=disk.sector_size,
@@ -141,17 +146,25 @@ class PythonEngine:
             return
         self._batches += 1
         pending = batch.prepare(n)
-        if pending and self._memory is not None:
-            batch.copy(n, self._memory, self._disk.size_bytes)
-        elif pending:
-            for i in range(n):
-                if batch.is_pending(i):
-                    batch.complete(i, self._one(i))
+        if pending:
+            self._serve(n)
         batch.finish(n)
         ring.push(batch.responses, n)
         if pending < n:
             log.debug("%d requests refused, the first: %s", n - pending, batch.refusal(n))
             self._stopping.wait(ERROR_PAUSE_S)
+
+    def _serve(self, n: int) -> None:
+        batch, disk = self._batch, self._disk
+        if self._memory is not None:
+            batch.copy(n, self._memory, disk.size_bytes)
+        elif disk.fd is not None:
+            if error := batch.transfer(n, disk.fd):
+                log.warning("requests failed, the first: %s", os.strerror(error))
+        else:
+            for i in range(n):
+                if batch.is_pending(i):
+                    batch.complete(i, self._one(i))
 
     def _one(self, i: int) -> int:
         operation = self._batch.operation(i)

@@ -69,6 +69,13 @@ class RequestBatch:
         """Serve every pending request from memory at `disk` (a C pointer)."""
         lib.pv_blkif_copy(self._mapper.core, self._plans, n, disk, disk_bytes)
 
+    def transfer(self, n: int, fd: int) -> int:
+        """Serve every pending request from an open file; the first errno, or 0. Each failed one is an error by
+        itself.
+        """
+        error: int = lib.pv_blkif_transfer(self._mapper.core, self._plans, n, fd)
+        return error
+
     def is_pending(self, i: int) -> bool:
         pending: bool = self._plans[i].status == lib.PV_BLKIF_PENDING
         return pending

@@ -38,7 +38,7 @@ def cpu_seconds(pid: int) -> float:
 def disk_row(result: dict[str, Any], backend_cpu_s: float) -> Measured:
     """A guest's `DiskResult` as a row."""
     return Measured(
-        f"disk: {result['n_bytes'] / 1024:g} KiB, {result['depth']} in flight",
+        f"disk, {result['n_bytes'] / 1024:g} KiB x {result['depth']}",
         result["iops"],
         result["mb_per_s"],
         result["p50_us"],
@@ -54,7 +54,7 @@ def ring_rows(results: Iterable[RingResult]) -> list[Measured]:
     """Measured rings as rows; the round trip is that of a batch alone on the ring."""
     return [
         Measured(
-            f"ring: batches of {result.batch}",
+            f"ring, batch {result.batch}",
             result.pairs_per_s,
             result.pairs_per_s * (result.request_bytes + result.response_bytes) / 1e6,
             result.round_trip_p50_ns / 1000,
@@ -68,25 +68,33 @@ def ring_rows(results: Iterable[RingResult]) -> list[Measured]:
     ]
 
 
+def short(number: float) -> str:
+    """A count in at most five characters: 950, 83.7k, 5.40M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.{2 if number < 10 * size else 1 if number < 100 * size else 0}f}{unit}"
+    return f"{number:.0f}"
+
+
 def print_table(console: Console, rows: Iterable[Measured]) -> None:
-    """The one table of a demonstration."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="What was measured", title_justify="left")
-    table.add_column("")
-    for heading in ("per second", "MB/s", "p50 µs", "p99 µs", "notified", "suppressed", "CPUs used"):
-        table.add_column(heading, justify="right")
+    """The one table of a demonstration; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for heading in ("per s", "MB/s", "p50 µs", "p99 µs", "sent", "suppr.", "CPUs"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.what,
-            f"{row.per_second:,.0f}",
-            f"{row.mb_per_s:,.0f}",
-            f"{row.p50_us:,.1f}",
-            f"{row.p99_us:,.1f}",
-            f"{row.sent:,}",
-            f"{row.suppressed:,}",
+            short(row.per_second),
+            short(row.mb_per_s),
+            f"{row.p50_us:.1f}",
+            f"{row.p99_us:.1f}",
+            short(row.sent),
+            short(row.suppressed),
             f"{row.cpu_s / row.seconds:.2f}",
         )
     console.print(table)
     console.print(
-        "per second: pairs of request and answer, or reads. notified: the other side slept and was rung; "
-        "suppressed: it was awake.\nCPUs used: both sides together; 2.00 is two whole CPUs."
+        "per s: pairs of request and response, or reads. p50, p99: of a batch alone on the ring; of one call."
     )
+    console.print("sent, suppr.: notifications sent and saved, because the other side was awake. CPUs: of both sides.")

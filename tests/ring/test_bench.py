@@ -28,7 +28,7 @@ def test_every_way_of_waiting(wait: Wait) -> None:
     assert told[0] == ("ring: batches of 1", 0.0)
     assert told[-1][1] == 1.0
     assert sorted(share for _, share in told) == [share for _, share in told]
-    assert [row.what for row in ring_rows(results)] == ["ring: batches of 1", "ring: batches of 32"]
+    assert [row.what for row in ring_rows(results)] == ["ring, batch 1", "ring, batch 32"]
 
 
 def test_a_run_is_measured_again_and_again_and_leaves_nothing() -> None:

@@ -21,8 +21,10 @@ class Disk(Protocol):
     sector_size: int  # bytes, a power of two from 512
     read_only: bool
 
-    # A disk that is plain memory says where: requests are then copied in C, without these methods.
+    # Two kinds of disk are served in C, a batch in one call, and need none of the methods below but `close`: one that
+    # is plain memory says where, one that is a file (its own `preadv` would do just that) gives the descriptor.
     memory: memoryview | None
+    fd: int | None
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Fill all buffers from `offset` on."""

@@ -28,13 +28,14 @@ class FileDisk:
     def __init__(self, spec: str, read_only: bool) -> None:
         self._path = spec
         self.read_only = read_only
-        self._fd = _open(spec, read_only)
+        fd = _open(spec, read_only)
         try:
-            self.size_bytes = _size(self._fd, spec)
-            _lock(self._fd, spec, read_only)
+            self.size_bytes = _size(fd, spec)
+            _lock(fd, spec, read_only)
         except BaseException:
-            os.close(self._fd)
+            os.close(fd)
             raise
+        self.fd: int | None = fd
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
         self._all(os.preadv, buffers, offset, "reads as shorter than it was when it was opened")
@@ -49,23 +50,28 @@ class FileDisk:
         offset: int,
         short: str,
     ) -> None:
-        wanted = sum(map(len, buffers))
-        done = call(self._fd, buffers, offset)
+        fd, wanted = self._opened(), sum(map(len, buffers))
+        done = call(fd, buffers, offset)
         while done < wanted:
             # Rare: a signal or a limit cut the call short. Zero bytes is the end of a file that shrank.
             rest = _skip(buffers, done)
-            step = call(self._fd, rest, offset + done)
+            step = call(fd, rest, offset + done)
             if step == 0:
                 raise OSError(errno.EIO, f"image {self._path} {short}")
             done += step
 
     def flush(self) -> None:
-        os.fdatasync(self._fd)
+        os.fdatasync(self._opened())
+
+    def _opened(self) -> int:
+        if self.fd is None:
+            raise OSError(errno.EBADF, f"image {self._path} is closed")
+        return self.fd
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 def _skip(buffers: Sequence[memoryview], n_bytes: int) -> list[memoryview]:

@@ -12,6 +12,7 @@ class MemoryDisk:
     """`memory:SIZE`."""
 
     sector_size = 512
+    fd: int | None = None
 
     def __init__(self, spec: str, read_only: bool) -> None:
         self.size_bytes = parse_size(spec, "size of a memory disk")

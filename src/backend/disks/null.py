@@ -12,6 +12,7 @@ class NullDisk:
     """`null:SIZE`."""
 
     sector_size = 512
+    fd: int | None = None
     memory: memoryview | None = None
 
     def __init__(self, spec: str, read_only: bool) -> None:

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -76,8 +77,8 @@ int pv_hv_receive(int fd, uint32_t seq, struct pv_hv_message *reply, int *fds, u
 		if (size == 0)
 			return -EPIPE;
 		n = take_fds(&message, received);
-		if (size == sizeof(*reply) && reply->header.seq == seq && !(message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) &&
-		    n <= max_fds && n == reply->header.n_fds) {
+		if (size == sizeof(*reply) && reply->header.seq == seq && !(message.msg_flags & MSG_TRUNC) && n <= max_fds &&
+		    n <= reply->header.n_fds) {
 			memcpy(fds, received, n * sizeof(int));
 			return (int)n;
 		}
@@ -99,6 +100,20 @@ int pv_hv_call(
 		result = pv_hv_receive(fd, request->header.seq, reply, fds, max_fds);
 	while (result == -EINTR);
 	return result;
+}
+
+int pv_hv_deliver(int page_fd, uint32_t slot, int bell_fd)
+{
+	void *page = mmap(NULL, PV_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, page_fd, 0);
+	struct pv_port port;
+
+	if (page == MAP_FAILED)
+		return -errno;
+	pv_port_init(&port, NULL, NULL, 0);
+	pv_port_set_peer(&port, page, slot, bell_fd, 0);
+	pv_notify(&port);
+	munmap(page, PV_PAGE_BYTES);
+	return 0;
 }
 
 void pv_bindings_set(struct pv_bindings *bindings, uint32_t waiter, uint32_t generation)

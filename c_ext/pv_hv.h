@@ -186,7 +186,8 @@ struct pv_hv_message {
 int pv_hv_send(int fd, const struct pv_hv_message *request, int send_fd);
 /*
  * Receive the reply to `seq`; replies to earlier requests (whose callers gave up) are dropped. Returns how many
- * descriptors came, all close-on-exec and now the caller's; -EINTR when a signal arrived (call again); -EPIPE at the
+ * descriptors came, all close-on-exec and now the caller's (fewer than reply->header.n_fds when this process can hold no
+ * more); -EINTR when a signal arrived (call again); -EPIPE at the
  * broker's end; -EPROTO for anything that is not a reply to `seq`.
  */
 int pv_hv_receive(int fd, uint32_t seq, struct pv_hv_message *reply, int *fds, uint32_t max_fds);
@@ -197,6 +198,11 @@ int pv_hv_receive(int fd, uint32_t seq, struct pv_hv_message *reply, int *fds, u
 int pv_hv_call(
 	int fd, const struct pv_hv_message *request, int send_fd, struct pv_hv_message *reply, int *fds, uint32_t max_fds);
 
+/*
+ * The broker, which holds no inbox mapped: set a slot of the inbox page `page_fd` pending, and ring `bell_fd` if its
+ * receiver sleeps. 0 or -errno.
+ */
+int pv_hv_deliver(int page_fd, uint32_t slot, int bell_fd);
 /* The broker: a binding of this waiter changed; ring it after this. */
 void pv_bindings_set(struct pv_bindings *bindings, uint32_t waiter, uint32_t generation);
 

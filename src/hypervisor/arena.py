@@ -105,11 +105,15 @@ class Arena:
         self._runs: dict[int, int] = {}
         self._free: list[tuple[int, int]] = [(0, self.n_pages)]
         self._held: deque[int] = deque()
-        self._entries = map_and_close(reply.take_fd(), entries_bytes(self.n_pages))
         try:
-            self.memory = map_and_close(reply.take_fd(), self.n_pages * PAGE_BYTES)
+            self._entries = map_and_close(reply.take_fd(), entries_bytes(self.n_pages))
+            try:
+                self.memory = map_and_close(reply.take_fd(), self.n_pages * PAGE_BYTES)
+            except BaseException:
+                self._entries.close()
+                raise
         except BaseException:
-            self._entries.close()
+            link.do_quietly(Op.ARENA_DESTROY, self._fill)
             raise
         self.granter = Granter(self._entries, base=self.base, n_pages=self.n_pages, peer=peer)
         self._closed = False

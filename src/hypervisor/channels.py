@@ -42,15 +42,17 @@ class PeerInboxes:
     def take(self, number: int, page_fd: int, bell_fd: int) -> tuple[Mapping, int]:
         """One more use; takes ownership of both descriptors."""
         with self._lock:
+            unused = [page_fd, bell_fd]
             try:
                 if number not in self._held:
                     mapping = Mapping(page_fd, PAGE_BYTES)
-                    self._held[number] = (mapping, os.dup(bell_fd))
+                    self._held[number] = (mapping, bell_fd)
                     self._numbers[mapping] = number
                     self._uses[number] = 0
+                    unused.remove(bell_fd)
             finally:
-                os.close(page_fd)
-                os.close(bell_fd)
+                for fd in unused:
+                    os.close(fd)
             self._uses[number] += 1
             return self._held[number]
 
@@ -121,12 +123,15 @@ class Waiter(EventWaiter):
     def _inbox(self, reply: Reply) -> Inbox:
         port = reply.message.port
         if port.flags & lib.PV_PORT_NEW_INBOX:
-            page_fd = reply.take_fd()
+            page_fd, bell_fd = reply.take_fds(2)
             try:
                 page = Mapping(page_fd, PAGE_BYTES)
+            except BaseException:
+                os.close(bell_fd)
+                raise
             finally:
                 os.close(page_fd)
-            self._by_number[port.inbox] = self.add_inbox(page, reply.take_fd())
+            self._by_number[port.inbox] = self.add_inbox(page, bell_fd)
         return self._by_number[port.inbox]
 
     def drop_inbox(self, inbox: Inbox) -> None:
@@ -204,7 +209,7 @@ class EventChannel(EventPort):
         port = reply.message.port
         bound = port.state in (PortState.INTERDOMAIN, PortState.IPI)
         if port.flags & lib.PV_PORT_PEER:
-            page_fd, bell_fd = reply.take_fd(), reply.take_fd()
+            page_fd, bell_fd = reply.take_fds(2)
             mapping, shared_bell_fd = self._connection.peer_inboxes.take(port.peer_inbox, page_fd, bell_fd)
             self.set_peer(mapping, port.peer_slot, shared_bell_fd, port.generation)
         elif not bound:

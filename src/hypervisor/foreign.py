@@ -45,6 +45,7 @@ class ForeignArena:
             maptrack = self._keep(map_and_close(reply.take_fd(), maptrack_bytes(self.n_pages)))
         except BaseException:
             self._unmap()
+            link.do_quietly(Op.ARENA_UNMAP, self._fill)
             raise
         self.mapper = Mapper(entries, self.data, maptrack, base=self.base, n_pages=self.n_pages, domid=domid)
 

@@ -50,10 +50,15 @@ class Reply:
         self._fds = fds
 
     def take_fd(self) -> int:
-        """The next descriptor, now the caller's. Raises `PeerError` when the broker sent too few."""
-        if not self._fds:
-            raise PeerError("the hypervisor sent too few descriptors")
-        return self._fds.pop(0)
+        """The next descriptor, now the caller's. Raises `ResourceLimit` when this process could not hold it."""
+        return self.take_fds(1)[0]
+
+    def take_fds(self, n: int) -> list[int]:
+        """The next `n` descriptors, all or none."""
+        if len(self._fds) < n:
+            raise ResourceLimit("this process can hold no more descriptors")
+        taken, self._fds = self._fds[:n], self._fds[n:]
+        return taken
 
     def __enter__(self) -> "Reply":
         return self

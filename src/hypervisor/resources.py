@@ -26,7 +26,7 @@ from paravirt.hypervisor.rules import (
     RingInbox,
     SetGeneration,
 )
-from paravirt.ring._core import ffi, lib
+from paravirt.ring._core import lib
 from paravirt.ring.event import init_inbox, make_bell, ring_bell
 from paravirt.ring.grant import entries_bytes, init_maptrack, maptrack_bytes, release_pins
 from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider, create_object, map_new, seal_writes
@@ -118,8 +118,7 @@ class Resources:
 
     def make_bindings(self, connection: int) -> int:
         """The bindings page of a new connection; the broker's descriptor of it."""
-        fd = self._create("memfd", PAGE_BYTES, sealable=True)
-        mapping = Mapping(fd, PAGE_BYTES)
+        fd, mapping = self._create_mapped("memfd", PAGE_BYTES, sealable=True)
         seal_writes(fd)
         page = mapping.pointer("struct pv_bindings *")
         page.magic, page.version = lib.PV_BINDINGS_MAGIC, lib.PV_SHARED_VERSION
@@ -151,14 +150,14 @@ class Resources:
         """`isolated`: one of the two domains is."""
         provider: Provider = "memfd" if isolated else self.provider
         n_entry_bytes, n_data_bytes = entries_bytes(arena.n_pages), arena.n_pages * PAGE_BYTES
-        entries_fd = self._create(provider, n_entry_bytes)
+        entries_fd, entries = self._create_mapped(provider, n_entry_bytes)
         try:
             data_fd = self._create(provider, n_data_bytes, sealable=arena.read_only)
         except ResourceLimit:
+            entries.close()
             os.close(entries_fd)
             self.used_bytes -= n_entry_bytes
             raise
-        entries = Mapping(entries_fd, n_entry_bytes)
         if arena.connection is None:
             # What a toolstack does for console and xenstore: granted to Dom0 from the start.
             entry = entries.pointer("struct pv_grant_entry *")
@@ -171,8 +170,7 @@ class Resources:
         """The maptrack of a new mapping; a descriptor of it, which is the caller's."""
         arena = mapping.arena
         n_bytes = maptrack_bytes(arena.n_pages)
-        fd = self._create("memfd", n_bytes)
-        made = Mapping(fd, n_bytes)
+        fd, made = self._create_mapped("memfd", n_bytes)
         init_maptrack(made, arena.base, arena.n_pages)
         self._maptracks[mapping.number] = _Maptrack(made, n_bytes)
         return fd
@@ -256,11 +254,8 @@ class Resources:
         found = self._inboxes.get(inbox)
         if found is None:
             return
-        with Mapping(found.page_fd, PAGE_BYTES) as page:
-            port = ffi.new("struct pv_port *")
-            lib.pv_port_init(port, ffi.NULL, ffi.NULL, 0)
-            lib.pv_port_set_peer(port, page.pointer("struct pv_inbox *"), slot, found.own_ring_fd, 0)
-            lib.pv_notify(port)
+        if status := lib.pv_hv_deliver(found.page_fd, slot, found.own_ring_fd):
+            log.error("an event is lost: %s", os.strerror(-status))
 
     def _release_pins(self, effect: ReleasePins) -> None:
         arena, maptrack = self._arenas.get(effect.arena), self._maptracks.get(effect.map)
@@ -311,6 +306,15 @@ class Resources:
                 f"of {self.budget_bytes}"
             )
         self.used_bytes += n_bytes
+
+    def _create_mapped(self, provider: Provider, n_bytes: int, *, sealable: bool = False) -> tuple[int, Mapping]:
+        fd = self._create(provider, n_bytes, sealable=sealable)
+        try:
+            return fd, Mapping(fd, n_bytes)
+        except BaseException:
+            os.close(fd)
+            self.used_bytes -= n_bytes
+            raise
 
     def _create(self, provider: Provider, n_bytes: int, *, sealable: bool = False) -> int:
         self._charge(n_bytes)

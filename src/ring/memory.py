@@ -10,6 +10,7 @@ Two providers make the same thing, a descriptor of zeroed memory of a fixed size
   could truncate the object under everybody's feet.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -86,9 +87,15 @@ class Mapping:
     """
 
     def __init__(self, fd: int, n_bytes: int, *, offset_bytes: int = 0, read_only: bool = False) -> None:
-        """Map `n_bytes` of `fd` from `offset_bytes`; the descriptor stays the caller's."""
+        """Map `n_bytes` of `fd` from `offset_bytes`; the descriptor stays the caller's. Raises `ResourceLimit`."""
         protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
-        self._adopt(mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, protection, offset=offset_bytes), n_bytes, read_only)
+        try:
+            mapped = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, protection, offset=offset_bytes)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise ResourceLimit(f"{n_bytes} bytes of shared memory cannot be mapped: {error.strerror}") from error
+            raise
+        self._adopt(mapped, n_bytes, read_only)
 
     @classmethod
     def from_pages(cls, fd: int, offsets_bytes: Sequence[int], *, read_only: bool = False) -> Self:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The blkif batch in C: what a backend must refuse, and that grants are taken and given back exactly."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,7 @@ class Pair:
 
 @pytest.fixture
 def pair():
-    objects = [map_new("memfd", n)[1] for n in (entries_bytes(PAGES), PAGES * 4096, maptrack_bytes(PAGES))]
+    objects = [shared(n) for n in (entries_bytes(PAGES), PAGES * 4096, maptrack_bytes(PAGES))]
     entries, data, maptrack = objects
     init_maptrack(maptrack, BASE, PAGES)
     granter = Granter(entries, base=BASE, n_pages=PAGES, peer=0)
@@ -59,6 +60,13 @@ def request(operation: int = Operation.READ, sector: int = 0, segments=((BASE, 0
     for i, segment in enumerate(segments[:MAX_SEGMENTS]):
         made["seg"][0, i] = segment
     return made
+
+
+def shared(n_bytes: int) -> Mapping:
+    """Memory of its own."""
+    fd, mapping = map_new("memfd", n_bytes)
+    os.close(fd)
+    return mapping
 
 
 def together(requests: list[np.ndarray]) -> np.ndarray:
@@ -207,7 +215,7 @@ def test_counters(pair: Pair) -> None:
 
 @given(st.binary(min_size=112, max_size=112 * 8))
 def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
-    objects = [map_new("memfd", n)[1] for n in (entries_bytes(PAGES), PAGES * 4096, maptrack_bytes(PAGES))]
+    objects = [shared(n) for n in (entries_bytes(PAGES), PAGES * 4096, maptrack_bytes(PAGES))]
     entries, data, maptrack = objects
     init_maptrack(maptrack, BASE, PAGES)
     mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=PAGES, domid=0)

@@ -170,7 +170,8 @@ class XenstoreClient(StoreCalls):
         with self._lock:
             self._subscriptions[subscription.wire_token] = subscription
         try:
-            self.request(Op.WATCH, _watch_arguments(subscription), subscription.path)
+            depth = b"" if subscription.depth is None else b"%d\0" % subscription.depth
+            self.request(Op.WATCH, _watch_arguments(subscription) + depth, subscription.path)
         except BaseException:
             with self._lock:
                 self._subscriptions.pop(subscription.wire_token, None)

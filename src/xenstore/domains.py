@@ -19,6 +19,7 @@ class Domain:
     """One domain: its rights and what it holds. Dom0 is privileged: no permission and no quota stops it."""
 
     __slots__ = (
+        "complained",
         "connections",
         "domid",
         "home",
@@ -38,6 +39,7 @@ class Domain:
         self.introduced = domid == DOM0
         self.shut_down = False
         self.target: int | None = None
+        self.complained = False
         self.n_watches = 0
         self.n_transactions = 0
         self.connections: set[Connection] = set()

@@ -86,10 +86,12 @@ class Guests:
     def _on_connections(self, _events: int) -> None:
         try:
             domid, client = self._registration.next()
-            if self._hub.known(domid) is not None:
-                self._adopt(client, domid)
-            else:
+            domain = self._hub.known(domid)
+            if domain is None:
                 client.close()  # it died meanwhile
+                return
+            self._adopt(client, domid)
+            self._hub.served(domain)  # its processes need no ring page, so nobody may ever introduce it
         except ParavirtError as error:
             log.error("%s: connections go on, but no domain can connect any more", error)
             self._forget_registration()

@@ -91,11 +91,15 @@ class Hub:
             self.disconnect(connection)
             return refusal
         connection.reset()
+        self.served(domain)
+        return None
+
+    def served(self, domain: Domain) -> None:
+        """The domain can use the store from now on: watchers are told, once."""
         if not domain.introduced:
             domain.introduced = True
             domain.shut_down = False
-            self.watches.fire_special(b"@introduceDomain", domid)
-        return None
+            self.watches.fire_special(b"@introduceDomain", domain.domid)
 
     def release(self, domid: int) -> None:
         """The domain is over for the store: its watches, connections, nodes and permissions go, watchers are told."""

@@ -2,12 +2,15 @@
 """Moves the bytes of one connection through a socket."""
 
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from paravirt.xenstore.loop import READABLE, WRITABLE, Loop
 from paravirt.xenstore.session import Connection
+
+log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 16384
 
@@ -20,6 +23,15 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Let go of the descriptors. Twice is harmless."""
+
+
+def feed_guarded(connection: Connection, data: bytes) -> None:
+    """Handle what a client sent. Should that meet a mistake of ours, it is the end of this client and of no other."""
+    try:
+        connection.feed(data)
+    except Exception:
+        log.exception("a request of domain %d met an error in xenstored", connection.domain.domid)
+        connection.give_up("its request met an error in xenstored")
 
 
 class SocketLink:
@@ -49,7 +61,7 @@ class SocketLink:
             except OSError:
                 data = b""
             if data:
-                connection.feed(data)
+                feed_guarded(connection, data)
             else:
                 self._on_end(connection)
 

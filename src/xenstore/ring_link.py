@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: MIT
 """Moves the bytes of one connection through a domain's ring page."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
-from paravirt.errors import PeerError
+from paravirt.errors import ParavirtError, PeerError
 from paravirt.ring.event import EventPort
 from paravirt.ring.memory import Mapping
 from paravirt.ring.stream import XENSTORE_BACK, ByteStream
+from paravirt.xenstore.links import feed_guarded
 from paravirt.xenstore.ring_page import Feature, RingError, RingPage, State
 from paravirt.xenstore.session import Connection
 
 FEATURES: Final = Feature.RECONNECTION | Feature.ERROR | Feature.WATCH_DEPTH | Feature.DOMID_ANY
 ROUNDS_PER_EVENT: Final = 16
 """How often a ring is looked at before it is others' turn: a guest could keep it filled for ever."""
+
+
+def error_of(error: ParavirtError) -> RingError:
+    """What to tell a guest whose ring failed."""
+    return RingError.INDEX if isinstance(error, PeerError) else RingError.COMMUNICATION
 
 
 class RingLink:
@@ -48,7 +55,11 @@ class RingLink:
         self._page.error = RingError.NONE
         self._page.state = State.CONNECTED
         self._stream = ByteStream(self._page.view, XENSTORE_BACK, port=self._port)
-        self._port.notify()
+        self._notify()
+
+    def _notify(self) -> None:
+        with contextlib.suppress(ParavirtError):  # the guest's end is gone: nobody to tell
+            self._port.notify()
 
     def on_event(self) -> None:
         """The guest has notified."""
@@ -77,11 +88,11 @@ class RingLink:
             return False
         try:
             data = self._stream.read_nowait()
-        except PeerError:
-            self._give_up(RingError.INDEX)
+        except ParavirtError as error:
+            self._give_up(error_of(error))
             return False
         if data:
-            connection.feed(data)
+            feed_guarded(connection, data)
             if connection.broken is not None:
                 self._give_up(RingError.PROTOCOL)
         return bool(data)
@@ -92,8 +103,8 @@ class RingLink:
             return False
         try:
             n_bytes = self._stream.write_nowait(connection.output())
-        except PeerError:
-            self._give_up(RingError.INDEX)
+        except ParavirtError as error:
+            self._give_up(error_of(error))
             return False
         if n_bytes:
             connection.sent(n_bytes)
@@ -111,7 +122,7 @@ class RingLink:
         self._connection.reset()
         self._connection.broken = why.name
         self._page.error = why
-        self._port.notify()
+        self._notify()
 
     def close(self) -> None:
         if not self._closed:

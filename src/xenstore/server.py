@@ -187,8 +187,11 @@ class XenstoreServer:
 
     def _end(self, connection: Connection) -> None:
         """A client is gone, or is to go."""
+        domain = connection.domain
         if connection.broken is not None:
-            log.warning("closing a connection of domain %d: %s", connection.domain.domid, connection.broken)
+            level = logging.DEBUG if domain.complained else logging.WARNING  # a guest must not fill the log
+            log.log(level, "closing a connection of domain %d: %s", domain.domid, connection.broken)
+            domain.complained = not domain.privileged
         self.hub.disconnect(connection)
         self._drop_link(connection)
 

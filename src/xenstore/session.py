@@ -82,7 +82,7 @@ class Connection:
         else:
             self._handle_all(packets)
         if self._parser.broken is not None and self.broken is None:
-            self._break(self._parser.broken)
+            self.give_up(self._parser.broken)
 
     def resume(self) -> None:
         """Go on with requests that waited for output to be read."""
@@ -129,7 +129,8 @@ class Connection:
         self.n_output_bytes += len(packet)
         self.hub.dirty.add(self)
 
-    def _break(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """This client cannot be served any longer."""
         self.broken = why
         self.hub.dirty.add(self)
 
@@ -147,7 +148,7 @@ class Connection:
         limits = self.hub.limits
         if self.domain.privileged:
             if self.n_output_bytes + len(packet) > limits.privileged_output_bytes:
-                self._break("does not read its events")
+                self.give_up("does not read its events")
                 return
         elif self.n_output_bytes + len(packet) > limits.output_bytes:
             self.n_dropped_events += 1

@@ -24,13 +24,14 @@ class WatchEvent:
 class Subscription:
     """One watch as the daemon has it; `wire_token` is unique in the client."""
 
-    __slots__ = ("path", "queue", "token", "wire_token")
+    __slots__ = ("depth", "path", "queue", "token", "wire_token")
 
-    def __init__(self, queue: "WatchQueue", path: str, token: str, wire_token: str) -> None:
+    def __init__(self, queue: "WatchQueue", path: str, token: str, wire_token: str, depth: int | None) -> None:
         self.queue = queue
         self.path = path
         self.token = token
         self.wire_token = wire_token
+        self.depth = depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,14 @@ class WatchQueue:
         self.n_merged = 0
         self.n_overflows = 0
 
-    def add(self, path: str, token: str | None = None) -> None:
-        """Watch `path` and everything below it; an event comes at once. `token` (the path if None) comes with each.
+    def add(self, path: str, token: str | None = None, *, depth: int | None = None) -> None:
+        """Watch `path` and everything (or `depth` levels) below it; an event comes at once.
 
-        `InvalidRequest` if this queue has that watch already.
+        `token` (the path if None) comes with each event. `InvalidRequest` if this queue has that watch already.
         """
         token = path if token is None else token
         self._check_process()
-        subscription = Subscription(self, path, token, self._new_wire_token())
+        subscription = Subscription(self, path, token, self._new_wire_token(), depth)
         with self._changed:
             self._check()
             if (path, token) in self._subscriptions:

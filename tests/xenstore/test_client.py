@@ -185,6 +185,15 @@ def test_watches(client: XenstoreClient, other: XenstoreClient) -> None:
         queue.get()
 
 
+def test_a_watch_with_a_depth(client: XenstoreClient, other: XenstoreClient) -> None:
+    with client.watch_queue() as queue:
+        queue.add("/a", depth=1)
+        assert queue.get(DEADLINE_S) == WatchEvent("/a", "/a")
+        other.write("/a/b/c", "1")
+        other.write("/a/b", "1")
+        assert queue.get(DEADLINE_S) == WatchEvent("/a/b", "/a")
+
+
 def test_two_queues_may_use_the_same_watch(client: XenstoreClient, other: XenstoreClient) -> None:
     with client.watch_queue() as first, client.watch_queue() as second:
         for queue in (first, second):

@@ -201,6 +201,30 @@ def test_shutdown_and_death_are_told(machine: Machine) -> None:
     client.close()
 
 
+def test_a_domain_that_only_has_sockets_is_introduced_and_released_too(machine: Machine) -> None:
+    domid = machine.domain("sockets")
+    with machine.store.watch_queue() as queue:
+        for special in ("@introduceDomain", "@releaseDomain"):
+            queue.add(special)
+            await_event(queue, special)
+        machine.socket_client(domid).write("x", "1")
+        await_event(queue, "@introduceDomain")
+        assert machine.store.is_domain_introduced(domid)
+        machine.dom0.destroy_domain(domid)
+        await_event(queue, "@releaseDomain")
+
+
+def test_a_guest_on_its_ring_sees_the_daemon_go(machine: Machine) -> None:
+    domid = machine.domain("left")
+    with Ring(machine, domid).client() as guest:
+        queue = guest.watch_queue()
+        queue.add("x")
+        assert queue.get(DEADLINE_S) is not None
+        machine.server.stop()
+        with pytest.raises(StoreGone):
+            queue.get(DEADLINE_S)
+
+
 def test_sockets_of_a_dead_domain_are_closed(machine: Machine) -> None:
     domid = machine.domain("gone")
     with machine.store.watch_queue() as queue:

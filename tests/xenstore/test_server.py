@@ -251,6 +251,19 @@ def test_writing_a_watched_node_often_keeps_memory_flat() -> None:
     assert len(deaf._output) < 10
 
 
+def test_a_mistake_of_ours_ends_one_client_and_no_other(
+    server: XenstoreServer, client: XenstoreClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("paravirt.xenstore.tree.remove", fail)
+    with raw(server, 5) as unlucky:
+        unlucky.sendall(encode(Op.RM, 1, 0, b"/x\0"))
+        assert is_closed(unlucky)
+    assert client.ls("/") == ["tool"]
+
+
 def test_a_thousand_connections_leave_nothing(server: XenstoreServer, tmp_path: Path) -> None:
     path = tmp_path / "s"
 

@@ -71,9 +71,10 @@ class Answer:
         make_failure(self.message, code, text)
 
     def keep(self) -> None:
-        """It cannot be sent now: what was lent may be gone by then."""
-        self.given = [os.dup(fd) for fd in self.lent] + self.given
-        self.lent = []
+        """It cannot be sent now, and what was lent may be gone by then. Raises `OSError`."""
+        while self.lent:
+            self.given.insert(0, os.dup(self.lent[-1]))
+            self.lent.pop()
 
     def close(self) -> None:
         """It was sent, or never will be."""

@@ -182,7 +182,9 @@ class BrokerServer:
             uid = domain.uid if os.geteuid() == 0 else None
             self._listen(domain.domid, home / "hypervisor.sock", uid)
         except (OSError, ParavirtError) as error:
-            raise Refused(errno.EIO, f"no listening socket for domain {domain.domid}: {error}") from error
+            short = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOSPC)
+            code = errno.ENOSPC if short else errno.EIO
+            raise Refused(code, f"no listening socket for domain {domain.domid}: {error}") from error
 
     def domain_socket(self, domid: int) -> int:
         try:
@@ -200,9 +202,12 @@ class BrokerServer:
     def watch_init(self, domid: int, pidfd: int) -> None:
         if domid in self._init_pidfds:
             raise Refused(errno.EEXIST, f"domain {domid} has an init process already")
-        with open(f"/proc/self/fdinfo/{pidfd}") as info:
-            if not any(line.startswith("Pid:") for line in info):
-                raise Refused(errno.EINVAL, "the descriptor is no pidfd")
+        try:
+            info = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        except OSError as error:
+            raise ResourceLimit(f"the descriptor cannot be looked at: {error.strerror}") from error
+        if "\nPid:" not in info:
+            raise Refused(errno.EINVAL, "the descriptor is no pidfd")
         self._init_pidfds[domid] = pidfd
         self._watch(pidfd, lambda: self._init_died(domid))
 
@@ -285,39 +290,58 @@ class BrokerServer:
         if received is None:
             self._end_session(session)
             return
-        data, fds = received
         try:
-            self._handle(session, data, fds)
+            self._handle(session, received)
         except PeerError as error:
             self._break_off(session, error)
         except Exception:
             log.exception("%s closed: a defect of the hypervisor", session)
             self._end_session(session)
         finally:
-            sockets.close_all(fds)
+            sockets.close_all(received.fds)
 
-    def _handle(self, session: _Session, data: bytes, fds: list[int]) -> None:
-        request = parse(data)
+    def _handle(self, session: _Session, received: sockets.Received) -> None:
+        request = parse(received.data)
         if session.greeted == (request.header.op == Op.HELLO):
             raise PeerError("a second greeting" if session.greeted else "no greeting")
-        answer = self._operations.answer(session.number, request, fds)
+        if received.lost_fds:
+            answer = Answer(new_message(request.header.op, request.header.seq))
+            answer.fail(errno.ENOMEM, "the hypervisor can hold no more descriptors")
+        else:
+            answer = self._operations.answer(session.number, request, received.fds)
         session.greeted = True
         self._send(session, answer)
 
     def _send(self, session: _Session, answer: Answer) -> None:
         try:
-            sockets.send(session.socket, to_bytes(answer.message), answer.fds)
+            try:
+                sockets.send(session.socket, to_bytes(answer.message), answer.fds)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                # Somebody of our uid has too many on their way: the client sees that its own are missing.
+                sockets.send(session.socket, to_bytes(answer.message), [])
         except BlockingIOError:
+            self._send_later(session, answer)
+        except OSError as error:
+            self._cannot_send(session, answer, error)
+        else:
+            answer.close()
+
+    def _send_later(self, session: _Session, answer: Answer) -> None:
+        """Until then nothing more is heard from there."""
+        try:
             answer.keep()
+        except OSError as error:
+            self._cannot_send(session, answer, error)
+        else:
             session.unsent = answer
             self._selector.modify(session.socket, selectors.EVENT_WRITE, lambda: self._writable(session))
-            return
-        except OSError as error:
-            log.info("%s: %s", session, error.strerror)
-            answer.close()
-            self._end_session(session)
-            return
+
+    def _cannot_send(self, session: _Session, answer: Answer, error: OSError) -> None:
+        log.info("%s: %s", session, error.strerror)
         answer.close()
+        self._end_session(session)
 
     def _writable(self, session: _Session) -> None:
         if session.number not in self._sessions or session.unsent is None:
@@ -339,10 +363,9 @@ class BrokerServer:
         if received is None:
             self._drop_store()
             return
-        data, fds = received
-        sockets.close_all(fds)
+        sockets.close_all(received.fds)
         try:
-            message = parse(data)
+            message = parse(received.data)
             if message.header.op != Op.STORE_RELEASED:
                 raise PeerError(f"unknown operation {message.header.op} from xenstored")
         except PeerError as error:

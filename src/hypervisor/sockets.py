@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from paravirt.errors import AlreadyExists, InvalidRequest, PeerError, PermissionRefused
 from paravirt.hypervisor.messages import MAX_FDS, MESSAGE_BYTES
@@ -68,8 +69,17 @@ def _remove_stale(path: Path) -> None:
     raise AlreadyExists(f"another hypervisor listens at {path}")
 
 
-def receive(ours: socket.socket) -> tuple[bytes, list[int]] | None:
-    """One message and its descriptors, which are the caller's; None at the other side's end.
+class Received(NamedTuple):
+    """A message and its descriptors, which are the caller's."""
+
+    data: bytes
+    fds: list[int]
+    lost_fds: bool
+    """This process could not hold all of them."""
+
+
+def receive(ours: socket.socket) -> Received | None:
+    """One message; None at the other side's end.
 
     Raises `BlockingIOError` when there is none, `PeerError` for an oversized message or too many descriptors.
     """
@@ -84,12 +94,13 @@ def receive(ours: socket.socket) -> tuple[bytes, list[int]] | None:
     for level, kind, part in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(part[: len(part) - len(part) % fds.itemsize])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    lost_fds = bool(flags & socket.MSG_CTRUNC)
+    if flags & socket.MSG_TRUNC or (lost_fds and len(fds) == MAX_FDS):
         close_all(fds)
         raise PeerError("a message that is too long, or has too many descriptors")
     if not data and not fds:
         return None
-    return data, list(fds)
+    return Received(data, list(fds), lost_fds)
 
 
 def send(ours: socket.socket, data: bytes, fds: Sequence[int]) -> None:

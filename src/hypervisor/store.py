@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from paravirt.errors import Closed, HypervisorGone, PeerError
+from paravirt.errors import Closed, HypervisorGone, PeerError, ResourceLimit
 from paravirt.hypervisor import sockets
 from paravirt.hypervisor.messages import Op, new_message, parse, to_bytes
 
@@ -30,7 +30,7 @@ class StoreRegistration:
     def next(self) -> tuple[int, socket.socket]:
         """Wait for the next connection: (domid of its process, stream socket, the caller's).
 
-        Raises `HypervisorGone` when the broker died.
+        Raises `HypervisorGone` when the broker died, `ResourceLimit` when this process could not hold its socket.
         """
         connected = self._open_socket()
         # Wait without taking, so that the message is taken by the one function that knows its form.
@@ -42,12 +42,13 @@ class StoreRegistration:
             received = None
         if received is None:
             raise HypervisorGone("the hypervisor is gone: no new process can reach xenstored")
-        data, fds = received
-        message = parse(data)
-        if message.header.op != Op.STORE_CONNECTION or len(fds) != 1:
-            sockets.close_all(fds)
+        if received.lost_fds:
+            raise ResourceLimit("this process can hold no more descriptors: a connection is lost")
+        message = parse(received.data)
+        if message.header.op != Op.STORE_CONNECTION or len(received.fds) != 1:
+            sockets.close_all(received.fds)
             raise PeerError("the hypervisor does not speak our protocol")
-        return message.domain.domid, socket.socket(fileno=fds[0])
+        return message.domain.domid, socket.socket(fileno=received.fds[0])
 
     def released(self, domid: int) -> None:
         """Say that a dead domain is forgotten: until then its domid is not used again."""

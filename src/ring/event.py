@@ -123,7 +123,11 @@ def make_bell(kind: Literal["eventfd", "pipe"] = "eventfd") -> tuple[int, int]:
     if kind == "pipe":
         return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    return bell, os.dup(bell)
+    try:
+        return bell, os.dup(bell)
+    except OSError:
+        os.close(bell)
+        raise
 
 
 def ring_bell(bell_fd: int) -> bool:

@@ -2,11 +2,12 @@
 """Real processes: a broker of its own, guests, and kill -9 of each of them."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from paravirt.errors import HypervisorGone, NotFound
+from paravirt.errors import AlreadyExists, HypervisorError, HypervisorGone, NotFound, ResourceLimit
 from paravirt.hypervisor.client import DomainState, Hypervisor, PortState
 from paravirt.hypervisor.server import BrokerServer
 from paravirt.ring.event import WaitResult
@@ -142,6 +143,61 @@ def test_kill_of_the_broker_leaves_running_channels_and_ends_calls(tmp_path: Pat
             each.close()
     with Actor("broker", tmp_path), Hypervisor.connect(tmp_path / "hypervisor.sock") as dom0:
         assert len(dom0.list_domains()) == 1, "a new broker starts at the stale socket"
+
+
+def test_a_broker_out_of_descriptors_refuses_and_recovers(tmp_path: Path) -> None:
+    """Whatever step of an operation gets no descriptor: a clean refusal, and nothing of it stays."""
+    with Actor("broker", tmp_path) as broker, Hypervisor.connect(tmp_path / "hypervisor.sock") as dom0:
+        pid = broker.process.pid
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        dom0.create_domain("guest", isolated=True)
+        guest = Hypervisor.from_fd(dom0.domain_socket(1))
+        arena = guest.create_arena(0, 2)
+        waiters = {hypervisor: hypervisor.waiter() for hypervisor in (dom0, guest)}
+        pidfd = os.pidfd_open(pid)
+
+        def everything() -> int:
+            """Each operation that takes descriptors of the broker, undone at once; how many were refused."""
+            refusals = 0
+            for call in (
+                lambda: dom0.destroy_domain(dom0.create_domain("other").domid),
+                lambda: guest.create_arena(0, 1).close(),
+                lambda: dom0.foreign_arena(1, arena.base).close(),
+                lambda: guest.alloc_unbound(waiters[guest], 0).close(),
+                lambda: dom0.bind_ipi(waiters[dom0]).close(),
+                lambda: os.close(dom0.domain_socket(1)),
+                lambda: dom0.set_init(0, pidfd),
+                lambda: Hypervisor.connect(tmp_path / "domains/1/hypervisor.sock").close(),
+                lambda: dom0.register_store().close(),
+            ):
+                try:
+                    call()
+                except ResourceLimit:
+                    refusals += 1
+                except (HypervisorError, HypervisorGone, AlreadyExists):
+                    pass
+                settle()
+            return refusals
+
+        def settle() -> None:
+            while dom0.info().connections > 2:
+                pass
+
+        everything()
+        used = dom0.info().used_bytes
+        held = os.listdir(f"/proc/{pid}/fd")
+        refusals = 0
+        for spare in range(10):
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(held) + spare, hard))
+            refusals += everything()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert refusals > 20
+        assert everything() == 0
+        info = dom0.info()
+        assert (info.used_bytes, info.domains, info.connections) == (used, 2, 2)
+        assert len(os.listdir(f"/proc/{pid}/fd")) == len(held)
+        os.close(pidfd)
+        guest.close()
 
 
 def test_a_registered_xenstored_that_is_killed_makes_room_for_the_next(world: World) -> None:

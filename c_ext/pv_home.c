@@ -30,3 +30,8 @@ int pv_home_is_here(uint32_t mark)
 {
 	return pv_load_relaxed(word) == mark;
 }
+
+const uint32_t *pv_home_word(void)
+{
+	return word;
+}

@@ -15,5 +15,7 @@
 uint32_t pv_home_mark(void);
 /* 1 when an object with this mark was made by this process. */
 int pv_home_is_here(uint32_t mark);
+/* Where the mark of the process that reads it stands, for objects that compare it in every call. */
+const uint32_t *pv_home_word(void);
 
 #endif

@@ -7,6 +7,7 @@
 #include "pv_ring.h"
 
 #define LOOKS_PER_CLOCK_READ 64
+#define FEW_MESSAGES 8
 
 /* pv_ring_poll's answer is used as a wait's result. */
 _Static_assert(PV_WAIT_TIMEOUT == 0 && PV_WAIT_EVENT == 1, "nothing, something");
@@ -39,6 +40,7 @@ static int set_up(struct pv_ring *ring, void *memory, uint32_t n_bytes, uint32_t
 		.peer_prod = is_front ? &header->rsp_prod : &header->req_prod,
 		.peer_event = is_front ? &header->req_event : &header->rsp_event,
 		.port = port,
+		.home_word = pv_home_word(),
 		.home = pv_home_mark(),
 		.is_front = is_front != 0,
 		.size = size,
@@ -105,9 +107,9 @@ uint32_t pv_ring_room(const struct pv_ring *ring)
 
 static int check_usable(const struct pv_ring *ring)
 {
-	if (!pv_home_is_here(ring->home))
-		return -ECHILD;
-	return pv_load_relaxed(&ring->dead) ? -EPROTO : 0;
+	if (pv_load_relaxed(&ring->dead))
+		return -EPROTO;
+	return pv_load_relaxed(ring->home_word) == ring->home ? 0 : -ECHILD;
 }
 
 /*
@@ -147,14 +149,12 @@ static int64_t available(struct pv_ring *ring, uint32_t wanted)
 static void copy_messages(uint8_t *to, uint32_t to_step, const uint8_t *from, uint32_t from_step, uint32_t bytes,
 			  uint32_t n)
 {
-	if (bytes == to_step && bytes == from_step)
-		memcpy(to, from, (size_t)n * bytes);
-	else if (bytes == 16)
+	if (bytes == 16)
 		COPY_EACH(16);
-	else if (bytes == 8)
-		COPY_EACH(8);
-	else if (bytes == 4)
-		COPY_EACH(4);
+	else if (bytes == 112 && n <= FEW_MESSAGES)
+		COPY_EACH(112);
+	else if (bytes == to_step && bytes == from_step)
+		memcpy(to, from, (size_t)n * bytes);
 	else
 		COPY_EACH(bytes);
 	pv_fence_compiler();

@@ -46,6 +46,7 @@ struct pv_ring {
 	const uint32_t *peer_prod;  /* shared, written by the peer */
 	const uint32_t *peer_event; /* shared, written by the peer */
 	struct pv_port *port;       /* where to notify and what to sleep on; NULL: neither */
+	const uint32_t *home_word;  /* pv_home_word */
 	uint32_t home;              /* pv_home_mark */
 	uint32_t is_front;
 	uint32_t size;              /* entries, a power of two */

@@ -325,7 +325,7 @@ class Ring:
         if self._closed:
             return
         self._closed = True
-        self._core = ffi.new("struct pv_ring *")  # belongs to no process: every call on it fails
+        self._core = ffi.new("struct pv_ring *", {"dead": 1})  # every call on it fails
         ffi.release(self._memory)
         self._out.forget()
         self._in.forget()

@@ -147,6 +147,10 @@ class RingRun:
             cpu_s=told["cpu_s"],
         )
 
+    def pids(self) -> list[int]:
+        """Of the front end's process and the back end's."""
+        return [process.pid for process in self._processes]
+
     def close(self) -> None:
         """End both processes."""
         if self._memory_fd < 0:

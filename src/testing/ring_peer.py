@@ -26,8 +26,8 @@ SPIN_NS: dict[Wait, int] = {"spin": 1_000_000, "adaptive": 50_000, "sleep": 0}
 
 ROUNDS_PER_CLOCK_READ = 16
 CONTROL_BYTES = 4096
-"""A page behind the ring in the same object, for what the front end wants of the back end: a byte that says what, the
-batch size at 8, and the back end's counters as JSON from 16 on."""
+"""A page behind the ring in the same object, for what the front end wants of the back end: a byte with an order, one
+that is 1 while the back end may spin for ever, the batch size at 8, the back end's counters as JSON from 16 on."""
 SERVE, STOP, COUNT = 0, 1, 2
 
 
@@ -128,6 +128,7 @@ class FrontLoop:
     def run(self, batch: int, seconds: float, round_trip_seconds: float) -> dict[str, float]:
         """Carry out one command."""
         self._control[8:12] = batch.to_bytes(4, sys.byteorder)
+        self._control[1] = not self._sleeps
         before = self.both_counters()
         pairs, took_s = self.throughput(batch, seconds)
         after = self.both_counters()
@@ -136,6 +137,7 @@ class FrontLoop:
         if round_trip_seconds:
             trips = self.round_trips(batch, round_trip_seconds)
             told["round_trip_p50_ns"], told["round_trip_p99_ns"] = np.percentile(trips, (50, 99)).tolist()
+        self._control[1] = 0
         return told
 
 
@@ -150,13 +152,13 @@ def run_front(ring: FrontRing, control: memoryview, wait: Wait) -> None:
 def run_back(ring: BackRing, control: memoryview, wait: Wait) -> None:
     """Answer what comes, at most a batch in one call, and look for orders when nothing comes."""
     requests, responses = np.zeros(ring.size, ring.request), np.zeros(ring.size, ring.response)
-    spin_ns, sleeps = SPIN_NS[wait], wait != "spin"
+    spin_ns = SPIN_NS[wait]
     while control[0] != STOP:
         if control[0] == COUNT:
             told = json.dumps(counters(ring)).encode()
             control[16:] = told.ljust(CONTROL_BYTES - 16, b"\0")
             control[0] = SERVE
-        if sleeps:
+        if not control[1]:
             ring.wait()
         batch = max(1, int.from_bytes(control[8:12], sys.byteorder))
         while n := ring.take(requests, batch, spin_ns=spin_ns):

@@ -91,8 +91,11 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    if "_PARAVIRT_COMPLETE" in os.environ:
+        cli.main(prog_name="paravirt")  # what a shell asks for its completions
     try:
-        status = cli.main(prog_name="paravirt", standalone_mode=False)
+        with cli.make_context("paravirt", sys.argv[1:]) as context:
+            cli.invoke(context)
     except ParavirtError as error:
         return _complain(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -103,9 +106,11 @@ def _run() -> int:
         return _complain(f"{error.format_message().rstrip('.')}{where}")
     except click.ClickException as error:
         return _complain(error.format_message())
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    return status if isinstance(status, int) else 0
+    return 0
 
 
 def _complain(message: str) -> int:

@@ -6,7 +6,6 @@ All of it holds for domains started by root and by an ordinary user; `test_as_us
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -15,15 +14,15 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from paravirt.errors import InvalidRequest, NotFound, PermissionRefused, TimedOut
 from paravirt.host.kernel import can_isolate
 from paravirt.host.launch import GUEST_UID_BASE, DomainProcess, can_give_uids, launch
+from tests.host.running import DEADLINE_S, ended, read_all, read_line
 
-DEADLINE_S = 30.0
 DOMID = 7
 
 isolation = pytest.mark.skipif(can_isolate() is not None, reason=f"the kernel gives no namespaces: {can_isolate()}")
@@ -75,31 +74,6 @@ def evaluate(start: Any) -> Any:
         return json.loads(answer)
 
     return run
-
-
-def read_all(stream: IO[bytes] | None) -> bytes:
-    """Everything up to the end of the stream, which must come."""
-    assert stream is not None
-    data = b""
-    while select.select([stream], [], [], DEADLINE_S)[0]:
-        chunk = os.read(stream.fileno(), 65536)
-        if not chunk:
-            return data
-        data += chunk
-    raise AssertionError("the other end is still open")
-
-
-def read_line(stream: IO[bytes] | None) -> str:
-    assert stream is not None
-    line = b""
-    while not line.endswith(b"\n"):
-        assert select.select([stream], [], [], DEADLINE_S)[0], f"nothing more was said after {line!r}"
-        line += os.read(stream.fileno(), 1)
-    return line.decode().strip()
-
-
-def ended(pidfd: int) -> bool:
-    return bool(select.select([pidfd], [], [], DEADLINE_S)[0])
 
 
 @isolation

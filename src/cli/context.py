@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What every command gets: which host is meant, connections to it, and one way to print."""
 
-import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -28,16 +27,24 @@ class Context:
     def rundir(self) -> RunDir:
         return RunDir.locate(self.host, self.run)
 
-    def hypervisor(self) -> Any:
+    def hypervisor(self) -> "Hypervisor":
         """A new connection to this host's broker as Dom0; the caller closes it. `NotFound` if the host does not run."""
-        self.rundir.require_running()
-        return importlib.import_module("paravirt.hypervisor.client").Hypervisor.connect(self.rundir.hypervisor_socket)
+        from paravirt.hypervisor.client import Hypervisor
 
-    def store(self) -> Any:
+        self.rundir.require_running()
+        return Hypervisor.connect(self.rundir.hypervisor_socket)
+
+    def store(self) -> "XenstoreClient":
         """A new connection to this host's xenstored as Dom0; the caller closes it."""
-        self.rundir.require_running()
-        return importlib.import_module("paravirt.xenstore.client").XenstoreClient.connect(self.rundir.xenstored_socket)
+        from paravirt.xenstore.client import XenstoreClient
 
+        self.rundir.require_running()
+        return XenstoreClient.connect(self.rundir.xenstored_socket)
+
+
+if TYPE_CHECKING:
+    from paravirt.hypervisor.client import Hypervisor
+    from paravirt.xenstore.client import XenstoreClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -4,7 +4,8 @@
 import os
 import signal
 import sys
-from contextlib import ExitStack
+import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING
 import click
 
 from paravirt.cli.context import Context, pass_context
-from paravirt.errors import InvalidRequest
+from paravirt.errors import AlreadyExists, Closed, InvalidRequest, PeerGone
 from paravirt.host.sandbox import FORWARDED
 
 if TYPE_CHECKING:
     from paravirt.host.launch import DomainProcess
-    from paravirt.hypervisor.client import DomainInfo
+    from paravirt.hypervisor.client import DomainInfo, Hypervisor
+    from paravirt.xenstore.client import XenstoreClient
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -43,9 +45,9 @@ def run(context: Context, domain: str, shared: bool, expose: tuple[Path, ...], c
 
     with ExitStack() as stack:
         hypervisor = stack.enter_context(context.hypervisor())
+        store = stack.enter_context(context.store())
         info = domains.find(hypervisor, domain)
         _check_level(info, shared)
-        door = context.rundir.domain_socket(info.domid)
         socket_fd = hypervisor.domain_socket(info.domid)
         stack.callback(os.close, socket_fd)
         process = stack.enter_context(
@@ -56,13 +58,36 @@ def run(context: Context, domain: str, shared: bool, expose: tuple[Path, ...], c
                 isolated=not shared,
                 hide=context.rundir.hidden,
                 expose=[path.absolute() for path in expose],
-                domain_socket=door,
+                domain_socket=context.rundir.domain_socket(info.domid),
             )
         )
-        hypervisor.set_init(info.domid, process.pidfd)
         _hand_on_signals(process)
-        status = process.wait()
+        try:
+            hypervisor.set_init(info.domid, process.pidfd)
+        except AlreadyExists:
+            _end_with_domain(hypervisor, store, info.domid, process)
+            status = process.wait()
+        else:
+            status = process.wait()
+            with suppress(PeerGone):
+                domains.tidy(store, info.domid)
     sys.exit(status)
+
+
+def _end_with_domain(hypervisor: "Hypervisor", store: "XenstoreClient", domid: int, process: "DomainProcess") -> None:
+    """Kill a command that is not the domain's init when the domain ends."""
+    queue = store.watch_queue()
+    queue.add("@releaseDomain")
+
+    def watch() -> None:
+        from paravirt.hypervisor.client import DomainState
+
+        with suppress(PeerGone, Closed):  # without them nobody can tell
+            while any(info.domid == domid for info in hypervisor.list_domains() if info.state is not DomainState.DYING):
+                queue.get()
+            process.kill()
+
+    threading.Thread(target=watch, name="domain", daemon=True).start()
 
 
 def _check_level(info: "DomainInfo", shared: bool) -> None:

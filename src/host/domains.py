@@ -4,9 +4,9 @@
 A domain is an entry of the hypervisor and a home in xenstore. Source: Xen docs/misc/xenstore-paths.pandoc for the home.
 """
 
-from paravirt.errors import HypervisorError, InvalidRequest, NotFound, XenstoreError
+from paravirt.errors import InvalidRequest, NotFound, XenstoreError
 from paravirt.host import vbd
-from paravirt.hypervisor.client import DomainInfo, Hypervisor
+from paravirt.hypervisor.client import DomainInfo, DomainState, Hypervisor
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import Transaction, XenstoreClient
 
@@ -35,17 +35,20 @@ def create(
 def find(hypervisor: Hypervisor, name_or_domid: str) -> DomainInfo:
     """The living domain of that name or number; `NotFound`."""
     for domain in hypervisor.list_domains():
-        if domain.domid != 0 and name_or_domid in (domain.name, str(domain.domid)):
+        alive = domain.state is not DomainState.DYING
+        if alive and domain.domid != 0 and name_or_domid in (domain.name, str(domain.domid)):
             return domain
     raise NotFound(f"there is no domain {name_or_domid}")
 
 
 def destroy(hypervisor: Hypervisor, store: XenstoreClient, domid: int) -> None:
-    """End a domain: its processes lose their connections, its devices are torn down, its home is removed."""
-    try:
-        hypervisor.destroy_domain(domid)
-    except HypervisorError as error:
-        raise NotFound(f"there is no domain {domid}") from error
+    """End a domain: its init is killed, its devices are torn down, its home is removed. `NotFound`."""
+    hypervisor.destroy_domain(domid)
+    tidy(store, domid)
+
+
+def tidy(store: XenstoreClient, domid: int) -> None:
+    """Remove what a domain that has ended leaves in xenstore."""
     xenbus.remove(store, f"/local/domain/{domid}")
     # Its backends see the home gone and remove their side; whatever no backend serves is removed here.
     for disk in vbd.list_vbds(store, domid):

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import selectors
+import signal
 import socket
 import threading
 from collections import deque
@@ -399,6 +400,8 @@ class BrokerServer:
     def _drop_domain(self, domid: int) -> None:
         if pidfd := self._init_pidfds.pop(domid, None):
             self._selector.unregister(pidfd)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
         if listener := self._listeners.pop(domid, None):
             self._drop_listener(listener)

@@ -32,7 +32,7 @@ class TemporaryHost:
             self.directory = Path(tempfile.mkdtemp(prefix="paravirt-"))
             stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self.rundir = RunDir.locate(run=str(self.directory / "run"))
-            program = [sys.executable, "-m", "paravirt", "--run", str(self.rundir.path)]
+            program = [sys.executable, "-P", "-m", "paravirt", "--run", str(self.rundir.path)]
             self.supervisor = Supervisor([*program, "--log-level", log_level])
             stack.callback(self.supervisor.close)
             self.start("hypervisor")

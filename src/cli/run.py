@@ -43,6 +43,8 @@ def run(context: Context, domain: str, shared: bool, expose: tuple[Path, ...], c
     from paravirt.host import domains
     from paravirt.host.launch import launch
 
+    if command[0] == "--":
+        command = command[1:]
     with ExitStack() as stack:
         hypervisor = stack.enter_context(context.hypervisor())
         store = stack.enter_context(context.store())

@@ -11,7 +11,7 @@ import click
 
 from paravirt.cli.context import Context, pass_context
 from paravirt.host import log
-from paravirt.host.daemon import become_daemon, raise_descriptor_limit, serve
+from paravirt.host.daemon import StopRequest, become_daemon, raise_descriptor_limit, serve
 from paravirt.host.supervise import Daemon, DaemonFailed, Supervisor
 
 EXIT_LOST = 1
@@ -72,10 +72,10 @@ def _program(context: Context) -> list[str]:
 @pass_context
 def hypervisor(context: Context) -> None:
     """Run the hypervisor broker alone."""
-    from paravirt.hypervisor.server import BrokerServer
+    with _daemon(context, "hypervisor") as request:
+        from paravirt.hypervisor.server import BrokerServer
 
-    with _daemon(context, "hypervisor"):
-        serve(BrokerServer(context.rundir.path))
+        serve(BrokerServer(context.rundir.path), request)
 
 
 @click.command()
@@ -86,19 +86,15 @@ def xenstored(context: Context, path: str | None) -> None:
 
     With a hypervisor of this host it also serves the domains.
     """
-    from paravirt.xenstore.server import XenstoreServer
+    with _daemon(context, "xenstored", needs_place=path is None) as request, ExitStack() as stack:
+        from paravirt.xenstore.server import XenstoreServer
 
-    become_daemon()
-    log.configure("xenstored", context.log_level, context.log_file)
-    with ExitStack() as stack:
-        if path is None:
-            stack.enter_context(_role(context, "xenstored"))
         connection = None
         if context.rundir.running:
             connection = stack.enter_context(context.hypervisor())
         else:
             _log.warning("no hypervisor: only clients of Dom0 are served")
-        serve(XenstoreServer(path or context.rundir.xenstored_socket, hypervisor=connection))
+        serve(XenstoreServer(path or context.rundir.xenstored_socket, hypervisor=connection), request)
 
 
 @click.command()
@@ -106,26 +102,23 @@ def xenstored(context: Context, path: str | None) -> None:
 @pass_context
 def backend(context: Context, spin_us: float) -> None:
     """Run the block backend alone."""
-    from paravirt.backend.service import BackendService
+    with _daemon(context, "backend") as request, context.hypervisor() as connection, context.store() as store:
+        from paravirt.backend.service import BackendService
 
-    with _daemon(context, "backend"), context.hypervisor() as connection, context.store() as store:
-        serve(BackendService(connection, store, spin_ns=int(spin_us * 1000)))
-
-
-@contextmanager
-def _daemon(context: Context, name: str) -> Iterator[None]:
-    become_daemon()
-    log.configure(name, context.log_level, context.log_file)
-    with _role(context, name):
-        yield
+        serve(BackendService(connection, store, spin_ns=int(spin_us * 1000)), request)
 
 
 @contextmanager
-def _role(context: Context, role: str) -> Iterator[None]:
-    """Be this host's only `role`; the run directory goes with the last."""
+def _daemon(context: Context, role: str, *, needs_place: bool = True) -> Iterator[StopRequest]:
+    """Be this host's only `role`; the run directory goes with the last one in it."""
+    request = become_daemon()
+    log.configure(role, context.log_level, context.log_file)
+    if not needs_place:
+        yield request
+        return
     context.rundir.create()
     try:
         with context.rundir.lock(role):
-            yield
+            yield request
     finally:
         context.rundir.remove()

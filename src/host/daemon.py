@@ -27,10 +27,10 @@ class Service(Protocol):
     def stop(self) -> None: ...
 
 
-def become_daemon() -> None:
+def become_daemon() -> "StopRequest":
     """Close this process to others of its uid, die with its supervisor, raise the soft limit of descriptors.
 
-    Called before there are threads: it also blocks the signals that `serve` waits for.
+    From here on SIGTERM, SIGINT and SIGHUP do nothing but make the stop request that `serve` waits for.
     """
     process.set_dumpable(False)
     supervisor = os.environ.pop(SUPERVISOR, None)
@@ -44,17 +44,31 @@ def become_daemon() -> None:
     if ready is not None:
         os.set_inheritable(int(ready), False)
     raise_descriptor_limit()
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    return StopRequest()
 
 
-def serve(service: Service) -> None:
-    """Tell the supervisor that `service` is ready, and serve in this thread until SIGTERM, SIGINT or SIGHUP."""
+class StopRequest:
+    """Signals as bytes in a pipe: whichever thread of whatever library the kernel picks, none is lost."""
 
-    def wait_for_signal() -> None:
-        signal.sigwait(STOP_SIGNALS)
+    def __init__(self) -> None:
+        self._read, write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda number, frame: None)
+
+    def wait(self) -> None:
+        os.read(self._read, 1)
+
+
+def serve(service: Service, request: StopRequest) -> None:
+    """Tell the supervisor that `service` is ready, and serve in this thread until a stop is requested."""
+
+    def stop_on_request() -> None:
+        request.wait()
         service.stop()
 
-    threading.Thread(target=wait_for_signal, name="signals", daemon=True).start()
+    threading.Thread(target=stop_on_request, name="signals", daemon=True).start()
     _tell_ready()
     service.serve_forever()
 

@@ -35,14 +35,14 @@ class Service:
 def main() -> None:
     name, log, *behaviour = sys.argv[1:]
     service = Service(name, log, stubborn=behaviour == ["stubborn"])
-    become_daemon()
+    request = become_daemon()
     if behaviour[:1] == ["fail"]:
         sys.exit(int(behaviour[1]))
     if behaviour == ["mute"]:
         signal.pause()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     service.say(f"start pid={os.getpid()} session={os.getsid(0)} limit={soft == hard}")
-    serve(service)
+    serve(service, request)
 
 
 main()

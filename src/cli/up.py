@@ -40,6 +40,8 @@ def up(context: Context) -> None:
     with ExitStack() as stack:
         stack.callback(rundir.remove)
         stack.enter_context(rundir.lock("host"))
+        rundir.sweep()
+        stack.callback(rundir.sweep)
         supervisor = stack.enter_context(Supervisor(_program(context)))
         supervisor.stop_on_signals()
         for daemon in DAEMONS:

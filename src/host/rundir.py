@@ -137,8 +137,24 @@ class RunDir:
         if not self.running:
             raise NotFound(f"host {self.host} is not running (run directory {self.path}); start it with: paravirt up")
 
+    def sweep(self) -> None:
+        """Take away what killed daemons left. What a live one has is left alone: each role is locked meanwhile."""
+        doors = self.domains.glob("*/hypervisor.sock")
+        for role, left in (
+            ("backend", []),
+            ("xenstored", [self.xenstored_socket]),
+            ("hypervisor", [self.hypervisor_socket, *doors]),
+        ):
+            with suppress(AlreadyExists), self.lock(role):
+                for path in left:
+                    if path.is_socket():
+                        path.unlink()
+
     def remove(self) -> None:
         """Take the directories away if nothing is left in them."""
+        for domain in self.domains.glob("*"):
+            with suppress(OSError):
+                domain.rmdir()
         for directory in (self.domains, self.path, self.base):
             if directory is not None:
                 with suppress(OSError):

@@ -134,22 +134,22 @@ class TestRun:
     @isolation
     def test_a_signal_is_for_the_command(self, living: RunningHost, guest: str) -> None:
         code = "import signal; signal.signal(15, lambda *_: exit(4)); print('ready', flush=True); signal.pause()"
-        process = living.spawn("run", guest, "--", "python3", "-c", code, stdout=subprocess.PIPE)
-        assert read_line(process.stdout) == "ready"
-        process.terminate()
-        read_all(process.stdout)
-        assert process.wait(DEADLINE_S) == 4
+        with living.beside("run", guest, "--", "python3", "-c", code) as process:
+            assert read_line(process.stdout) == "ready"
+            process.terminate()
+            read_all(process.stdout)
+            assert process.wait(DEADLINE_S) == 4
 
     @isolation
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
     def test_the_end_of_the_launcher_ends_the_domain(
         self, living: RunningHost, guest: str, number: signal.Signals
     ) -> None:
-        process = living.spawn("run", guest, "--", "sh", "-c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
-        assert read_line(process.stdout) == "ready"
-        process.send_signal(number)
-        read_all(process.stdout)
-        process.wait(DEADLINE_S)
+        with living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as process:
+            assert read_line(process.stdout) == "ready"
+            process.send_signal(number)
+            read_all(process.stdout)
+            process.wait(DEADLINE_S)
 
     @isolation
     def test_the_domain_knows_itself(self, living: RunningHost, guest: str) -> None:
@@ -168,21 +168,20 @@ class TestRun:
 
     @isolation
     def test_further_commands_join_it(self, living: RunningHost, guest: str) -> None:
-        init = living.spawn("run", guest, "--", "sh", "-c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
-        assert read_line(init.stdout) == "ready"
-        assert living.ask("run", guest, "--", "echo", "too") == "too\n"
-        assert init.poll() is None
-        init.terminate()
-        init.wait(DEADLINE_S)
-        read_all(init.stdout)
+        with living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as init:
+            assert read_line(init.stdout) == "ready"
+            assert living.ask("run", guest, "--", "echo", "too") == "too\n"
+            assert init.poll() is None
+            init.terminate()
+            init.wait(DEADLINE_S)
 
     @isolation
     def test_destroy_ends_its_processes(self, living: RunningHost, guest: str) -> None:
-        process = living.spawn("run", guest, "--", "sh", "-c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
-        assert read_line(process.stdout) == "ready"
-        living.ask("domain", "destroy", guest)
-        read_all(process.stdout)
-        assert process.wait(DEADLINE_S) == 128 + signal.SIGKILL
+        with living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as process:
+            assert read_line(process.stdout) == "ready"
+            living.ask("domain", "destroy", guest)
+            read_all(process.stdout)
+            assert process.wait(DEADLINE_S) == 128 + signal.SIGKILL
 
     def test_shared(self, living: RunningHost, plain: str) -> None:
         assert living.ask("run", "--shared", plain, "--", "id", "-u").strip() == str(os.geteuid())
@@ -221,12 +220,12 @@ class TestStop:
     @isolation
     def test_domains_end_with_it(self, host: RunningHost) -> None:
         host.ask("domain", "create", "guest")
-        process = host.spawn("run", "guest", "--", "sh", "-c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
-        assert read_line(process.stdout) == "ready"
-        assert host.stop() == 0
-        read_all(process.stdout)
-        assert process.wait(DEADLINE_S) == 128 + signal.SIGKILL
-        assert not host.run.exists()
+        with host.beside("run", "guest", "--", "sh", "-c", "echo ready; sleep 1000") as process:
+            assert read_line(process.stdout) == "ready"
+            assert host.stop() == 0
+            read_all(process.stdout)
+            assert process.wait(DEADLINE_S) == 128 + signal.SIGKILL
+            assert not host.run.exists()
 
     def test_a_killed_parent_takes_all_along_and_the_place_can_be_used_again(self, host: RunningHost) -> None:
         host.ask("domain", "create", "guest")
@@ -235,13 +234,12 @@ class TestStop:
         expect_the_end(pidfds)
         host.up.wait(DEADLINE_S)
         assert "is not running" in complaint(host.attempt("domain", "list"))
-        again = host.spawn("up", stdout=subprocess.PIPE)
-        assert "is up" in read_line(again.stdout)
-        assert [row["name"] for row in json.loads(host.ask("domain", "list", "--json")) if row["domid"]] == []
-        again.terminate()
-        assert again.wait(DEADLINE_S) == 0
-        assert not host.run.exists()
-        read_all(again.stdout)
+        with host.beside("up") as again:
+            assert "is up" in read_line(again.stdout)
+            assert [row["name"] for row in json.loads(host.ask("domain", "list", "--json")) if row["domid"]] == []
+            again.terminate()
+            assert again.wait(DEADLINE_S) == 0
+            assert not host.run.exists()
 
     def test_a_killed_backend_runs_again(self, host: RunningHost) -> None:
         first = host.pid("backend")
@@ -260,11 +258,10 @@ class TestStop:
         assert host.stop() == 1
         expect_the_end(pidfds)
         assert not [path for path in host.run.rglob("*") if path.is_file()]
-        again = host.spawn("up", stdout=subprocess.PIPE)
-        assert "is up" in read_line(again.stdout)
-        again.terminate()
-        assert again.wait(DEADLINE_S) == 0
-        read_all(again.stdout)
+        with host.beside("up") as again:
+            assert "is up" in read_line(again.stdout)
+            again.terminate()
+            assert again.wait(DEADLINE_S) == 0
 
     def test_a_daemon_that_cannot_start_is_one_line(self) -> None:
         with Place() as place:

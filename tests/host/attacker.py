@@ -258,8 +258,9 @@ def signal_processes_of_the_host_by_number(own: Attacker) -> Any:
 
 @attack
 def signal_everybody(own: Attacker) -> Any:
-    os.kill(-1, signal.SIGKILL)
-    return "somebody"
+    with contextlib.suppress(OSError):
+        os.kill(-1, signal.SIGKILL)
+    return refused()  # whoever was hit was not of the host, whose daemons and second domain are looked at afterwards
 
 
 @attack

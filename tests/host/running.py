@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -64,6 +66,15 @@ class Place:
     def spawn(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
         """A command that runs beside the test."""
         return subprocess.Popen(self.command(*arguments), **options)
+
+    @contextmanager
+    def beside(self, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A command that runs beside the test, its output in a pipe, and is killed at the end."""
+        with self.spawn(*arguments, stdout=subprocess.PIPE) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def start(self, daemon: str, *arguments: str) -> "subprocess.Popen[bytes]":
         """A daemon by itself, once it serves."""

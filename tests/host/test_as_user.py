@@ -8,17 +8,26 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 DEADLINE_S = 240.0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="these tests run as an ordinary user already; root's way is not run")
 @pytest.mark.timeout(DEADLINE_S + 10)
-@pytest.mark.parametrize("module", ["test_launch.py"])
+@pytest.mark.parametrize("module", ["host/test_launch.py", "host/test_isolation.py", "cli/test_up.py"])
 def test_an_ordinary_user_has_the_same(module: str) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-W", "error"]
     done = subprocess.run(
-        [sys.executable, str(HERE / "as_user.py"), sys.executable, "-B", "-m", "pytest", *options, str(HERE / module)],
+        [
+            sys.executable,
+            str(TESTS / "host/as_user.py"),
+            sys.executable,
+            "-B",
+            "-m",
+            "pytest",
+            *options,
+            str(TESTS / module),
+        ],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from paravirt.host.kernel import can_isolate
 from paravirt.hypervisor.client import Hypervisor
-from tests.host.running import DAEMONS, DEADLINE_S, RunningHost, read_line
+from tests.host.running import DAEMONS, RunningHost, read_line
 
 HERE = Path(__file__).parent
 
@@ -34,16 +33,9 @@ def host() -> Iterator[RunningHost]:
 def victim(host: RunningHost) -> Iterator[dict[str, int]]:
     """A domain that waits, and what it has that nobody else may touch."""
     host.ask("domain", "create", "victim")
-    script = str(HERE / "victim.py")
-    process = host.spawn("run", "--expose", str(HERE), "victim", "--", "python3", script, stdout=subprocess.PIPE)
-    try:
+    with host.beside("run", "--expose", str(HERE), "victim", "--", "python3", str(HERE / "victim.py")) as process:
         yield {**json.loads(read_line(process.stdout)), "launcher": process.pid}
         assert process.poll() is None, "the victim did not survive"
-    finally:
-        process.terminate()
-        process.wait(DEADLINE_S)
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")

@@ -209,6 +209,36 @@ class TestRequireRunning:
                 rundir.require_running()
 
 
+class TestSweep:
+    def leave(self, rundir: RunDir) -> None:
+        (rundir.domains / "3").mkdir(parents=True)
+        for path in (rundir.hypervisor_socket, rundir.xenstored_socket, rundir.domain_socket(3)):
+            with socket.socket(socket.AF_UNIX) as stale:
+                stale.bind(str(path))
+        (rundir.path / "hypervisor.lock").touch()
+
+    def test_what_was_left_goes(self, rundir: RunDir) -> None:
+        self.leave(rundir)
+        rundir.sweep()
+        rundir.remove()
+        assert not rundir.path.exists()
+
+    def test_what_is_in_use_stays(self, rundir: RunDir) -> None:
+        self.leave(rundir)
+        with rundir.lock("hypervisor"):
+            rundir.sweep()
+            assert rundir.running
+            assert rundir.hypervisor_socket.exists()
+            assert rundir.domain_socket(3).exists()
+        assert not rundir.xenstored_socket.exists()
+
+    def test_what_is_not_ours_stays(self, rundir: RunDir) -> None:
+        (rundir.path / "note").touch()
+        rundir.sweep()
+        rundir.remove()
+        assert (rundir.path / "note").exists()
+
+
 class TestRemove:
     def test_what_is_empty_goes(self, tmp_path: Path) -> None:
         base = tmp_path / "paravirt"

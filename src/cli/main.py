@@ -54,7 +54,7 @@ COMMANDS = {
     "xenstored": ("paravirt.cli.up:xenstored", "Run xenstored alone."),
     "backend": ("paravirt.cli.up:backend", "Run the block backend alone."),
     "domain": ("paravirt.cli.domain:domain", "Create, list and destroy domains."),
-    "run": ("paravirt.cli.run:run", "Run a command as a domain."),
+    "run": ("paravirt.cli.run:run", "Run a command as a domain, isolated from the host."),
     "vbd": ("paravirt.cli.vbd:vbd", "Attach, detach and list the disks of domains."),
     "xenstore": ("paravirt.cli.xenstore:xenstore", "List, read and write xenstore."),
     "bench": ("paravirt.cli.main:bench", "Measure."),

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 @click.argument("command", nargs=-1, required=True)
 @pass_context
 def run(context: Context, domain: str, shared: bool, expose: tuple[Path, ...], command: tuple[str, ...]) -> None:
-    """Run COMMAND as DOMAIN (a name or number), isolated from the host unless --shared.
+    """Run a command as a domain, isolated from the host.
 
-    The first command of a domain is its init: when it ends, the domain does. The exit status is the command's, or 128
-    plus the number of the signal that killed it.
+    DOMAIN is a name or a number. Its first command is its init: when that ends, the domain does. The exit status is the
+    command's, or 128 plus the number of the signal that killed it.
     """
     from paravirt.host import domains
     from paravirt.host.launch import launch

@@ -3,6 +3,7 @@
 
 import gc
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -138,16 +139,18 @@ def test_whole_brokers(tmp_path: Path) -> None:
             dom0.foreign_arena(domid, arena.base)
             dom0.register_store()
             guest.store_connection().close()
-            dom0.set_init(domid, pidfd)
-            guest.close()
+            with subprocess.Popen(["sleep", "1000"]) as init:
+                pidfd = os.pidfd_open(init.pid)
+                dom0.set_init(domid, pidfd)
+                os.close(pidfd)
+                guest.close()
+                dom0.destroy_domain(domid)  # which kills its init
 
-    pidfd = os.pidfd_open(os.getpid())
     once()
     before = Held.now()
     for _ in range(20):
         once()
     assert Held.now() == before
-    os.close(pidfd)
     assert list(tmp_path.glob("domains/*")) == []
 
 

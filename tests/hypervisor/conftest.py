@@ -47,6 +47,16 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 
 @pytest.fixture
+def isolated_world() -> Iterator[World]:
+    """For what is claimed of isolated domains only."""
+    broker = BrokerServer()
+    broker.start()
+    made = World(broker, isolated=True, provider="posix")
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def make_world() -> Iterator[Callable[..., World]]:
     """For tests that choose the broker's arguments."""
     worlds: list[World] = []

@@ -142,8 +142,13 @@ def test_a_second_greeting_closes_the_connection(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("op", "n"),
-    [(Op.INFO, 1), (Op.INFO, 4), (Op.INFO, 200), (Op.HELLO, 1), (Op.HELLO, 4), (Op.HELLO, 200)]
-    + [(Op.DOMAIN_SET_INIT, 4), (Op.DOMAIN_SET_INIT, 200)],
+    # One descriptor is what DOMAIN_SET_INIT takes.
+    [
+        (op, n)
+        for op in (Op.INFO, Op.HELLO, Op.DOMAIN_SET_INIT)
+        for n in (1, 4, 200)
+        if (op, n) != (Op.DOMAIN_SET_INIT, 1)
+    ],
 )
 def test_unexpected_descriptors_are_closed(world: World, op: Op, n: int) -> None:
     world.guest()

@@ -28,6 +28,7 @@ class Hub:
         self.domains: dict[int, Domain] = {DOM0: Domain(DOM0)}
         self.connections: set[Connection] = set()
         self.dirty: set[Connection] = set()
+        self.n_requests = 0
 
     # -- connections
 

@@ -34,7 +34,9 @@ class Connection:
 
     __slots__ = (
         "_congested_events",
+        "_event_request",
         "_first_event",
+        "_new_events",
         "_next_transaction",
         "_output",
         "_parser",
@@ -45,7 +47,6 @@ class Connection:
         "hub",
         "n_dropped_events",
         "n_output_bytes",
-        "n_requests",
         "transactions",
         "watches",
     )
@@ -59,11 +60,12 @@ class Connection:
         self.closed = False
         self.n_output_bytes = 0
         self.n_dropped_events = 0
-        self.n_requests = 0
         self._parser = PacketParser()
         self._waiting: deque[Packet] = deque()
         self._output: deque[bytes] = deque()
-        self._congested_events: set[bytes] | None = None
+        self._new_events: set[bytes] = set()  # caused by the request numbered ...
+        self._event_request = 0
+        self._congested_events: set[bytes] | None = None  # unread, if the client is slow
         self._first_event: Watch | None = None
         self._next_transaction = 1
 
@@ -101,7 +103,7 @@ class Connection:
 
     def _handle(self, packet: Packet) -> None:
         op, request_id, transaction_id, payload = packet
-        self.n_requests += 1
+        self.hub.n_requests += 1
         handler = HANDLERS[op] if op < len(HANDLERS) else None
         reply: Reply
         if handler is None:
@@ -135,11 +137,20 @@ class Connection:
         self.hub.dirty.add(self)
 
     def send_event(self, path: bytes, token: bytes) -> None:
-        """Tell the client of a change; dropped if too long, merged if the same event has been waiting unread."""
+        """Tell the client of a change.
+
+        Dropped if it is too long; merged with an equal one that waits unread or was caused by the same request.
+        """
         length = len(path) + len(token) + 2
         if length > PAYLOAD_MAX_BYTES or self.closed:
             return
         packet = b"%b%b%b\0%b\0" % (_EVENT_START, length.to_bytes(4, "little"), path, token)
+        if self._event_request != self.hub.n_requests:
+            self._event_request = self.hub.n_requests
+            self._new_events.clear()
+        elif packet in self._new_events and not path.startswith(b"@"):
+            return
+        self._new_events.add(packet)
         unread = self._congested_events
         if unread is not None:
             if packet in unread and not path.startswith(b"@"):

@@ -57,9 +57,14 @@ class Node:
     def add_child(self, name: bytes) -> None:
         if self.children is None:
             self.children = {}
+        if name in self.children:
+            return
         self.children[name] = None
         self.n_name_bytes += len(name) + 1
         self._listing = None
+
+    def has_child(self, name: bytes) -> bool:
+        return self.children is not None and name in self.children
 
     def remove_child(self, name: bytes) -> None:
         assert self.children is not None

@@ -116,12 +116,23 @@ def remove(view: View, who: Domain, path: bytes) -> Removed | Errno:
 
 def _cut(view: View, path: bytes) -> Removed | Errno:
     above, name = split(path)
-    parent, found, stack = view.get(above), [], [path]
+    parent = view.get(above)
+    if view.refused:
+        return Errno.ENOSPC
+    # A transaction that first saw these nodes at different times may find them at odds; it will not commit.
+    if parent is None:
+        return Errno.EINVAL
+    if not parent.has_child(name):
+        return Errno.EIO
+    found: Removed = []
+    stack = [path]
     while stack:
         at = stack.pop()
         node = view.get(at)
-        if node is None or parent is None:
-            return Errno.ENOSPC  # the transaction may not look at more nodes; it has failed
+        if view.refused:
+            return Errno.ENOSPC
+        if node is None:
+            return Errno.EIO
         found.append((at, node))
         if node.children:
             stack.extend([child_of(at, child) for child in node.children])

@@ -17,6 +17,7 @@ from paravirt.xenstore.wire import Errno
 class Hub:
     """One store and those connected to it.
 
+    `n_causes` counts what may change the tree, requests and deaths of domains: equal events of one cause are one event.
     `dirty` holds the connections that have output (or have become broken) since whoever moves bytes last looked.
     """
 
@@ -28,7 +29,7 @@ class Hub:
         self.domains: dict[int, Domain] = {DOM0: Domain(DOM0)}
         self.connections: set[Connection] = set()
         self.dirty: set[Connection] = set()
-        self.n_requests = 0
+        self.n_causes = 0
 
     # -- connections
 
@@ -109,6 +110,7 @@ class Hub:
 
     def shut_down(self, domid: int) -> None:
         """The domain has stopped but is still there: watchers are told once, until RESUME."""
+        self.n_causes += 1
         domain = self.domains.get(domid)
         if domain is not None and domain.introduced and not domain.shut_down:
             domain.shut_down = True
@@ -116,6 +118,7 @@ class Hub:
 
     def died(self, domids: Iterable[int]) -> None:
         """These domains are gone."""
+        self.n_causes += 1
         gone = [domid for domid in domids if domid in self.domains and domid != DOM0]
         told = [domid for domid in gone if self.domains[domid].introduced]
         if gone:

@@ -34,7 +34,7 @@ class Connection:
 
     __slots__ = (
         "_congested_events",
-        "_event_request",
+        "_event_cause",
         "_first_event",
         "_new_events",
         "_next_transaction",
@@ -63,8 +63,8 @@ class Connection:
         self._parser = PacketParser()
         self._waiting: deque[Packet] = deque()
         self._output: deque[bytes] = deque()
-        self._new_events: set[bytes] = set()  # caused by the request numbered ...
-        self._event_request = 0
+        self._new_events: set[bytes] = set()  # of the cause numbered ...
+        self._event_cause = 0
         self._congested_events: set[bytes] | None = None  # unread, if the client is slow
         self._first_event: Watch | None = None
         self._next_transaction = 1
@@ -103,7 +103,7 @@ class Connection:
 
     def _handle(self, packet: Packet) -> None:
         op, request_id, transaction_id, payload = packet
-        self.hub.n_requests += 1
+        self.hub.n_causes += 1
         handler = HANDLERS[op] if op < len(HANDLERS) else None
         reply: Reply
         if handler is None:
@@ -139,14 +139,14 @@ class Connection:
     def send_event(self, path: bytes, token: bytes) -> None:
         """Tell the client of a change.
 
-        Dropped if it is too long; merged with an equal one that waits unread or was caused by the same request.
+        Dropped if it is too long; merged with an equal one that waits unread or comes of the same cause.
         """
         length = len(path) + len(token) + 2
         if length > PAYLOAD_MAX_BYTES or self.closed:
             return
         packet = b"%b%b%b\0%b\0" % (_EVENT_START, length.to_bytes(4, "little"), path, token)
-        if self._event_request != self.hub.n_requests:
-            self._event_request = self.hub.n_requests
+        if self._event_cause != self.hub.n_causes:
+            self._event_cause = self.hub.n_causes
             self._new_events.clear()
         elif packet in self._new_events and not path.startswith(b"@"):
             return

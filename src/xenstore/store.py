@@ -78,7 +78,6 @@ class Node:
 class View(Protocol):
     """What operations read and change."""
 
-    @property
     def refused(self) -> bool:
         """Whether a `get` found nothing because the domain may not look at more nodes in this transaction."""
 
@@ -122,7 +121,6 @@ class Store:
             self.add(child_of(path, name), Node(b"", DOM0_ONLY))
             self.charge(0, 1)
 
-    @property
     def refused(self) -> bool:
         return False
 

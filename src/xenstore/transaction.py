@@ -38,7 +38,7 @@ class Transaction:
     `failed` is set when a change could not be made as a whole: it can only be given up then.
     """
 
-    __slots__ = ("_accesses", "_charges", "_limit", "_store", "failed", "number", "refused")
+    __slots__ = ("_accesses", "_charges", "_limit", "_refused", "_store", "failed", "number")
 
     def __init__(self, store: Store, *, number: int = 0, node_limit: int = 0) -> None:
         """`number`: its id on the wire. `node_limit`: how many nodes it may look at (a quota: 0 is none)."""
@@ -48,13 +48,13 @@ class Transaction:
         self._charges: dict[int, int] = {}
         self._limit = node_limit
         self.failed = False
-        self.refused = False
+        self._refused = False
 
     def get(self, path: bytes) -> Node | None:
         access = self._accesses.get(path)
         if access is None:
             if reached(len(self._accesses) + 1, self._limit):
-                self.failed = self.refused = True
+                self.failed = self._refused = True
                 return None
             node = self._store.nodes.get(path)
             if node is not None:
@@ -86,6 +86,9 @@ class Transaction:
 
     def charge(self, domid: int, n_nodes: int) -> None:
         self._charges[domid] = self._charges.get(domid, 0) + n_nodes
+
+    def refused(self) -> bool:
+        return self._refused
 
     def fail(self) -> None:
         self.failed = True

@@ -23,7 +23,7 @@ def lookup(view: View, who: Domain, path: bytes, need: int) -> Node | Errno:
     missing only if the nearest ancestor that exists would grant it the same access."""
     node = view.get(path)
     if node is None:
-        errno = Errno.ENOSPC if view.refused else Errno.ENOENT
+        errno = Errno.ENOSPC if view.refused() else Errno.ENOENT
     elif who.privileged or who.access(node.permissions) & need == need:
         return node
     else:
@@ -34,7 +34,7 @@ def lookup(view: View, who: Domain, path: bytes, need: int) -> Node | Errno:
     while ancestor is None:
         path = parent_of(path)
         ancestor = view.get(path)
-        if view.refused:
+        if view.refused():
             return Errno.ENOSPC
     return errno if who.access(ancestor.permissions) & need else Errno.EACCES
 
@@ -66,7 +66,7 @@ def _create(view: View, who: Domain, path: bytes, value: bytes, limits: Limits) 
     missing = [path]
     above = parent_of(path)
     while (parent := view.get(above)) is None:
-        if view.refused:
+        if view.refused():
             return Errno.ENOSPC
         missing.append(above)
         above = parent_of(above)
@@ -117,7 +117,7 @@ def remove(view: View, who: Domain, path: bytes) -> Removed | Errno:
 def _cut(view: View, path: bytes) -> Removed | Errno:
     above, name = split(path)
     parent = view.get(above)
-    if view.refused:
+    if view.refused():
         return Errno.ENOSPC
     # A transaction that first saw these nodes at different times may find them at odds; it will not commit.
     if parent is None:
@@ -129,7 +129,7 @@ def _cut(view: View, path: bytes) -> Removed | Errno:
     while stack:
         at = stack.pop()
         node = view.get(at)
-        if view.refused:
+        if view.refused():
             return Errno.ENOSPC
         if node is None:
             return Errno.EIO

@@ -7,7 +7,8 @@ Two providers make the same thing, a descriptor of zeroed memory of a fixed size
   with `posix_fallocate`, so that a full /dev/shm is an error here and not a SIGBUS later. The default inside one trust
   domain.
 * `memfd`: a memfd sealed against shrinking and growing, for peers that are not trusted: a holder of a POSIX descriptor
-  could truncate the object under everybody's feet.
+  could truncate the object under everybody's feet. It stands in no file system that could be full, so its pages come
+  into being when they are first touched and are charged to whoever touches them: a large one takes its maker no time.
 """
 
 import errno
@@ -63,8 +64,10 @@ def create_object(provider: Provider, n_bytes: int, *, sealable: bool = False) -
     else:
         raise InvalidRequest(f"unknown memory provider {provider!r}; there are {', '.join(PROVIDERS)}")
     try:
-        os.posix_fallocate(fd, 0, n_bytes)
-        if provider == "memfd":
+        if provider == "posix":
+            os.posix_fallocate(fd, 0, n_bytes)
+        else:
+            os.ftruncate(fd, n_bytes)
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | (0 if sealable else fcntl.F_SEAL_SEAL)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
             os.fchmod(fd, 0o600)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""What the documents show is run, and what they name exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "c_ext/README.md", "docs/threat-model.md")]
+
+
+def run(arguments: list[str], directory: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=directory, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_readme_example(tmp_path: Path) -> None:
+    example = re.search(r"<!-- example.*?-->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert example
+    assert 10 <= len([line for line in example[1].splitlines() if line.strip()]) <= 16
+    said = run(["-c", example[1]], tmp_path).splitlines()
+    assert said == ["1048576 512 False", "b'hello from the guest'", "b'hello'", "4"]
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples(example: Path, tmp_path: Path) -> None:
+    assert run([str(example)], tmp_path)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), target
+
+
+def test_files_named_in_the_architecture_exist() -> None:
+    for name in set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|c|h))`", (ROOT / "ARCHITECTURE.md").read_text())):
+        assert (ROOT / name).exists() or (ROOT / "src" / name).exists(), name
+
+
+def test_commands_in_the_readme_exist() -> None:
+    for line in re.findall(r"^ {4}paravirt ([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text(), re.M):
+        words = line.split()
+        words = words if words[0] in ("domain", "vbd", "xenstore", "bench") else words[:1]
+        assert "Usage" in run(["-m", "paravirt", *words, "--help"], ROOT)

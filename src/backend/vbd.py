@@ -152,7 +152,7 @@ class VbdBackend:
                 self._switch(XenbusState.CLOSED)
                 if frontend is XenbusState.UNKNOWN:
                     # The domain is gone and nobody else will tidy up.
-                    xenbus.remove(self._store, self.path.backend)
+                    xenbus.remove_backend(self._store, self.path.backend)
                 self._forget()
                 return False
             case BackendStep.FAIL:

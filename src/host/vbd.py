@@ -143,12 +143,9 @@ def _create(transaction: Transaction, path: DevicePath, config: VbdConfig) -> No
 
 
 def _forget(store: XenstoreClient, path: DevicePath) -> None:
-    """Both directories, and the parents of the backend's that are empty then."""
+    """Both directories."""
     xenbus.remove(store, path.frontend)
-    xenbus.remove(store, path.backend)
-    guest = f"{BACKENDS}/{path.frontend_domid}"
-    if not _children(store, guest):
-        xenbus.remove(store, guest)
+    xenbus.remove_backend(store, path.backend)
 
 
 def _children(store: XenstoreClient, path: str) -> list[str]:

@@ -88,3 +88,19 @@ def remove(store: XenstoreClient, path: str) -> None:
     except XenstoreError as error:
         if error.name != "ENOENT":
             raise
+
+
+def remove_backend(store: XenstoreClient, directory: str) -> None:
+    """Remove a backend's directory, and the one of its guest if no other device stands in it."""
+
+    def take_away(transaction: Transaction) -> None:
+        parent = directory.rpartition("/")[0]
+        try:
+            transaction.rm(directory)
+            if not transaction.ls(parent):
+                transaction.rm(parent)
+        except XenstoreError as error:
+            if error.name != "ENOENT":
+                raise
+
+    store.transact(take_away)

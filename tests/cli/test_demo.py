@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,11 +44,10 @@ def start(directory: Path) -> "subprocess.Popen[str]":
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    tmp_path.chmod(0o755)
-    made = tmp_path / "t"
-    made.mkdir()
-    return made
+def directory() -> Iterator[Path]:
+    """A short path: sockets stand below it."""
+    with tempfile.TemporaryDirectory(prefix="pv-", dir="/tmp") as made:
+        yield Path(made)
 
 
 def test_every_check_holds(directory: Path) -> None:

@@ -34,27 +34,30 @@ def up(context: Context) -> None:
     One line on standard output says that it is ready. Ctrl-C or SIGTERM stops it and leaves nothing behind.
     """
     rundir = context.rundir
-    rundir.create()
     log.configure("up", context.log_level, context.log_file)
     raise_descriptor_limit()
-    with ExitStack() as stack:
-        stack.callback(rundir.remove)
-        stack.enter_context(rundir.lock("host"))
-        rundir.sweep()
-        stack.callback(rundir.sweep)
-        supervisor = stack.enter_context(Supervisor(_program(context)))
+    with Supervisor(_program(context)) as supervisor:
         supervisor.stop_on_signals()
-        for daemon in DAEMONS:
-            _start(supervisor, daemon)
-        if not supervisor.stopping:
-            click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
-            sys.stdout.flush()
-        supervisor.watch()
+        rundir.create()
+        with ExitStack() as stack:
+            stack.callback(rundir.remove)
+            stack.enter_context(rundir.lock("host"))
+            rundir.sweep()
+            stack.callback(rundir.sweep)
+            stack.callback(supervisor.stop)
+            for daemon in DAEMONS:
+                _start(supervisor, daemon)
+            if not supervisor.stopping:
+                click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
+                sys.stdout.flush()
+            supervisor.watch()
     if supervisor.lost:
         sys.exit(EXIT_LOST)
 
 
 def _start(supervisor: Supervisor, daemon: Daemon) -> None:
+    if supervisor.stopping:
+        return
     try:
         supervisor.start(daemon)
     except DaemonFailed as error:

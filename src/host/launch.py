@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 from paravirt import errors
 from paravirt.errors import InvalidRequest, ParavirtError, TimedOut
 from paravirt.host.plan import COMMAND_FD, VISIBLE_SOCKET, Plan
-from paravirt.host.reach import View, needs_of, view_for
+from paravirt.host.reach import View, everywhere, needs_of, view_for
 from paravirt.ring import process
 
 GUEST_UID_BASE = 0x7E00_0000
@@ -79,7 +79,7 @@ def launch(
         os.chown(domain_socket, uid, uid)
     directory = Path.cwd() if directory is None else directory
     environment = _environment(os.environ if environment is None else environment, isolated, uid, domain_socket)
-    hidden = sorted({os.path.realpath(path) for path in hide})
+    hidden = sorted({place for path in hide for place in everywhere(path)})
     view = View([], [])
     if isolated:
         view = view_for([*needs_of(command, directory, environment), *expose], uid=uid)

@@ -7,6 +7,7 @@ command needs below such a directory is bound in at the same path.
 """
 
 import os
+import re
 import shutil
 import stat
 import sys
@@ -44,6 +45,35 @@ def view_for(needed: Iterable[Path], *, uid: int | None) -> View:
         if _below(text, cover):
             expose.add(text)
     return View(cover, sorted(path for path in expose if not _below(path, expose)))
+
+
+def everywhere(path: Path) -> list[str]:
+    """All places where the directory `path` can be seen: the same file system may be mounted more than once.
+
+    Source: proc_pid_mountinfo(5).
+    """
+    real = os.path.realpath(path)
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    tree = [(device, _plain(root), _plain(point)) for _, _, device, root, point, *_ in mounts]
+    around = [mount for mount in tree if _at_or_below(real, mount[2])]
+    if not around:
+        return [real]
+    device, root, point = max(reversed(around), key=lambda mount: len(mount[2]))
+    inside = os.path.normpath(os.path.join(root, os.path.relpath(real, point)))
+    found = {real}
+    for other, root, point in tree:
+        if other == device and _at_or_below(inside, root):
+            found.add(os.path.normpath(os.path.join(point, os.path.relpath(inside, root))))
+    return sorted(found)
+
+
+def _plain(field: str) -> str:
+    """A field of mountinfo without its octal escapes."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def _at_or_below(path: str, directory: str) -> bool:
+    return path == directory or _below(path, [directory])
 
 
 def needs_of(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> list[Path]:

@@ -4,9 +4,11 @@
 import json
 import os
 import re
+import select
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,14 @@ def all_processes(host: RunningHost) -> list[int]:
     pids = [host.up.pid, *children(host.up.pid)]
     assert len(pids) == 1 + len(DAEMONS)
     return [os.pidfd_open(pid) for pid in pids]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does where there is nothing to wait on but its traces."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        select.select([], [], [], 0.001)
 
 
 def expect_the_end(pidfds: list[int]) -> None:
@@ -208,7 +218,76 @@ class TestRun:
         assert "does not exist" in complaint(living.attempt("run", "--expose", "/none", guest, "--", "true"))
 
 
+class TestDisks:
+    @pytest.fixture
+    def guest(self, living: RunningHost) -> Iterator[str]:
+        living.ask("domain", "create", "--shared", "disked")
+        yield "disked"
+        living.attempt("domain", "destroy", "disked")
+
+    @pytest.fixture
+    def image(self, living: RunningHost) -> Path:
+        path = living.directory / "image"
+        path.write_bytes(bytes(1 << 20))
+        return path
+
+    def test_attach_list_detach(self, living: RunningHost, guest: str, image: Path) -> None:
+        living.ask("vbd", "attach", guest, str(image), "--mode", "r")
+        (row,) = json.loads(living.ask("vbd", "list", guest, "--json"))
+        assert (row["device"], row["mode"], row["spec"], row["size_bytes"]) == ("xvda", "r", str(image), 1 << 20)
+        living.ask("vbd", "detach", guest, "xvda")
+        assert json.loads(living.ask("vbd", "list", "--json")) == []
+
+    def test_a_guest_reads_it(self, living: RunningHost, guest: str, image: Path) -> None:
+        image.write_bytes(b"first block".ljust(4096, b"."))
+        living.ask("vbd", "attach", guest, str(image))
+        code = (
+            "from paravirt.frontend.domain import Domain\n"
+            "with Domain.from_environment() as domain: print(domain.open_disk().pread(4096, 0)[:11])"
+        )
+        assert living.ask("run", "--shared", guest, "--", "python3", "-c", code).strip() == "b'first block'"
+
+    def test_mistakes_with_images(self, living: RunningHost, guest: str, image: Path, tmp_path: Path) -> None:
+        odd, empty = tmp_path / "odd", tmp_path / "empty"
+        odd.write_bytes(b"x" * 513)
+        empty.touch()
+        for spec, said in (
+            (tmp_path / "missing", "missing"),
+            (tmp_path, "directory"),
+            (odd, "512"),
+            (empty, "empty"),
+        ):
+            assert said in complaint(living.attempt("vbd", "attach", guest, str(spec)))
+        if os.geteuid() != 0:
+            image.chmod(0)
+            assert "ermission" in complaint(living.attempt("vbd", "attach", guest, str(image)))
+        assert json.loads(living.ask("vbd", "list", "--json")) == []
+
+    def test_mistakes_with_devices(self, living: RunningHost, guest: str, image: Path) -> None:
+        living.ask("vbd", "attach", guest, str(image))
+        assert "xvda" in complaint(living.attempt("vbd", "attach", guest, str(image)))
+        assert "in use" in complaint(living.attempt("vbd", "attach", guest, str(image), "--dev", "xvdb"))
+        assert "xvdc" in complaint(living.attempt("vbd", "detach", guest, "xvdc"))
+        assert "sdz9" in complaint(living.attempt("vbd", "attach", guest, str(image), "--dev", "sdz9"))
+        assert "nothing" in complaint(
+            living.attempt("vbd", "attach", guest, "1M", "--dev", "xvdd", "--driver", "nothing")
+        )
+        living.ask("vbd", "detach", guest, "xvda")
+
+
 class TestStop:
+    def test_a_stop_while_it_starts(self) -> None:
+        """Wherever in the start it comes, what was started is stopped and nothing is left."""
+        with Place() as place:
+            for after in ("host.lock", "hypervisor.sock", "xenstored.lock", "backend.lock"):
+                with place.spawn("up", stdout=subprocess.PIPE) as up:
+                    until(lambda path=place.run / after: path.exists())
+                    pidfds = [os.pidfd_open(child) for child in children(up.pid)]
+                    up.terminate()
+                    assert up.wait(DEADLINE_S) == 0, after
+                    expect_the_end(pidfds)
+                    assert not place.run.exists(), after
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_stops_it_and_nothing_is_left(self, host: RunningHost, number: signal.Signals) -> None:
         pidfds = all_processes(host)

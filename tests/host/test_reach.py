@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What a domain's command needs, and how it gets to see it."""
 
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from paravirt.host import reach
-from paravirt.host.reach import needs_of, view_for
+from paravirt.host.kernel import can_isolate
+from paravirt.host.reach import everywhere, needs_of, view_for
 
 ANYBODY = 0x7E000001
 
@@ -84,3 +87,31 @@ def test_a_program_is_followed_through_every_link(tmp_path: Path) -> None:
     needed = needs_of(["tool"], Path("/"), {"PATH": str(tmp_path / "bin")})
     assert {tmp_path / "bin", tmp_path / "real"} <= set(needed)
     assert any(path.resolve() == tmp_path / "hop" for path in needed)
+
+
+class TestEverywhere:
+    def test_once(self, tmp_path: Path) -> None:
+        assert everywhere(tmp_path) == [str(tmp_path)]
+
+    def test_through_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        (tmp_path / "real").mkdir()
+        assert everywhere(tmp_path / "link") == [str(tmp_path / "real")]
+
+    @pytest.mark.skipif(can_isolate() is not None, reason="the kernel gives no namespaces to mount in")
+    def test_mounted_again(self, tmp_path: Path) -> None:
+        """Once more as a whole, and once one directory up, at a place with a blank in its name."""
+        home, again, parent = tmp_path / "a/run", tmp_path / "again", tmp_path / "the parent"
+        for path in (home, again, parent):
+            path.mkdir(parents=True)
+        code = "import sys; from paravirt.host.reach import everywhere; print(*everywhere(sys.argv[1]), sep='\\n')"
+        script = 'mount --bind "$1" "$2" && mount --bind "$(dirname "$1")" "$3" && exec "$0" -c "$4" "$1"'
+        unshare = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
+        done = subprocess.run(
+            [*unshare, "sh", "-c", script, sys.executable, str(home), str(again), str(parent), code],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.stdout.splitlines() == sorted([str(home), str(again), str(parent / "run")])

@@ -2,9 +2,12 @@
 """xenstored beside a real broker: labelled sockets, ring pages, domains that die."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -266,6 +269,60 @@ def test_without_the_broker_connections_go_on(machine: Machine) -> None:
         assert machine.store.read(f"/local/domain/{domid}/a") == b"1"
         with pytest.raises(XenstoreError):
             machine.store.introduce(domid + 1, 1, 1)
+
+
+DAEMON = """
+import sys
+from paravirt.hypervisor.client import Hypervisor
+from paravirt.xenstore.server import XenstoreServer
+with Hypervisor.connect(sys.argv[1]) as hypervisor:
+    server = XenstoreServer(sys.argv[2], hypervisor)
+    print("ready", flush=True)
+    server.serve_forever()
+"""
+
+
+def start_daemon(run: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", DAEMON, str(run / "hypervisor.sock"), str(run / "xenstored.sock")]
+    daemon = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline() == "ready\n"
+    return daemon
+
+
+def test_a_killed_daemon_is_noticed_on_socket_and_ring_and_replaced(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        broker = BrokerServer(tmp_path)
+        broker.start()
+        stack.callback(broker.stop)
+        dom0 = stack.enter_context(Hypervisor.from_fd(broker.connect(0)))
+        domid = dom0.create_domain("survivor", isolated=False).domid
+        guest = stack.enter_context(Hypervisor.from_fd(broker.connect(domid)))
+        page, waiter = guest.reserved_page(XENSTORE_GREF).memory, guest.waiter()
+        for attempt in range(2):
+            daemon = start_daemon(tmp_path)
+            store = stack.enter_context(XenstoreClient.connect(tmp_path / "xenstored.sock"))
+            assert not store.exists("/local"), "it remembers nothing"
+            store.mkdir(f"/local/domain/{domid}")
+            store.set_perms(f"/local/domain/{domid}", [f"n{domid}"])
+            channel = guest.alloc_unbound(waiter, 0)
+            store.introduce(domid, XENSTORE_GREF, channel.port)
+            on_ring = stack.enter_context(XenstoreClient(RingTransport(page, waiter, channel)))
+            on_socket = stack.enter_context(XenstoreClient.from_socket(guest.store_connection()))
+            on_ring.write("x", str(attempt))
+            assert on_socket.read("x") == b"%d" % attempt
+            queue = on_ring.watch_queue()
+            queue.add("x")
+            queue.get(DEADLINE_S)
+            daemon.kill()
+            daemon.communicate(timeout=DEADLINE_S)
+            with pytest.raises(StoreGone):
+                queue.get(DEADLINE_S)
+            for client in (on_socket, on_ring, store):
+                with pytest.raises(StoreGone):
+                    client.read("x")
+            on_ring.close()
+            channel.close()
 
 
 def test_stopping_leaves_no_descriptor_and_no_thread() -> None:

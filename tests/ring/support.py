@@ -118,3 +118,10 @@ def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return target
+
+
+def run_c(command: list[Any], *, timeout: float, environment: dict[str, str] | None = None) -> str:
+    """What a C program says; fails the test with its own words."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import C_CORE, DEADLINE_S, HERE, compile_c
+from .support import C_CORE, DEADLINE_S, HERE, compile_c, run_c
 
 SOURCES = [HERE / "stress.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_ring", "pv_stream"))]
 # ThreadSanitizer does not know fences: nothing may depend on one for the order of plain data, which is what it checks.
@@ -28,13 +28,5 @@ def test_stress(sanitizer: str, tmp_path: Path) -> None:
         pytest.skip(f"this compiler has no {sanitizer} sanitizer: install libasan and libtsan")
     program = compile_c(tmp_path / "stress", SOURCES, *FLAGS[sanitizer])
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}
-    for seed in (1, 2):
-        done = subprocess.run(
-            [program, "20000", str(seed)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=DEADLINE_S,
-            env=environment,
-        )
-        assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    for seed in ("1", "2"):
+        assert run_c([program, "20000", seed], timeout=DEADLINE_S, environment=environment) == "ok\n"

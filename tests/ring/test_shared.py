@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from paravirt.errors import Closed, InvalidRequest
-from paravirt.ring.event import WaitResult
+from paravirt.ring._core import ffi
+from paravirt.ring.event import EventPort, EventWaiter, WaitResult, init_inbox
+from paravirt.ring.memory import PAGE_BYTES, Mapping, map_new
 from paravirt.ring.shared import BackRing, FrontRing
 
 from .support import DEADLINE_S, REQUEST, RESPONSE, Pair, answers, requests, ring_pair
@@ -230,6 +232,31 @@ def test_pushing_and_taking_from_two_threads() -> None:
         pusher.join(DEADLINE_S)
         server.join(DEADLINE_S)
         assert pair.front.outstanding == 0
+
+
+def test_a_push_learns_a_changed_binding() -> None:
+    """The messages are published first; then the notification takes the slow way, once."""
+    generation = ffi.new("uint32_t *", 1)
+    memory = bytearray(4096)
+    fd, inbox = map_new("memfd", PAGE_BYTES)
+    init_inbox(inbox)
+    asked = []
+    with EventWaiter(generation) as waiter, EventPort(waiter, None, 0) as port:
+
+        def ask() -> None:
+            asked.append(port.statistics().sent)
+            port.set_peer(Mapping(fd, PAGE_BYTES), 9, -1, generation[0])
+
+        port.on_stale = ask
+        with FrontRing.create(memory, REQUEST, RESPONSE, port=port) as front:
+            generation[0] = 2
+            assert front.push(requests(0, 3)) == 3
+            assert front.push(requests(3, 3)) == 3
+            assert front.statistics().notifications_sent == 1
+    assert asked == [0]
+    assert inbox.view[192 : 192 + 8] == (1 << 9).to_bytes(8, "little"), "pending[0] of the new inbox"
+    inbox.close()
+    os.close(fd)
 
 
 def test_use_after_close() -> None:

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT */
+/* Stands in for pv_atomic.h: a call of `interrupt` before each access, and everything sequentially consistent. */
+#ifndef INTERRUPT_SHIM_H
+#define INTERRUPT_SHIM_H
+
+void interrupt(void);
+
+#define SHIM_ORDER __ATOMIC_SEQ_CST
+#define pv_load_relaxed(p) (interrupt(), __atomic_load_n((p), SHIM_ORDER))
+#define pv_load_acquire(p) pv_load_relaxed(p)
+#define pv_load_ordered(p) pv_load_relaxed(p)
+#define pv_store_relaxed(p, v) (interrupt(), __atomic_store_n((p), (v), SHIM_ORDER))
+#define pv_store_release(p, v) pv_store_relaxed(p, v)
+#define pv_fetch_or(p, v) (interrupt(), __atomic_fetch_or((p), (v), SHIM_ORDER))
+#define pv_fetch_and(p, v) (interrupt(), __atomic_fetch_and((p), (v), SHIM_ORDER))
+#define pv_exchange(p, v) (interrupt(), __atomic_exchange_n((p), (v), SHIM_ORDER))
+#define pv_fence_full() interrupt()
+#define pv_fence_compiler() ((void)0)
+#define pv_pause() ((void)0)
+
+#endif

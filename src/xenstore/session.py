@@ -152,10 +152,8 @@ class Connection:
             return
         self._new_events.add(packet)
         unread = self._congested_events
-        if unread is not None:
-            if packet in unread and not path.startswith(b"@"):
-                return
-            unread.add(packet)
+        if unread is not None and packet in unread and not path.startswith(b"@"):
+            return
         limits = self.hub.limits
         if self.domain.privileged:
             if self.n_output_bytes + len(packet) > limits.privileged_output_bytes:
@@ -164,6 +162,8 @@ class Connection:
         elif self.n_output_bytes + len(packet) > limits.output_bytes:
             self.n_dropped_events += 1
             return
+        if unread is not None:
+            unread.add(packet)
         self._put(packet)
 
     def tell_after_reply(self, watch: Watch) -> None:

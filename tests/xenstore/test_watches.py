@@ -243,6 +243,7 @@ def test_a_guest_that_does_not_read_loses_events_and_nothing_else() -> None:
         world.ask("dom0", "WRITE", f"/a/{i}|")
     assert guest.n_output_bytes <= 10_000
     assert guest.n_dropped_events > 0
+    assert len(guest._congested_events or ()) == len(guest._output) - 1  # nothing is kept of what was dropped
     assert guest.broken is None
 
 

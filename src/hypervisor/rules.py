@@ -128,7 +128,7 @@ class Disconnect:
 
 @dataclass(frozen=True, slots=True)
 class DomainEnded:
-    """A domain died: its listening socket and the watch on its init process go."""
+    """A domain died: its listening socket goes, and its init process is killed if it still lives."""
 
     domid: int
 

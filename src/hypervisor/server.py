@@ -118,7 +118,8 @@ class BrokerServer:
     def stop(self) -> None:
         """End serving; from any thread or a signal handler. Harmless when repeated.
 
-        Processes keep what they have mapped; their next call raises `HypervisorGone`.
+        An orderly stop ends every domain: init processes are killed. Other processes keep what they have mapped; their
+        next call raises `HypervisorGone`.
         """
         self._stopping = True
         if not self._running:

@@ -2,6 +2,7 @@
 """The broker and its client, end to end over sockets: every operation, both memory providers, both doorbells."""
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -126,7 +127,8 @@ def test_an_init_process_takes_its_domain_along(world: World) -> None:
     guest = world.guest()
     child = os.fork()
     if child == 0:
-        signal_free_sleep()
+        while True:
+            signal.pause()
     pidfd = os.pidfd_open(child)
     world.dom0.set_init(1, pidfd)
     with pytest.raises(AlreadyExists):
@@ -144,9 +146,17 @@ def test_an_init_process_takes_its_domain_along(world: World) -> None:
     os.close(pidfd)
 
 
-def signal_free_sleep() -> None:
-    while True:
-        threading.Event().wait()
+def test_destroying_a_domain_kills_its_init_process(world: World) -> None:
+    world.guest()
+    child = os.fork()
+    if child == 0:
+        while True:
+            signal.pause()
+    pidfd = os.pidfd_open(child)
+    world.dom0.set_init(1, pidfd)
+    os.close(pidfd)
+    world.dom0.destroy_domain(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def test_only_a_pidfd_is_an_init_process(world: World) -> None:

@@ -3,6 +3,7 @@
 
 import gc
 import os
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -156,8 +157,6 @@ def test_whole_brokers(tmp_path: Path) -> None:
 
 def test_out_of_descriptors_is_a_clean_refusal(world: World) -> None:
     """The broker (and we, in the same process) have no descriptor left: each call fails cleanly and nothing is lost."""
-    import resource
-
     guest = world.guest()
     waiter = guest.waiter()
     before = Held.now()

@@ -354,8 +354,10 @@ int pv_waiter_drain(struct pv_waiter *waiter)
 	return result == NOTHING ? PV_WAIT_EVENT : result;
 }
 
-static int spin(struct pv_waiter *waiter, struct pv_port *port, int64_t until_ns)
+static int spin(struct pv_waiter *waiter, struct pv_port *port, int64_t start_ns, int64_t spin_ns)
 {
+	int64_t until_ns = start_ns + (spin_ns < PV_SPIN_SLICE_NS ? spin_ns : PV_SPIN_SLICE_NS);
+
 	do {
 		for (int i = 0; i < LOOKS_PER_CLOCK_READ; i++) {
 			int result = look(waiter, port);
@@ -365,7 +367,7 @@ static int spin(struct pv_waiter *waiter, struct pv_port *port, int64_t until_ns
 			pv_pause();
 		}
 	} while (pv_now_ns() < until_ns);
-	return NOTHING;
+	return spin_ns > PV_SPIN_SLICE_NS ? PV_WAIT_INTERRUPTED : NOTHING;
 }
 
 /* Senders ring from arm_for to disarm. Only the inbox that can end the wait is armed: others need not wake us. */
@@ -437,7 +439,7 @@ static int wait_for(struct pv_waiter *waiter, struct pv_port *port, int64_t spin
 	int result = look(waiter, port);
 
 	if (result == NOTHING && spin_ns > 0)
-		result = spin(waiter, port, timeout_ns >= 0 && timeout_ns < spin_ns ? deadline_ns : start_ns + spin_ns);
+		result = spin(waiter, port, start_ns, timeout_ns >= 0 && timeout_ns < spin_ns ? timeout_ns : spin_ns);
 	if (result == NOTHING && timeout_ns == 0)
 		result = PV_WAIT_TIMEOUT;
 	while (result == NOTHING) {

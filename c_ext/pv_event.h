@@ -103,7 +103,9 @@ struct pv_port {
 #define PV_WAIT_EVENT 1
 #define PV_WAIT_KICKED 2        /* pv_waiter_kick was called since the last wait; the kick is consumed */
 #define PV_WAIT_STALE 3         /* a binding changed (bind, close, peer's death): ask the broker. Once a change */
-#define PV_WAIT_INTERRUPTED 4   /* a signal arrived: let Python run its handlers, then wait again */
+#define PV_WAIT_INTERRUPTED 4   /* a signal arrived, or the spin was long: let Python run signal handlers, wait again */
+
+#define PV_SPIN_SLICE_NS 50000000   /* no call spins longer: signal handlers must get their turn */
 
 void pv_inbox_init(struct pv_inbox *inbox);
 /* 0, or -EPROTO when magic or version are not ours. */
@@ -157,7 +159,7 @@ int pv_port_unmask(struct pv_port *port);
 
 /*
  * Wait until `port` is pending and not masked (its bit is taken), the waiter is kicked, or a binding changes. Spins for
- * spin_ns first (0: not at all), then arms and sleeps. timeout_ns < 0: no limit; a sleep ends up to 1 ms late. `port`
+ * spin_ns first (0: not at all; more than PV_SPIN_SLICE_NS: that long, then PV_WAIT_INTERRUPTED), then arms and sleeps. timeout_ns < 0: no limit; a sleep ends up to 1 ms late. `port`
  * NULL: any pending unmasked slot ends the wait and nothing is taken. Returns PV_WAIT_*, -EBUSY when another thread waits
  * here, or another -errno.
  */

@@ -280,7 +280,7 @@ int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, in
 
 	if (n || max == 0)
 		return n;
-	n = spin_for_work(ring, pv_now_ns() + spin_ns);
+	n = spin_for_work(ring, pv_now_ns() + (spin_ns < PV_SPIN_SLICE_NS ? spin_ns : PV_SPIN_SLICE_NS));
 	return n > 0 ? take(ring, messages, n < max ? (uint32_t)n : max) : n;
 }
 
@@ -315,8 +315,10 @@ static void count_event(struct pv_ring *ring, int work)
 }
 
 /* Spin on the index and on what ends a wait of the waiter; PV_WAIT_TIMEOUT when neither came. */
-static int spin_for_anything(struct pv_ring *ring, struct pv_waiter *waiter, int64_t until_ns)
+static int spin_for_anything(struct pv_ring *ring, struct pv_waiter *waiter, int64_t start_ns, int64_t spin_ns)
 {
+	int64_t until_ns = start_ns + (spin_ns < PV_SPIN_SLICE_NS ? spin_ns : PV_SPIN_SLICE_NS);
+
 	do {
 		int64_t n = spin_for_work(ring, 0);
 		int result = waiter ? pv_waiter_look(waiter) : PV_WAIT_TIMEOUT;
@@ -326,7 +328,7 @@ static int spin_for_anything(struct pv_ring *ring, struct pv_waiter *waiter, int
 		if (result != PV_WAIT_TIMEOUT)
 			return result;
 	} while (pv_now_ns() < until_ns);
-	return PV_WAIT_TIMEOUT;
+	return spin_ns > PV_SPIN_SLICE_NS ? PV_WAIT_INTERRUPTED : PV_WAIT_TIMEOUT;
 }
 
 /* Sleep until the port has an event (1: then look at the ring) or the wait ends otherwise (0: *result). */
@@ -344,10 +346,31 @@ static int sleep_for_event(struct pv_ring *ring, struct pv_waiter *waiter, int64
 	return *result == PV_WAIT_EVENT;
 }
 
+/* After a look that found nothing: spin, then sleep. */
+static int wait_long(struct pv_ring *ring, struct pv_waiter *waiter, int64_t spin_ns, int64_t timeout_ns)
+{
+	int64_t start_ns = pv_now_ns(), deadline_ns = start_ns + timeout_ns;
+	int result = PV_WAIT_TIMEOUT;
+
+	if (!waiter)
+		spin_ns = INT64_MAX;
+	if (timeout_ns >= 0 && spin_ns > timeout_ns)
+		spin_ns = timeout_ns;
+	if (spin_ns > 0) {
+		result = spin_for_anything(ring, waiter, start_ns, spin_ns);
+		ring->spins += result == PV_WAIT_EVENT;
+	}
+	while (waiter && result == PV_WAIT_TIMEOUT && sleep_for_event(ring, waiter, deadline_ns, timeout_ns, &result)) {
+		result = pv_ring_poll(ring);
+		if (result >= 0)
+			count_event(ring, result);
+	}
+	return result;
+}
+
 int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns)
 {
 	struct pv_waiter *waiter = ring->port ? ring->port->waiter : NULL;
-	int64_t start_ns, deadline_ns;
 	int event, result = check_usable(ring);
 
 	if (result)
@@ -360,21 +383,7 @@ int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns)
 		count_event(ring, result);
 	if (result || timeout_ns == 0)
 		return result;
-	ring->waits++;
-	start_ns = pv_now_ns();
-	deadline_ns = start_ns + timeout_ns;
-	if (!waiter)
-		spin_ns = timeout_ns < 0 ? INT64_MAX - start_ns : timeout_ns;
-	if (timeout_ns >= 0 && spin_ns > timeout_ns)
-		spin_ns = timeout_ns;
-	if (spin_ns > 0) {
-		result = spin_for_anything(ring, waiter, start_ns + spin_ns);
-		ring->spins += result == PV_WAIT_EVENT;
-	}
-	while (waiter && result == PV_WAIT_TIMEOUT && sleep_for_event(ring, waiter, deadline_ns, timeout_ns, &result)) {
-		result = pv_ring_poll(ring);
-		if (result >= 0)
-			count_event(ring, result);
-	}
+	result = wait_long(ring, waiter, spin_ns, timeout_ns);
+	ring->waits += result != PV_WAIT_INTERRUPTED;
 	return result;
 }

@@ -106,7 +106,7 @@ int64_t pv_ring_push(struct pv_ring *ring, const void *messages, uint32_t n);
  * responses are the front's to fill again.
  */
 int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max);
-/* The same after spinning up to spin_ns for the first. */
+/* The same after spinning up to spin_ns, at most PV_SPIN_SLICE_NS, for the first. */
 int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, int64_t spin_ns);
 
 /* Whether there is something to take: 1 or 0; -EPROTO dead; -ECHILD. */
@@ -114,8 +114,8 @@ int pv_ring_poll(struct pv_ring *ring);
 /* The same, and if there is nothing the peer notifies with the next message. Call it before sleeping elsewhere. */
 int pv_ring_final_check(struct pv_ring *ring);
 /*
- * Wait for something to take: spin, final check, sleep. PV_WAIT_EVENT when there is, else PV_WAIT_* of the port's waiter;
- * -EPROTO dead; -ECHILD; -errno. Without a port it spins till the timeout.
+ * Wait for something to take: spin, final check, sleep. PV_WAIT_EVENT when there is, else PV_WAIT_* as pv_wait on the
+ * port's waiter; -EPROTO dead; -ECHILD; -errno. Without a port it spins till the timeout.
  */
 int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns);
 

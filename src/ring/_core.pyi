@@ -126,6 +126,7 @@ class _Lib(Protocol):
     PV_RING_STALE: int
     PV_SHARED_VERSION: int
     PV_SHUTDOWN_NONE: int
+    PV_SPIN_SLICE_NS: int
     PV_STREAM_STALE: int
     PV_VIRQ_DOM_EXC: int
     PV_WAIT_EVENT: int

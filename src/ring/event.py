@@ -104,14 +104,17 @@ def timeout_to_ns(timeout_s: float | None) -> int:
     return int(min(timeout_s, _MAX_TIMEOUT_S) * 1e9)
 
 
-def resume_on_signal(wait: Callable[[int], int], timeout_s: float | None) -> int:
-    """Call `wait(timeout_ns)` again as long as it ends by a signal; Python runs its signal handlers in between."""
+def resume_on_signal(wait: Callable[[int, int], int], spin_ns: int, timeout_s: float | None) -> int:
+    """Call `wait(spin_ns, timeout_ns)` again with what is left as long as it is interrupted.
+
+    Python runs its signal handlers in between.
+    """
     timeout_ns = timeout_to_ns(timeout_s)
-    start_ns = time.monotonic_ns() if timeout_ns > 0 else 0
-    status = wait(timeout_ns)
+    start_ns = time.monotonic_ns()
+    status = wait(spin_ns, timeout_ns)
     while status == lib.PV_WAIT_INTERRUPTED:
-        left_ns = timeout_ns if timeout_ns <= 0 else max(0, start_ns + timeout_ns - time.monotonic_ns())
-        status = wait(left_ns)
+        spent_ns = time.monotonic_ns() - start_ns
+        status = wait(max(0, spin_ns - spent_ns), -1 if timeout_ns < 0 else max(0, timeout_ns - spent_ns))
     return status
 
 
@@ -222,7 +225,7 @@ class EventWaiter:
         """
         port_core = ffi.NULL if port is None else port.core
         core = self.core
-        status = resume_on_signal(lambda left_ns: lib.pv_wait(core, port_core, spin_ns, left_ns), timeout_s)
+        status = resume_on_signal(lambda spin, left: lib.pv_wait(core, port_core, spin, left), spin_ns, timeout_s)
         return WaitResult(check_status(status, "waiter"))
 
     def take_pending(self) -> "list[EventPort]":

@@ -231,8 +231,8 @@ class Ring:
     def take(self, out: Messages, max_count: int | None = None, *, spin_ns: int = 0) -> int:
         """Copy up to `max_count` messages (None: as many as fit) to the start of `out`; how many, 0 for none now.
 
-        With `spin_ns` it spins that long for the first. Raises `PeerError` when the peer's index is wrong, and from
-        then on; `Closed`.
+        With `spin_ns` it spins that long, at most 50 ms, for the first. Raises `PeerError` when the peer's index is
+        wrong, and from then on; `Closed`.
         """
         batches = self._in
         if out is not batches.last:
@@ -269,7 +269,7 @@ class Ring:
             if status != lib.PV_WAIT_INTERRUPTED:
                 return WaitResult(self._check(status))
         core = self._core
-        status = resume_on_signal(lambda left_ns: lib.pv_ring_wait(core, spin_ns, left_ns), timeout_s)
+        status = resume_on_signal(lambda spin, left: lib.pv_ring_wait(core, spin, left), spin_ns, timeout_s)
         return WaitResult(self._check(status))
 
     def poll(self) -> bool:

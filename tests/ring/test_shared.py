@@ -2,6 +2,7 @@
 """Using the two ends: batches of any kind, waiting, exchange, statistics, closing."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -296,6 +297,7 @@ def test_memory_is_free_after_close() -> None:
 def test_a_forked_child_is_refused() -> None:
     script = """
 import os
+import signal
 from paravirt.errors import Closed
 from tests.ring.support import ring_pair, requests, answers
 def refused(call):
@@ -320,3 +322,35 @@ with ring_pair() as pair:
 """
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     subprocess.run([sys.executable, "-c", script], check=True, timeout=DEADLINE_S, cwd=root)
+
+
+@pytest.mark.parametrize("port", [True, False])
+def test_a_signal_is_handled_in_a_long_spin(port: bool) -> None:
+    class Enough(Exception):
+        pass
+
+    def handle(number: int, frame: object) -> None:
+        raise Enough
+
+    with ring_pair() as pair, BackRing.attach(pair.mapping, REQUEST, RESPONSE) as without_port:
+        former = signal.signal(signal.SIGALRM, handle)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            with pytest.raises(Enough):
+                (pair.back if port else without_port).wait(spin_ns=DEADLINE_S * 10**9)
+        finally:
+            signal.signal(signal.SIGALRM, former)
+
+
+def test_a_long_spin_ends_in_sleep() -> None:
+    with ring_pair() as pair:
+        results: list[WaitResult] = []
+        thread = threading.Thread(target=lambda: results.append(pair.back.wait(spin_ns=60_000_000)), daemon=True)
+        thread.start()
+        while not pair.back_waiter.statistics().sleeps:
+            os.sched_yield()
+        pair.back_waiter.kick()
+        thread.join(DEADLINE_S)
+        assert results == [WaitResult.KICKED]
+        statistics = pair.back.statistics()
+        assert (statistics.waits, statistics.spins, statistics.sleeps) == (1, 0, 1)

@@ -514,10 +514,13 @@ static int set_pending(struct pv_inbox *inbox, uint32_t slot, uint64_t *merged)
 	return pv_load_ordered(&inbox->asleep) != 0;
 }
 
+static int is_stale(const struct pv_port *port)
+{
+	return pv_load_acquire(port->generation) != pv_load_relaxed(&port->generation_seen);
+}
+
 static int send(struct pv_port *port)
 {
-	if (pv_load_acquire(port->generation) != pv_load_relaxed(&port->generation_seen))
-		return PV_NOTIFY_STALE;
 	if (!port->tx) {
 		port->dropped++;
 		return PV_NOTIFY_UNBOUND;
@@ -535,6 +538,18 @@ static int send(struct pv_port *port)
 }
 
 int pv_notify(struct pv_port *port)
+{
+	int result;
+
+	if (!pv_home_is_here(port->home))
+		return -ECHILD;
+	enter(port);
+	result = is_stale(port) ? PV_NOTIFY_STALE : send(port);
+	leave(port);
+	return result;
+}
+
+int pv_notify_learnt(struct pv_port *port)
 {
 	int result;
 

@@ -149,6 +149,12 @@ void pv_port_init(struct pv_port *port, struct pv_waiter *waiter, struct pv_inbo
 void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slot, int bell_fd, uint32_t generation);
 /* Send: PV_NOTIFY_*, or -ECHILD. Never blocks (a doorbell that would block is one that is rung already). */
 int pv_notify(struct pv_port *port);
+/*
+ * The same for a sender that has just asked the broker: by the binding it learnt, also if the word has moved on since.
+ * Whoever is bound after that answer finds his end pending without it, so nothing is lost; and a domain that binds and
+ * closes for ever, which moves the word for all ports of this waiter, can keep nobody from sending.
+ */
+int pv_notify_learnt(struct pv_port *port);
 /* Set our own pending bit: a bind sets the local port pending. */
 void pv_port_set_pending(struct pv_port *port);
 /* Take the pending bit, masked or not: 1 if it was set (now clear), else 0. Clear first, then look at the ring. */

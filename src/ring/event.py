@@ -26,7 +26,6 @@ from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider, map_new
 CData = Any
 
 SLOTS = lib.PV_INBOX_SLOTS
-_STALE_TRIES = 8
 _MAX_TIMEOUT_S = 1e9
 
 
@@ -360,21 +359,18 @@ class EventPort:
                 os.close(peer[1])
 
     def notify(self) -> NotifyResult:
-        """Send. Never blocks. Where the binding changed, `on_stale` is asked and the send is tried again."""
+        """Send. Never blocks. Where the binding changed, `on_stale` is asked for the new one first."""
         status = lib.pv_notify(self.core)
         if status == lib.PV_NOTIFY_STALE:
             return self.notify_stale()
         return NotifyResult(check_status(status, "event channel"))
 
     def notify_stale(self) -> NotifyResult:
-        """The slow path of a send that was stale: learn the new binding and send again, a bounded number of times."""
-        status = lib.PV_NOTIFY_STALE
-        for _ in range(_STALE_TRIES):
-            if status != lib.PV_NOTIFY_STALE or self.on_stale is None:
-                break
-            self.on_stale()
-            status = check_status(lib.pv_notify(self.core), "event channel")
-        return NotifyResult(status)
+        """The slow path of a send that was stale: learn the new binding, then send by it whatever happened since."""
+        if self.on_stale is None:
+            return NotifyResult.STALE
+        self.on_stale()
+        return NotifyResult(check_status(lib.pv_notify_learnt(self.core), "event channel"))
 
     def set_pending(self) -> None:
         """Raise the event at this end, as a bind does."""

@@ -20,7 +20,7 @@ from paravirt.hypervisor.client import Hypervisor, PortState
 from paravirt.hypervisor.link import Link, Reply
 from paravirt.hypervisor.messages import MAGIC, MESSAGE_BYTES, VERSION, Op, new_message, parse, to_bytes
 from paravirt.ring._core import ffi, lib
-from paravirt.ring.event import WaitResult
+from paravirt.ring.event import NotifyResult, WaitResult
 
 from .conftest import World
 
@@ -399,6 +399,35 @@ def test_inbox_contents_of_a_hostile_sender_harm_only_its_channels(world: World)
     again = honest.bind_interdomain(honest.waiter(), 0, other.port)
     again.notify()
     assert other in waiter.take_pending()
+
+
+def test_a_domain_that_binds_and_closes_for_ever_loses_nobody_an_event(world: World) -> None:
+    """Each time all ports of our waiter become stale; a send to an honest domain still arrives."""
+    hostile, honest = world.guest("hostile"), world.guest("honest")
+    waiter = world.dom0.waiter()
+    bait = world.dom0.alloc_unbound(waiter, hostile.domid)
+    ours = world.dom0.alloc_unbound(waiter, honest.domid)
+    honest_waiter = honest.waiter()
+    theirs = honest.bind_interdomain(honest_waiter, 0, ours.port)
+    theirs.take_pending()
+    stop = threading.Event()
+    rounds = []
+
+    def attack() -> None:
+        hostile_waiter = hostile.waiter()
+        while not stop.is_set():
+            hostile.bind_interdomain(hostile_waiter, 0, bait.port).close()
+            rounds.append(1)
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    while not rounds:
+        pass
+    for _ in range(300):
+        assert ours.notify() in (NotifyResult.SUPPRESSED, NotifyResult.RANG)
+        assert honest_waiter.wait(theirs, timeout_s=DEADLINE_S) is WaitResult.EVENT
+    stop.set()
+    thread.join()
 
 
 def test_replies_with_foreign_numbers_end_a_clients_call() -> None:

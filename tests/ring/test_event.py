@@ -258,12 +258,26 @@ def test_a_changed_binding_is_learnt_before_the_next_send() -> None:
         os.close(fd)
 
 
-def test_a_binding_that_changes_for_ever_does_not_hang_the_sender() -> None:
+def test_a_binding_that_changes_for_ever_keeps_nobody_from_sending() -> None:
     generation = ffi.new("uint32_t *", 0)
+    fd, page = new_inbox()
     with EventWaiter(generation) as waiter, EventPort(waiter, None, 0) as port:
-        port.on_stale = lambda: generation.__setitem__(0, generation[0] + 1)
+        asked = []
+
+        def ask() -> None:
+            asked.append(port)
+            port.set_peer(Mapping(fd, PAGE_BYTES), 5, -1, generation[0])
+            generation[0] += 1  # by the time we have the answer it is old again
+
+        port.on_stale = ask
         generation[0] = 1
-        assert port.notify() is NotifyResult.STALE
+        for _ in range(3):
+            page.view[128:PAGE_BYTES] = bytes(PAGE_BYTES - 128)
+            assert port.notify() is NotifyResult.SUPPRESSED
+            assert ffi.cast("struct pv_inbox *", page.address).pending[0] == 1 << 5, "delivered all the same"
+        assert len(asked) == 3
+    page.close()
+    os.close(fd)
 
 
 def test_foreign_loop_is_told_of_events_kicks_and_what_was_there_before(ends: tuple[End, End]) -> None:

@@ -4,7 +4,7 @@
  *
  * A process talks to the broker over one AF_UNIX SOCK_SEQPACKET socket, which the broker has labelled with the domid of
  * the process: nothing a message says changes who sent it. Each request and each reply is one message of 128 bytes in the
- * host's byte order; descriptors travel beside replies (SCM_RIGHTS), and beside one request only (DOMAIN_SET_INIT).
+ * host's byte order; descriptors travel beside replies (SCM_RIGHTS), and beside two requests only (DOMAIN_SET_INIT, _ADD_PROCESS).
  * The first request is HELLO. Replies come in the order of the requests and carry their seq. `status` of a reply is 0 or
  * a negative errno with Xen's meaning; then the payload is a text for people (struct pv_hv_failure).
  *
@@ -37,6 +37,7 @@
 #define PV_HV_DOMAIN_SET_INIT 19       /* Dom0. domain.domid, fd: pidfd whose process' end is the domain's */
 #define PV_HV_DOMAIN_CONNECT 20        /* Dom0. domain.domid; reply: fd of a socket labelled with it */
 #define PV_HV_DOMAIN_SHUTDOWN 21       /* domain.shutdown_reason: of the caller itself */
+#define PV_HV_DOMAIN_ADD_PROCESS 22    /* Dom0. domain.domid, fd: pidfd of a process that is killed when the domain ends */
 #define PV_HV_WAITER_CREATE 32         /* reply: port.waiter */
 #define PV_HV_WAITER_DESTROY 33        /* port.waiter; closes its ports */
 #define PV_HV_EVTCHN_ALLOC_UNBOUND 34  /* port.waiter, .remote_domid; reply: port, fds of a new inbox */

@@ -4,7 +4,6 @@
 import os
 import signal
 import sys
-import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from paravirt.cli.context import Context, pass_context
-from paravirt.errors import AlreadyExists, Closed, InvalidRequest, PeerGone
+from paravirt.errors import InvalidRequest, PeerGone
 from paravirt.host.sandbox import FORWARDED
 
 if TYPE_CHECKING:
     from paravirt.host.launch import DomainProcess
-    from paravirt.hypervisor.client import DomainInfo, Hypervisor
-    from paravirt.xenstore.client import XenstoreClient
+    from paravirt.hypervisor.client import DomainInfo
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -32,13 +30,16 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="Let the isolated command see PATH, read-only, where it would not by itself. May be repeated.",
 )
+@click.option("--init", is_flag=True, help="Make it the domain's init: when the command ends, the domain does.")
 @click.argument("command", nargs=-1, required=True)
 @pass_context
-def run(context: Context, domain: str, shared: bool, expose: tuple[Path, ...], command: tuple[str, ...]) -> None:
+def run(
+    context: Context, domain: str, shared: bool, init: bool, expose: tuple[Path, ...], command: tuple[str, ...]
+) -> None:
     """Run a command as a domain, isolated from the host.
 
-    DOMAIN is a name or a number. Its first command is its init: when that ends, the domain does. The exit status is the
-    command's, or 128 plus the number of the signal that killed it.
+    DOMAIN is a name or a number. The exit status is the command's, or 128 plus the number of the signal that killed it.
+    When the domain ends, so does the command.
     """
     from paravirt.host import domains
     from paravirt.host.launch import launch
@@ -47,7 +48,6 @@ def run(context: Context, domain: str, shared: bool, expose: tuple[Path, ...], c
         command = command[1:]
     with ExitStack() as stack:
         hypervisor = stack.enter_context(context.hypervisor())
-        store = stack.enter_context(context.store())
         info = domains.find(hypervisor, domain)
         _check_level(info, shared)
         socket_fd = hypervisor.domain_socket(info.domid)
@@ -64,32 +64,12 @@ def run(context: Context, domain: str, shared: bool, expose: tuple[Path, ...], c
             )
         )
         _hand_on_signals(process)
-        try:
-            hypervisor.set_init(info.domid, process.pidfd)
-        except AlreadyExists:
-            _end_with_domain(hypervisor, store, info.domid, process)
-            status = process.wait()
-        else:
-            status = process.wait()
-            with suppress(PeerGone):
+        (hypervisor.set_init if init else hypervisor.add_process)(info.domid, process.pidfd)
+        status = process.wait()
+        if init:
+            with suppress(PeerGone), context.store() as store:
                 domains.tidy(store, info.domid)
     sys.exit(status)
-
-
-def _end_with_domain(hypervisor: "Hypervisor", store: "XenstoreClient", domid: int, process: "DomainProcess") -> None:
-    """Kill a command that is not the domain's init when the domain ends."""
-    queue = store.watch_queue()
-    queue.add("@releaseDomain")
-
-    def watch() -> None:
-        from paravirt.hypervisor.client import DomainState
-
-        with suppress(PeerGone, Closed):  # without them nobody can tell
-            while any(info.domid == domid for info in hypervisor.list_domains() if info.state is not DomainState.DYING):
-                queue.get()
-            process.kill()
-
-    threading.Thread(target=watch, name="domain", daemon=True).start()
 
 
 def _check_level(info: "DomainInfo", shared: bool) -> None:

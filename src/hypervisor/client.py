@@ -227,6 +227,10 @@ class Hypervisor:
         """Dom0. The domain ends when this process does; the descriptor stays the caller's."""
         self.link.do(Op.DOMAIN_SET_INIT, _fill_domid(domid), send_fd=pidfd)
 
+    def add_process(self, domid: int, pidfd: int) -> None:
+        """Dom0. This process is killed when the domain ends; the descriptor stays the caller's."""
+        self.link.do(Op.DOMAIN_ADD_PROCESS, _fill_domid(domid), send_fd=pidfd)
+
     def domain_socket(self, domid: int) -> int:
         """Dom0. A connected socket labelled with the domain, for a process of it; the descriptor is the caller's."""
         with self.link.call(Op.DOMAIN_CONNECT, _fill_domid(domid)) as reply:

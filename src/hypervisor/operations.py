@@ -41,8 +41,8 @@ class Shell(Protocol):
     def domain_socket(self, domid: int) -> int:
         """A connected socket labelled with the domain, which is the caller's."""
 
-    def watch_init(self, domid: int, pidfd: int) -> None:
-        """End the domain when this process ends. Takes the descriptor."""
+    def watch_process(self, domid: int, pidfd: int, *, init: bool) -> None:
+        """Kill this process when the domain ends; if it is `init`, also the other way round. Takes the descriptor."""
 
     def open_store_link(self, connection: int) -> int:
         """The other end of the link to xenstored, which is the caller's."""
@@ -84,7 +84,7 @@ class Answer:
 
 
 Handler = Callable[["Operations", int, CData, Answer], None]
-_TAKES_FD = frozenset({Op.DOMAIN_SET_INIT})
+_TAKES_FD = frozenset({Op.DOMAIN_SET_INIT, Op.DOMAIN_ADD_PROCESS})
 
 
 class Operations:
@@ -161,12 +161,12 @@ class Operations:
         self._state.require_dom0(connection)
         self._fill_domain(answer.message.domain, self._state.domains.from_domid(request.domain.domid))
 
-    def _domain_set_init(self, connection: int, request: CData, answer: Answer) -> None:
+    def _domain_process(self, connection: int, request: CData, answer: Answer) -> None:
         self._state.require_dom0(connection)
         domain = self._state.domains.find(request.domain.domid)
         if domain.domid == DOM0:
-            raise Refused(errno.EINVAL, "Dom0 has no init process")
-        self._shell.watch_init(domain.domid, answer.received[0])
+            raise Refused(errno.EINVAL, "Dom0's processes are not watched")
+        self._shell.watch_process(domain.domid, answer.received[0], init=request.header.op == Op.DOMAIN_SET_INIT)
         answer.received.clear()
 
     def _domain_connect(self, connection: int, request: CData, answer: Answer) -> None:
@@ -359,7 +359,8 @@ _HANDLERS: dict[int, Handler] = {
     Op.DOMAIN_CREATE: Operations._domain_create,
     Op.DOMAIN_DESTROY: Operations._domain_destroy,
     Op.DOMAIN_INFO: Operations._domain_info,
-    Op.DOMAIN_SET_INIT: Operations._domain_set_init,
+    Op.DOMAIN_SET_INIT: Operations._domain_process,
+    Op.DOMAIN_ADD_PROCESS: Operations._domain_process,
     Op.DOMAIN_CONNECT: Operations._domain_connect,
     Op.DOMAIN_SHUTDOWN: Operations._domain_shutdown,
     Op.WAITER_CREATE: Operations._waiter_create,

@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 import selectors
-import signal
 import socket
 import threading
 from collections import deque
@@ -26,6 +25,7 @@ from paravirt.hypervisor import sockets
 from paravirt.hypervisor.domains import Domain
 from paravirt.hypervisor.messages import Op, new_message, parse, to_bytes
 from paravirt.hypervisor.operations import Answer, Operations
+from paravirt.hypervisor.processes import Processes
 from paravirt.hypervisor.resources import Resources, available_bytes
 from paravirt.hypervisor.rules import DOM0, Limits, Refused
 from paravirt.hypervisor.state import State
@@ -78,7 +78,6 @@ class BrokerServer:
         self._operations = Operations(self._state, self._resources, self)
         self._sessions: dict[int, _Session] = {}
         self._listeners: dict[int, socket.socket] = {}
-        self._init_pidfds: dict[int, int] = {}
         self._store_link: socket.socket | None = None
         self._calls: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
@@ -87,6 +86,7 @@ class BrokerServer:
         self._closed = False
         self._close_lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
+        self._processes = Processes(self._selector, self._end_domain)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._watch(self._wake_fd, self._run_calls)
@@ -201,17 +201,11 @@ class BrokerServer:
             raise
         return theirs.detach()
 
-    def watch_init(self, domid: int, pidfd: int) -> None:
-        if domid in self._init_pidfds:
-            raise Refused(errno.EEXIST, f"domain {domid} has an init process already")
-        try:
-            info = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
-        except OSError as error:
-            raise ResourceLimit(f"the descriptor cannot be looked at: {error.strerror}") from error
-        if "\nPid:" not in info:
-            raise Refused(errno.EINVAL, "the descriptor is no pidfd")
-        self._init_pidfds[domid] = pidfd
-        self._watch(pidfd, lambda: self._init_died(domid))
+    def watch_process(self, domid: int, pidfd: int, *, init: bool) -> None:
+        if init:
+            self._processes.set_init(domid, pidfd)
+        else:
+            self._processes.add(domid, pidfd)
 
     def open_store_link(self, connection: int) -> int:
         try:
@@ -376,8 +370,7 @@ class BrokerServer:
         else:
             self._state.store_released(message.domain.domid)
 
-    def _init_died(self, domid: int) -> None:
-        log.info("the init process of domain %d ended", domid)
+    def _end_domain(self, domid: int) -> None:
         self._resources.carry_out(self._state.end_domain(domid))
 
     # Ends
@@ -399,11 +392,7 @@ class BrokerServer:
                 session.unsent.close()
 
     def _drop_domain(self, domid: int) -> None:
-        if pidfd := self._init_pidfds.pop(domid, None):
-            self._selector.unregister(pidfd)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.close(pidfd)
+        self._processes.kill(domid)
         if listener := self._listeners.pop(domid, None):
             self._drop_listener(listener)
 
@@ -431,8 +420,7 @@ class BrokerServer:
         self._run_calls()
         for session in list(self._sessions):
             self._drop_session(session)
-        for domid in list(self._init_pidfds):
-            self._drop_domain(domid)
+        self._processes.kill_all()
         for listener in self._listeners.values():
             self._drop_listener(listener)
         self._listeners.clear()

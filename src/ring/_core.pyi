@@ -66,6 +66,7 @@ class _Lib(Protocol):
     PV_HV_ARENA_MAP: int
     PV_HV_ARENA_RESERVED: int
     PV_HV_ARENA_UNMAP: int
+    PV_HV_DOMAIN_ADD_PROCESS: int
     PV_HV_DOMAIN_CONNECT: int
     PV_HV_DOMAIN_CREATE: int
     PV_HV_DOMAIN_DESTROY: int

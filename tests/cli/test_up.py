@@ -172,22 +172,33 @@ class TestRun:
         assert living.ask("run", guest, "--", "python3", "-c", code).split() == [str(domid), str(domid), "True"]
 
     @isolation
-    def test_the_domain_ends_with_its_first_command(self, living: RunningHost, guest: str) -> None:
-        living.ask("run", guest, "--", "true")
-        assert "there is no domain" in complaint(living.attempt("run", guest, "--", "true"))
+    def test_commands_come_and_go_together_or_one_after_the_other(self, living: RunningHost, guest: str) -> None:
+        with living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as first:
+            assert read_line(first.stdout) == "ready"
+            assert living.ask("run", guest, "--", "echo", "two") == "two\n"
+            assert first.poll() is None
+            first.terminate()
+            first.wait(DEADLINE_S)
+        assert living.ask("run", guest, "--", "echo", "three") == "three\n"
 
     @isolation
-    def test_further_commands_join_it(self, living: RunningHost, guest: str) -> None:
-        with living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as init:
-            assert read_line(init.stdout) == "ready"
-            assert living.ask("run", guest, "--", "echo", "too") == "too\n"
-            assert init.poll() is None
+    def test_the_domain_ends_with_its_init(self, living: RunningHost, guest: str) -> None:
+        with (
+            living.beside("run", "--init", guest, "--", "sh", "-c", "echo ready; sleep 1000") as init,
+            living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as other,
+        ):
+            assert [read_line(process.stdout) for process in (init, other)] == ["ready", "ready"]
+            assert "init process already" in complaint(living.attempt("run", "--init", guest, "--", "sleep", "1000"))
             init.terminate()
-            init.wait(DEADLINE_S)
+            assert init.wait(DEADLINE_S) == 128 + signal.SIGTERM
+            assert other.wait(DEADLINE_S) == 128 + signal.SIGKILL
+        assert complaint(living.attempt("run", guest, "--", "true")) == "paravirt: there is no domain guest"
+        assert living.attempt("xenstore", "ls", "/local/domain/0").stdout.count("guest") == 0
 
     @isolation
-    def test_destroy_ends_its_processes(self, living: RunningHost, guest: str) -> None:
-        with living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as process:
+    @pytest.mark.parametrize("options", [[], ["--init"]])
+    def test_destroy_ends_its_processes(self, living: RunningHost, guest: str, options: list[str]) -> None:
+        with living.beside("run", *options, guest, "--", "sh", "-c", "echo ready; sleep 1000") as process:
             assert read_line(process.stdout) == "ready"
             living.ask("domain", "destroy", guest)
             read_all(process.stdout)
@@ -216,63 +227,6 @@ class TestRun:
 
     def test_a_path_to_expose_that_is_not_there(self, living: RunningHost, guest: str) -> None:
         assert "does not exist" in complaint(living.attempt("run", "--expose", "/none", guest, "--", "true"))
-
-
-class TestDisks:
-    @pytest.fixture
-    def guest(self, living: RunningHost) -> Iterator[str]:
-        living.ask("domain", "create", "--shared", "disked")
-        yield "disked"
-        living.attempt("domain", "destroy", "disked")
-
-    @pytest.fixture
-    def image(self, living: RunningHost) -> Path:
-        path = living.directory / "image"
-        path.write_bytes(bytes(1 << 20))
-        return path
-
-    def test_attach_list_detach(self, living: RunningHost, guest: str, image: Path) -> None:
-        living.ask("vbd", "attach", guest, str(image), "--mode", "r")
-        (row,) = json.loads(living.ask("vbd", "list", guest, "--json"))
-        assert (row["device"], row["mode"], row["spec"], row["size_bytes"]) == ("xvda", "r", str(image), 1 << 20)
-        living.ask("vbd", "detach", guest, "xvda")
-        assert json.loads(living.ask("vbd", "list", "--json")) == []
-
-    def test_a_guest_reads_it(self, living: RunningHost, guest: str, image: Path) -> None:
-        image.write_bytes(b"first block".ljust(4096, b"."))
-        living.ask("vbd", "attach", guest, str(image))
-        code = (
-            "from paravirt.frontend.domain import Domain\n"
-            "with Domain.from_environment() as domain: print(domain.open_disk().pread(4096, 0)[:11])"
-        )
-        assert living.ask("run", "--shared", guest, "--", "python3", "-c", code).strip() == "b'first block'"
-
-    def test_mistakes_with_images(self, living: RunningHost, guest: str, image: Path, tmp_path: Path) -> None:
-        odd, empty = tmp_path / "odd", tmp_path / "empty"
-        odd.write_bytes(b"x" * 513)
-        empty.touch()
-        for spec, said in (
-            (tmp_path / "missing", "missing"),
-            (tmp_path, "directory"),
-            (odd, "512"),
-            (empty, "empty"),
-        ):
-            assert said in complaint(living.attempt("vbd", "attach", guest, str(spec)))
-        if os.geteuid() != 0:
-            image.chmod(0)
-            assert "ermission" in complaint(living.attempt("vbd", "attach", guest, str(image)))
-        assert json.loads(living.ask("vbd", "list", "--json")) == []
-
-    def test_mistakes_with_devices(self, living: RunningHost, guest: str, image: Path) -> None:
-        living.ask("vbd", "attach", guest, str(image))
-        assert "xvda" in complaint(living.attempt("vbd", "attach", guest, str(image)))
-        assert "in use" in complaint(living.attempt("vbd", "attach", guest, str(image), "--dev", "xvdb"))
-        assert "xvdc" in complaint(living.attempt("vbd", "detach", guest, "xvdc"))
-        assert "sdz9" in complaint(living.attempt("vbd", "attach", guest, str(image), "--dev", "sdz9"))
-        assert "nothing" in complaint(
-            living.attempt("vbd", "attach", guest, "1M", "--dev", "xvdd", "--driver", "nothing")
-        )
-        living.ask("vbd", "detach", guest, "xvda")
 
 
 class TestStop:

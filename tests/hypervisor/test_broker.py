@@ -93,6 +93,7 @@ def test_guests_may_not_do_what_is_dom0s(world: World) -> None:
         guest.list_domains,
         lambda: guest.domain_socket(0),
         lambda: guest.set_init(1, pidfd),
+        lambda: guest.add_process(1, pidfd),
         guest.register_store,
     ):
         with pytest.raises(PermissionRefused):

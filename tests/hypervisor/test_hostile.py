@@ -25,6 +25,7 @@ from paravirt.ring.event import NotifyResult, WaitResult
 from .conftest import World
 
 DEADLINE_S = 30
+TAKE_FD = (Op.DOMAIN_SET_INIT, Op.DOMAIN_ADD_PROCESS)
 OPS = [op.value for op in Op if op is not Op.HELLO]
 
 
@@ -142,13 +143,8 @@ def test_a_second_greeting_closes_the_connection(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("op", "n"),
-    # One descriptor is what DOMAIN_SET_INIT takes.
-    [
-        (op, n)
-        for op in (Op.INFO, Op.HELLO, Op.DOMAIN_SET_INIT)
-        for n in (1, 4, 200)
-        if (op, n) != (Op.DOMAIN_SET_INIT, 1)
-    ],
+    # One descriptor is what those of TAKE_FD take.
+    [(op, n) for op in (Op.INFO, Op.HELLO, *TAKE_FD) for n in (1, 4, 200) if not (op in TAKE_FD and n == 1)],
 )
 def test_unexpected_descriptors_are_closed(world: World, op: Op, n: int) -> None:
     world.guest()
@@ -222,7 +218,7 @@ def test_random_payloads_of_every_operation_get_an_answer(
         world.guest()
     with greeted(world, 1 if guest else 0) as connected:
         for seq, (op, payload) in enumerate(requests, 2):
-            if op in (Op.STORE_CONNECTION, Op.STORE_RELEASED, Op.DOMAIN_SET_INIT, Op.DOMAIN_DESTROY):
+            if op in (Op.STORE_CONNECTION, Op.STORE_RELEASED, *TAKE_FD, Op.DOMAIN_DESTROY):
                 continue
             message = new_message(op, seq)
             ffi.memmove(ffi.addressof(message, "raw"), payload, len(payload))

@@ -5,13 +5,15 @@ import os
 from types import TracebackType
 from typing import Self
 
-from paravirt.errors import NotFound, XenstoreError
+from paravirt.errors import AlreadyExists, NotFound, XenstoreError
 from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DEFAULT_SPIN_NS, Disk
-from paravirt.hypervisor.client import Hypervisor
+from paravirt.hypervisor.client import Hypervisor, PortState
 from paravirt.protocol.vbd import device_name, device_number
-from paravirt.protocol.xenbus import DevicePath
+from paravirt.protocol.xenbus import DevicePath, XenbusState
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
+
+_IN_USE = tuple(str(int(state)) for state in (XenbusState.INITIALISED, XenbusState.CONNECTED, XenbusState.CLOSING))
 
 
 class Domain:
@@ -59,13 +61,18 @@ class Domain:
         spin_ns: int = DEFAULT_SPIN_NS,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> Disk:
-        """Connect to a disk. `NotFound` when there is none of that name; see `Disk` for the arguments and errors."""
+        """Connect to a disk; see `Disk` for the arguments and errors.
+
+        `NotFound` when there is none of that name, `AlreadyExists` while it is open (in any process of this domain).
+        """
         number = device_number(name)
         frontend = f"/local/domain/{self.domid}/device/vbd/{number}"
         backend_domid = xenbus.read_key(self.store, f"{frontend}/backend-id")
         if backend_domid is None or not backend_domid.isdigit():
             there = ", ".join(self.disks()) or "none"
             raise NotFound(f"domain {self.domid} has no disk {name} (it has: {there})")
+        if self._is_open(frontend):
+            raise AlreadyExists(f"disk {name} of domain {self.domid} is open already")
         disk = Disk(
             self.hypervisor,
             self.store,
@@ -78,6 +85,15 @@ class Domain:
         self._disks = [other for other in self._disks if not other.is_closed]
         self._disks.append(disk)
         return disk
+
+    def _is_open(self, frontend: str) -> bool:
+        """A port lives as long as the process that has it: what a killed process left in xenstore is not taken for
+        it.
+        """
+        keys = xenbus.read_keys(self.store, frontend, ("state", "event-channel"))
+        if keys.get("state") not in _IN_USE or not keys.get("event-channel", "").isdigit():
+            return False
+        return self.hypervisor.port_state(int(keys["event-channel"])) is not PortState.CLOSED
 
     def close(self) -> None:
         """Close what is still open, disks first. Harmless when repeated."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The hypervisor as a process uses it: domains, event channels, arenas, and the way to xenstore."""
 
+import errno
 import os
 import socket
 import stat
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from paravirt.errors import InvalidRequest, NotFound, PeerError, PermissionRefused
+from paravirt.errors import HypervisorError, InvalidRequest, NotFound, PeerError, PermissionRefused
 from paravirt.hypervisor.arena import Arena, ArenaStatistics, PageRun
 from paravirt.hypervisor.channels import ChannelStatus, EventChannel, PeerInboxes, Waiter, bindings_word
 from paravirt.hypervisor.domains import SHUTDOWN_NONE, DomainState, ShutdownReason
@@ -285,6 +286,20 @@ class Hypervisor:
     def bind_ipi(self, waiter: Waiter) -> EventChannel:
         """A port that sends to itself."""
         return waiter.open(Op.EVTCHN_BIND_IPI, lambda request: None)
+
+    def port_state(self, port: int) -> PortState:
+        """State of a port of our own domain, whichever of its processes has it; CLOSED when none has."""
+
+        def fill(request: CData) -> None:
+            request.port.domid, request.port.port = DOMID_SELF, port
+
+        try:
+            with self.link.call(Op.EVTCHN_STATUS, fill) as reply:
+                return PortState(reply.message.port.state)
+        except HypervisorError as error:
+            if error.code != errno.EINVAL:
+                raise
+            return PortState.CLOSED
 
     def generation_word(self, index: int) -> CData:
         """`const uint32_t *` of a waiter in the bindings page."""

@@ -229,6 +229,29 @@ def test_a_closed_disk_opens_again(host: paravirt.Host, domain: paravirt.Domain)
         assert disk.pread(5 * 512, 0) == b"".join(bytes([i]) * 512 for i in range(5))
 
 
+def test_a_disk_is_open_once(host: paravirt.Host, domain: paravirt.Domain) -> None:
+    host.attach_disk(domain, "1M", driver="memory")
+    with domain.open_disk() as disk:
+        with pytest.raises(AlreadyExists, match="is open already"):
+            domain.open_disk()
+        disk.pread(512, 0)
+    domain.open_disk().close()
+
+
+def test_what_a_dead_process_left_open_can_be_opened(host: paravirt.Host, domain: paravirt.Domain) -> None:
+    host.attach_disk(domain, "1M", driver="memory")
+    disk = domain.open_disk()
+    disk.pwrite(b"k" * 512, 0)
+    channel = disk._channel
+    assert channel is not None
+    keys = {name: domain.store.read(f"{disk._path.frontend}/{name}") for name in ("state", "event-channel")}
+    disk.close()
+    for name, value in keys.items():
+        domain.store.write(f"{disk._path.frontend}/{name}", value)
+    with domain.open_disk() as again:
+        assert again.pread(512, 0) == b"k" * 512
+
+
 def test_detach_while_open(host: paravirt.Host, domain: paravirt.Domain) -> None:
     host.attach_disk(domain, "1M", driver="memory")
     disk = domain.open_disk()

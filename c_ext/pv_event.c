@@ -459,6 +459,8 @@ int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int
 
 	if (!pv_home_is_here(waiter->home))
 		return -ECHILD;
+	if (port && pv_load_relaxed(&port->closed))
+		return -EBADF;
 	if (pv_exchange(&waiter->waiting, 1))
 		return -EBUSY;
 	result = wait_for(waiter, port, spin_ns, timeout_ns);
@@ -495,6 +497,17 @@ void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slo
 	port->tx_bell = bell_fd;
 	port->tx_bell_is_pipe = is_pipe(bell_fd);
 	pv_store_relaxed(&port->generation_seen, generation);
+	leave(port);
+}
+
+void pv_port_close(struct pv_port *port)
+{
+	enter(port);
+	pv_store_relaxed(&port->closed, 1);
+	port->waiter = NULL;
+	port->rx = port->tx = NULL;
+	port->tx_bell = -1;
+	port->generation = &port->generation_seen;
 	leave(port);
 }
 

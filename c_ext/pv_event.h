@@ -83,6 +83,7 @@ struct pv_port {
 	uint32_t generation_seen;       /* value under which tx was learnt from the broker */
 	uint32_t home;                  /* pv_home_mark */
 	uint32_t busy;                  /* 1: a sender or pv_port_set_peer is inside */
+	uint32_t closed;                /* 1: sends are dropped, waits fail */
 	uint32_t rx_slot;
 	uint32_t tx_slot;
 	int32_t tx_bell;                /* doorbell of the peer's waiter, -1 for none */
@@ -147,6 +148,8 @@ void pv_port_init(struct pv_port *port, struct pv_waiter *waiter, struct pv_inbo
  * the former inbox and bell any more: the caller may unmap and close them.
  */
 void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slot, int bell_fd, uint32_t generation);
+/* The end of it: forgets waiter, inboxes and bell. The struct stays good for late senders, who are told "unbound". */
+void pv_port_close(struct pv_port *port);
 /* Send: PV_NOTIFY_*, or -ECHILD. Never blocks (a doorbell that would block is one that is rung already). */
 int pv_notify(struct pv_port *port);
 /*
@@ -167,7 +170,7 @@ int pv_port_unmask(struct pv_port *port);
  * Wait until `port` is pending and not masked (its bit is taken), the waiter is kicked, or a binding changes. Spins for
  * spin_ns first (0: not at all; more than PV_SPIN_SLICE_NS: that long, then PV_WAIT_INTERRUPTED), then arms and sleeps. timeout_ns < 0: no limit; a sleep ends up to 1 ms late. `port`
  * NULL: any pending unmasked slot ends the wait and nothing is taken. Returns PV_WAIT_*, -EBUSY when another thread waits
- * here, or another -errno.
+ * here, -EBADF when the port is closed, or another -errno.
  */
 int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int64_t timeout_ns);
 /* CLOCK_MONOTONIC in ns. */

@@ -375,6 +375,8 @@ int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns)
 
 	if (result)
 		return result;
+	if (ring->port && pv_load_relaxed(&ring->port->closed))
+		return -EBADF;
 	if (waiter && (result = pv_waiter_look(waiter)) != PV_WAIT_TIMEOUT)
 		return result;
 	event = ring->port ? pv_port_take_pending(ring->port) : 0;

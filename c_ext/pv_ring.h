@@ -115,7 +115,7 @@ int pv_ring_poll(struct pv_ring *ring);
 int pv_ring_final_check(struct pv_ring *ring);
 /*
  * Wait for something to take: spin, final check, sleep. PV_WAIT_EVENT when there is, else PV_WAIT_* as pv_wait on the
- * port's waiter; -EPROTO dead; -ECHILD; -errno. Without a port it spins till the timeout.
+ * port's waiter; -EPROTO dead; -ECHILD; -EBADF the port is closed; -errno. Without a port it spins till the timeout.
  */
 int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns);
 

@@ -85,6 +85,8 @@ def check_status(status: int, what: str) -> int:
         return status
     if status == -errno.ECHILD:
         raise Closed(f"{what} belongs to the parent of this process")
+    if status == -errno.EBADF:
+        raise Closed(f"{what}: its event channel is closed")
     if status == -errno.EPROTO:
         raise PeerError(f"{what}: the shared page has the wrong magic or version")
     if status == -errno.EBUSY:
@@ -408,6 +410,7 @@ class EventPort:
             self.take_pending()
             with suppress(Closed):
                 self.set_peer(None, 0, -1, self._core.generation_seen)
+            lib.pv_port_close(self._core)
         self._core = None
         if self.inbox is not None:
             self.inbox.ports.pop(self.slot, None)

@@ -165,11 +165,11 @@ class Ring:
         self._memory: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
         self._core: CData = ffi.new("struct pv_ring *")
         layout = (self._memory, view.nbytes, size, self.request.itemsize, self.response.itemsize)
-        port_core = ffi.NULL if port is None else port.core
+        self._port_core: CData = ffi.NULL if port is None else port.core  # outlives the port's close
         if start is None:
-            status = lib.pv_ring_attach(self._core, *layout, port_core, self._is_front)
+            status = lib.pv_ring_attach(self._core, *layout, self._port_core, self._is_front)
         else:
-            status = lib.pv_ring_create(self._core, *layout, port_core, start)
+            status = lib.pv_ring_create(self._core, *layout, self._port_core, start)
         if status:
             ffi.release(self._memory)
         if status == -errno.EINVAL:

@@ -72,13 +72,14 @@ class ByteStream:
         self.port = port
         self._memory: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
         self._core: CData = ffi.new("struct pv_stream *")
+        self._port_core: CData = ffi.NULL if port is None else port.core  # outlives the port's close
         self._closed = False
         status = lib.pv_stream_attach(
             self._core,
             self._memory,
             view.nbytes,
             ffi.new("struct pv_stream_layout *", layout),
-            ffi.NULL if port is None else port.core,
+            self._port_core,
         )
         if status:
             ffi.release(self._memory)

@@ -184,7 +184,7 @@ def test_a_stuffed_doorbell_costs_wakeups_and_nothing_else() -> None:
     (sender_waiter, sender), (waiter, receiver) = from_half(first), from_half(second)
     with sender_waiter, waiter:
         fill(sender.core.tx_bell)
-        assert waiter.wait(receiver, timeout_s=0.01) is WaitResult.TIMEOUT
+        assert waiter.wait(receiver, timeout_s=0.05) is WaitResult.TIMEOUT
         assert waiter.statistics().wakeups >= 2
         sender.notify()
         assert waiter.wait(receiver) is WaitResult.EVENT

@@ -108,9 +108,9 @@ def test_wait_returns_at_once_when_there_is_work() -> None:
 
 def test_wait_ends_by_time_spinning_or_sleeping() -> None:
     with ring_pair() as pair:
-        assert pair.back.wait(timeout_s=0.001) is WaitResult.TIMEOUT
+        assert pair.back.wait(timeout_s=0.05) is WaitResult.TIMEOUT
         assert pair.back.statistics().sleeps == 1
-        assert pair.back.wait(spin_ns=10**12, timeout_s=0.001) is WaitResult.TIMEOUT
+        assert pair.back.wait(spin_ns=10**12, timeout_s=0.05) is WaitResult.TIMEOUT
         assert pair.back.statistics().sleeps == 1
         assert pair.back.statistics().spins == 0
 
@@ -118,7 +118,7 @@ def test_wait_ends_by_time_spinning_or_sleeping() -> None:
 def test_a_ring_without_a_port_spins() -> None:
     memory = bytearray(4096)
     with FrontRing.create(memory, REQUEST, RESPONSE) as front, BackRing.attach(memory, REQUEST, RESPONSE) as back:
-        assert back.wait(timeout_s=0.001) is WaitResult.TIMEOUT
+        assert back.wait(timeout_s=0.05) is WaitResult.TIMEOUT
         thread = threading.Thread(target=lambda: front.push(requests(0, 1)))
         thread.start()
         assert back.wait(timeout_s=DEADLINE_S) is WaitResult.EVENT
@@ -158,7 +158,7 @@ def test_exchange(spin_ns: int) -> None:
 
 def test_exchange_that_cannot_be() -> None:
     with ring_pair() as pair:
-        assert pair.front.exchange(requests(0, 1), timeout_s=0.001) is None
+        assert pair.front.exchange(requests(0, 1), timeout_s=0.05) is None
         with pytest.raises(InvalidRequest, match="outstanding"):
             pair.front.exchange(requests(1, 1))
 
@@ -171,12 +171,12 @@ def test_every_counter_is_what_was_counted() -> None:
         assert back.wait() is WaitResult.EVENT  # one event, with work
         front.push(requests(4, 6))  # the back end did not ask
         assert len(back.take_batch()) == 10
-        assert back.wait(timeout_s=0.001) is WaitResult.TIMEOUT  # asks, sleeps once
+        assert back.wait(timeout_s=0.05) is WaitResult.TIMEOUT  # asks, sleeps once
         front.push(requests(10, 1))  # asked
         assert len(back.take_batch()) == 1  # taken before the event is: not spurious, it was news
-        assert back.wait(timeout_s=0.001) is WaitResult.TIMEOUT  # event 2, sleeps once
+        assert back.wait(timeout_s=0.05) is WaitResult.TIMEOUT  # event 2, sleeps once
         pair.front_port.notify()  # an event for nothing
-        assert back.wait(timeout_s=0.001) is WaitResult.TIMEOUT  # event 3, spurious, sleeps once
+        assert back.wait(timeout_s=0.05) is WaitResult.TIMEOUT  # event 3, spurious, sleeps once
         back.push(answers(requests(0, 11)))  # notifies: rsp_event is 1
         assert front.wait() is WaitResult.EVENT
         assert len(front.take_batch()) == 11
@@ -282,6 +282,19 @@ def test_use_after_close() -> None:
             with pytest.raises(Closed):
                 _ = end.outstanding
             assert "closed" in repr(end)
+
+
+def test_a_ring_outlives_its_event_channel() -> None:
+    """In whatever order things are closed: nothing is sent any more, and a wait says why it cannot be."""
+    with ring_pair() as pair:
+        pair.back_waiter.close()
+        pair.front_port.close()
+        assert pair.front.push(requests(0, 1)) == 1
+        assert len(pair.back.take_batch()) == 1
+        assert pair.back.push(answers(requests(0, 1))) == 1
+        for end in (pair.front, pair.back):
+            with pytest.raises(Closed, match="event channel"):
+                end.wait()
 
 
 def test_memory_is_free_after_close() -> None:

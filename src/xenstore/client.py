@@ -110,14 +110,16 @@ class XenstoreClient(StoreCalls):
     def transact(self, function: Callable[["Transaction"], T], *, attempts: int = ATTEMPTS) -> T:
         """Run `function` in a transaction and commit; again, up to `attempts` times, when there was a conflict.
 
-        Returns what the last run returned. `TransactionConflict` when no attempt came through.
+        Returns what the last run returned. `TransactionConflict` when no attempt came through. EIO inside a transaction
+        is one too: it found nodes at odds that it first saw at different times.
         """
         for attempt in itertools.count(1):
             try:
                 with self.transaction() as transaction:
                     return function(transaction)
-            except TransactionConflict:
-                if attempt >= attempts:
+            except XenstoreError as error:
+                conflict = isinstance(error, TransactionConflict) or error.name == "EIO"
+                if not conflict or attempt >= attempts:
                     raise
         raise AssertionError("not reached")
 

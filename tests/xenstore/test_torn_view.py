@@ -53,3 +53,18 @@ def test_conflict(clients: tuple[XenstoreClient, XenstoreClient], look: Look, me
     with pytest.raises(Conflict):
         transaction.commit()
     assert two.ls("/") == ["tool"] if meanwhile == "/a" else "d" in two.ls("/a")
+
+
+def test_transact_tries_again(clients: tuple[XenstoreClient, XenstoreClient]) -> None:
+    one, two = clients
+    seen: list[list[str]] = []
+
+    def function(transaction: Transaction) -> None:
+        seen.append(transaction.ls("/a/b"))
+        if len(seen) == 1:
+            two.rm("/a/b/c")
+        transaction.rm("/a/b")
+
+    one.transact(function)
+    assert seen == [["c"], []]
+    assert two.ls("/a") == ["d"]

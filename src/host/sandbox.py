@@ -50,6 +50,7 @@ def main() -> NoReturn:
     with open(int(sys.argv[1]), "rb") as file:
         file.seek(0)
         plan = Plan.load(file.read())
+    os.chdir("/")  # a working directory is a hold of what may be hidden
     status = socket.socket(fileno=_out_of_the_way(plan.status_fd))
     hypervisor = _out_of_the_way(plan.hypervisor_fd)
     with _reporting(status):

@@ -75,7 +75,10 @@ class DaemonFailed(ParavirtError):
 
 
 class Supervisor:
-    """Starts, watches and stops daemons. One thread uses it; signals end `watch` through `stop_on_signals`."""
+    """Starts, watches and stops daemons. One thread uses it; signals end `watch` through `stop_on_signals`.
+
+    Daemons die with the *thread* that started them (that is how the kernel tells of a parent's death), so it has to last.
+    """
 
     def __init__(self, program: Sequence[str]) -> None:
         """`program`: what runs every daemon, with the arguments that all of them get."""

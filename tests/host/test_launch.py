@@ -164,6 +164,22 @@ class TestView:
         assert whole == ["public", "run"]
         assert hidden in ([], "refused")
 
+    @pytest.mark.parametrize("exposed", [True, False])
+    def test_a_hidden_working_directory(
+        self, evaluate: Any, scratch: Path, monkeypatch: pytest.MonkeyPatch, exposed: bool
+    ) -> None:
+        """No process brings its hold of the directory along."""
+        (scratch / "run").mkdir()
+        (scratch / "run/secret").touch()
+        monkeypatch.chdir(scratch / "run")
+        code = """
+            try:
+                result = os.listdir(".")
+            except OSError:
+                result = []
+        """
+        assert "secret" not in evaluate(code, hide=[scratch / "run"], expose=[scratch] if exposed else [])
+
     def test_covers_cannot_be_taken_away(self, start: Any, scratch: Path) -> None:
         """Namespaces inside the domain give it rights over its own mounts, never over those it came with."""
         (scratch / "run").mkdir()

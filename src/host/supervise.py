@@ -77,7 +77,7 @@ class DaemonFailed(ParavirtError):
 class Supervisor:
     """Starts, watches and stops daemons. One thread uses it; signals end `watch` through `stop_on_signals`.
 
-    Daemons die with the *thread* that started them (that is how the kernel tells of a parent's death), so it has to last.
+    Daemons die with the *thread* that started them (so the kernel tells of a parent's death): it has to last.
     """
 
     def __init__(self, program: Sequence[str]) -> None:

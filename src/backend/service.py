@@ -138,6 +138,9 @@ class BackendService:
             raise
         except ParavirtError as error:
             log.warning("%s: %s", path.backend, error)
+        except Exception:
+            log.exception("%s: a defect of the backend; other devices go on", path.backend)
+            device.close()
         if device.removed:
             self._drop(path, watched=known)
         elif not known:

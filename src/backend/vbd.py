@@ -257,6 +257,7 @@ class VbdBackend:
             engine.stop()
         connection, self._connection = self._connection, None
         if connection is not None:
+            log.info("%s: disconnected", self.path.backend)
             connection.ring.close()
             connection.port.close()
             connection.waiter.close()

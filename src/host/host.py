@@ -51,10 +51,10 @@ class Host:
         """Those that were created here and not destroyed."""
         return tuple(self._domains)
 
-    def create_domain(self, name: str) -> Domain:
-        """A new domain, seen from inside. `AlreadyExists` for a name in use."""
+    def create_domain(self, name: str, *, max_pages: int | None = None) -> Domain:
+        """A new domain, seen from inside. `AlreadyExists` for a name in use. `max_pages`: that it may share."""
         self._check_open()
-        info = domains.create(self.hypervisor, self.store, name, isolated=False)
+        info = domains.create(self.hypervisor, self.store, name, isolated=False, max_pages=max_pages)
         domain = Domain(self._connect(info.domid))
         self._domains.append(domain)
         return domain

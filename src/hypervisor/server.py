@@ -111,9 +111,17 @@ class BrokerServer:
         try:
             while not self._stopping:
                 for key, _ in self._selector.select():
-                    key.data()
+                    self._serve(key.data)
         finally:
             self._close()
+
+    @staticmethod
+    def _serve(event: Callable[[], None]) -> None:
+        """One event. Whatever a defect of ours does to it, the domains of everybody else go on."""
+        try:
+            event()
+        except Exception:
+            log.exception("a defect of the hypervisor")
 
     def stop(self) -> None:
         """End serving; from any thread or a signal handler. Harmless when repeated.

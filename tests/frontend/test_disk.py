@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import paravirt
-from paravirt.errors import AlreadyExists, Closed, InvalidRequest, IoError, NotFound, PeerGone, ReadOnly
+from paravirt.errors import AlreadyExists, Closed, InvalidRequest, IoError, NotFound, PeerGone, ReadOnly, ResourceLimit
 from paravirt.frontend.vbd import Disk
 from paravirt.host import vbd
 
@@ -227,6 +227,19 @@ def test_a_closed_disk_opens_again(host: paravirt.Host, domain: paravirt.Domain)
             disk.pwrite(bytes([i]) * 512, i * 512)
     with domain.open_disk() as disk:
         assert disk.pread(5 * 512, 0) == b"".join(bytes([i]) * 512 for i in range(5))
+
+
+def test_out_of_memory_budget(host: paravirt.Host) -> None:
+    """A domain that may not share enough pages cannot open its disk; with a smaller ring it can."""
+    domain = host.create_domain("poor", max_pages=400)
+    host.attach_disk(domain, "1M", driver="memory")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ResourceLimit, match="pages"):
+        domain.open_disk(ring_page_order=2)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    with domain.open_disk(ring_page_order=0) as disk:
+        assert disk.pread(512, 0) == bytes(512)
+    host.destroy_domain(domain)
 
 
 def test_a_disk_is_open_once(host: paravirt.Host, domain: paravirt.Domain) -> None:

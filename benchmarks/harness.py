@@ -156,7 +156,10 @@ class Bench:
     def model_program(self) -> Path:
         """`model.c`, compiled. Raises `NotHere` without a C compiler."""
         target = Path(self._directory.name) / "model"
-        sources = [Path(__file__).parent / "model.c", *(C_CORE / f"pv_{name}.c" for name in ("ring", "event", "home"))]
+        sources = [
+            Path(__file__).parent / "model.c",
+            *(C_CORE / f"pv_{name}.c" for name in ("ring", "event", "home", "wait")),
+        ]
         command = ["gcc", "-std=gnu11", "-O2", f"-I{C_CORE}", *map(str, sources), "-o", str(target), "-pthread"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)

@@ -111,6 +111,9 @@ struct pv_port {
 void pv_inbox_init(struct pv_inbox *inbox);
 /* 0, or -EPROTO when magic or version are not ours. */
 int pv_inbox_check(const struct pv_inbox *inbox);
+/* Whether an event can be delivered: pending and not masked. In any slot (that the selector names), or in one. */
+int pv_inbox_has_event(struct pv_inbox *inbox);
+int pv_inbox_slot_has_event(struct pv_inbox *inbox, uint32_t slot);
 /*
  * All pending, unmasked slots of one inbox, cleared and written to slots[0..max-1]; how many. What does not fit stays
  * pending.
@@ -139,6 +142,8 @@ int pv_waiter_arm_always(struct pv_waiter *waiter);
 int pv_waiter_drain(struct pv_waiter *waiter);
 /* What ends a wait whatever it waits for: PV_WAIT_KICKED or PV_WAIT_STALE, told once, or PV_WAIT_TIMEOUT: neither. */
 int pv_waiter_look(struct pv_waiter *waiter);
+/* Wake whoever sleeps on epoll_fd, for another look at everything. */
+void pv_waiter_nudge(struct pv_waiter *waiter);
 /* End the wait that runs now, or the next one, with PV_WAIT_KICKED. */
 void pv_waiter_kick(struct pv_waiter *waiter);
 

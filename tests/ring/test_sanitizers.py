@@ -9,7 +9,10 @@ import pytest
 
 from .support import C_CORE, DEADLINE_S, HERE, compile_c, run_c
 
-SOURCES = [HERE / "stress.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_ring", "pv_stream"))]
+SOURCES = [
+    HERE / "stress.c",
+    *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_ring", "pv_stream", "pv_wait")),
+]
 # ThreadSanitizer does not know fences: nothing may depend on one for the order of plain data, which is what it checks.
 FLAGS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

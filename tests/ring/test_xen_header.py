@@ -40,7 +40,7 @@ def xen_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
-    sources = [HERE / "xen_peer.c", C_CORE / "pv_event.c", C_CORE / "pv_home.c"]
+    sources = [HERE / "xen_peer.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_wait"))]
     return compile_c(tmp_path_factory.mktemp("xen") / "xen_peer", sources)
 
 

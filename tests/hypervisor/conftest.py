@@ -36,6 +36,12 @@ class World:
         self.broker.stop()
 
 
+def settle(world: World, connections: int = 2) -> None:
+    """Until the broker has noticed the end of all connections but these: Dom0's and one guest's."""
+    while world.dom0.info().connections > connections:
+        pass
+
+
 @pytest.fixture(params=[("posix", False), ("memfd", False), ("posix", True)], ids=["posix", "memfd", "isolated"])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     provider, isolated = request.param

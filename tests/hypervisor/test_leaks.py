@@ -15,7 +15,7 @@ from paravirt.errors import HypervisorError, ParavirtError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.server import BrokerServer
 
-from .conftest import World
+from .conftest import World, settle
 
 ROUNDS = 1000
 
@@ -33,12 +33,6 @@ class Held(NamedTuple):
         maps = Path("/proc/self/maps").read_text().splitlines()
         ours = sum("memfd:paravirt" in line or "/dev/shm/paravirt" in line for line in maps)
         return cls(len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), ours)
-
-
-def settle(world: World, connections: int) -> None:
-    """The broker has noticed the end of every connection but these."""
-    while world.dom0.info().connections > connections:
-        pass
 
 
 def test_domains(world: World) -> None:
@@ -91,7 +85,7 @@ def test_waiters(world: World) -> None:
 def test_connections_that_close_nothing_themselves(world: World) -> None:
     world.guest()
     world.connect(1).close()
-    settle(world, 2)
+    settle(world)
     used, before = world.dom0.info().used_bytes, Held.now()
     for _ in range(ROUNDS // 5):
         connection = Hypervisor.from_fd(world.broker.connect(1))
@@ -100,7 +94,7 @@ def test_connections_that_close_nothing_themselves(world: World) -> None:
         connection.create_arena(0, 2).allocate(1)
         connection.reserved_page(1)
         connection.close()
-    settle(world, 2)
+    settle(world)
     world.dom0.destroy_domain(1)
     after = Held.now()
     # The guest's own connection is one socket less at the broker's end.

@@ -8,7 +8,9 @@ import os
 import selectors
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
+from paravirt.errors import ResourceLimit
 from paravirt.hypervisor.rules import Refused
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ class Processes:
         self._others: dict[int, set[int]] = {}
 
     def set_init(self, domid: int, pidfd: int) -> None:
-        """Raises `Refused` (EEXIST, EINVAL)."""
+        """Raises `Refused` (EEXIST, EINVAL), `ResourceLimit`."""
         if domid in self._inits:
             raise Refused(errno.EEXIST, f"domain {domid} has an init process already")
         _check_pidfd(pidfd)
@@ -33,7 +35,7 @@ class Processes:
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._end_of_init(domid))
 
     def add(self, domid: int, pidfd: int) -> None:
-        """One that is killed when the domain ends. Raises `Refused` (EINVAL)."""
+        """One that is killed when the domain ends. Raises `Refused` (EINVAL), `ResourceLimit`."""
         _check_pidfd(pidfd)
         self._others.setdefault(domid, set()).add(pidfd)
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._end_of_other(domid, pidfd))
@@ -62,6 +64,9 @@ class Processes:
 
 
 def _check_pidfd(fd: int) -> None:
-    with open(f"/proc/self/fdinfo/{fd}") as info:
-        if not any(line.startswith("Pid:") for line in info):
-            raise Refused(errno.EINVAL, "the descriptor is no pidfd")
+    try:
+        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    except OSError as error:
+        raise ResourceLimit(f"the descriptor cannot be looked at: {error.strerror}") from error
+    if "\nPid:" not in info:
+        raise Refused(errno.EINVAL, "the descriptor is no pidfd")

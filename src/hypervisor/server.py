@@ -111,7 +111,9 @@ class BrokerServer:
         try:
             while not self._stopping:
                 for key, _ in self._selector.select():
-                    self._serve(key.data)
+                    # What came before in this round may have ended it, and its descriptor may be another's by now.
+                    if self._selector.get_map().get(key.fd) is key:
+                        self._serve(key.data)
         finally:
             self._close()
 

@@ -2,8 +2,10 @@
 """Domains over sockets: made, listed, ended; quotas; the way of their processes to xenstored."""
 
 import os
+import select
 import signal
 import socket
+import subprocess
 
 import pytest
 
@@ -20,6 +22,8 @@ from paravirt.hypervisor.client import (
     DomainState,
     ShutdownReason,
 )
+from paravirt.hypervisor.messages import Op, new_message
+from paravirt.ring._core import lib
 from paravirt.ring.event import WaitResult
 
 from .conftest import World
@@ -129,6 +133,35 @@ def test_an_init_process_takes_its_domain_along(world: World) -> None:
         guest.info()
     os.waitpid(child, 0)
     os.close(pidfd)
+
+
+def test_an_end_that_is_noticed_twice_in_one_round_is_one_end(world: World) -> None:
+    """The request to destroy and the death of the domain's processes reach the broker at the same moment."""
+    for n in range(20):
+        guest = world.guest(f"guest-{n}")
+        children = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]
+        pidfds = [os.pidfd_open(child.pid) for child in children]
+        world.dom0.set_init(guest.domid, pidfds[0])
+        world.dom0.add_process(guest.domid, pidfds[1])
+
+        def all_at_once(pidfds: list[int] = pidfds, domid: int = guest.domid, order: int = n % 2) -> int:
+            """Runs in the broker's thread, which so hears of everything only afterwards."""
+            request = new_message(Op.DOMAIN_DESTROY, 2**31)
+            request.domain.domid = domid
+            steps = [lambda: lib.pv_hv_send(world.dom0.link._socket.fileno(), request, -1)]  # type: ignore[union-attr]
+            steps.insert(order, lambda: [signal.pidfd_send_signal(fd, signal.SIGKILL) for fd in pidfds])
+            for step in steps:
+                step()
+            for fd in pidfds:
+                select.select([fd], [], [])
+            return 0
+
+        world.broker._in_loop(all_at_once)
+        world.dom0.link._seq = 2**31
+        assert [info.domid for info in world.dom0.list_domains()] == [0]
+        for child, fd in zip(children, pidfds, strict=True):
+            child.wait()
+            os.close(fd)
 
 
 def test_destroying_a_domain_kills_its_init_process(world: World) -> None:

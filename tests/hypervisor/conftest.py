@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A broker in this process, over both memory providers, with and without isolation (so with both kinds of doorbell)."""
 
+import logging
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -34,6 +35,14 @@ class World:
         for opened in reversed(self._opened):
             opened.close()
         self.broker.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_defect(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a test does, the broker takes it for no mistake of its own."""
+    caplog.set_level(logging.INFO)
+    yield
+    assert not [record for record in caplog.records if "defect" in record.getMessage()]
 
 
 def settle(world: World, connections: int = 2) -> None:

@@ -3,13 +3,11 @@
 
 import array
 import fcntl
-import logging
 import mmap
 import os
 import random
 import socket
 import threading
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,13 +25,6 @@ from .conftest import World, settle
 DEADLINE_S = 30
 TAKE_FD = (Op.DOMAIN_SET_INIT, Op.DOMAIN_ADD_PROCESS)
 OPS = [op.value for op in Op if op is not Op.HELLO]
-
-
-@pytest.fixture(autouse=True)
-def no_defect(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    caplog.set_level(logging.INFO)
-    yield
-    assert not [record for record in caplog.records if "defect" in record.getMessage()]
 
 
 def raw(world: World, domid: int = 1) -> socket.socket:

@@ -238,3 +238,20 @@ uint32_t pv_blkfront_complete(struct pv_blkfront *front, const struct pv_blkif_r
 	}
 	return n;
 }
+
+int64_t pv_blkfront_exchange(struct pv_blkfront *front, struct pv_ring *ring, const struct pv_blkfront_ask *ask,
+			     int64_t spin_ns, uint32_t *slot, struct pv_blkfront_answer *answer)
+{
+	struct pv_blkif_response response;
+	int64_t pushed = pv_blkfront_issue(front, ring, ask, 1, slot);
+	int64_t flags = pushed >> 32 << 32;
+	int64_t taken;
+
+	/* A backend that could not be told will not answer: the caller tells it first. */
+	if (pushed < 0 || flags)
+		return pushed < 0 ? pushed : flags | PV_BLKFRONT_IN_FLIGHT;
+	taken = pv_ring_take_spin(ring, &response, 1, spin_ns);
+	if (taken <= 0)
+		return taken < 0 ? taken : PV_BLKFRONT_IN_FLIGHT;
+	return pv_blkfront_complete(front, &response, 1, answer) == 1 ? PV_BLKFRONT_ANSWERED : PV_BLKFRONT_WRONG;
+}

@@ -80,4 +80,16 @@ int64_t pv_blkfront_reissue(struct pv_blkfront *front, struct pv_ring *ring);
 uint32_t pv_blkfront_complete(struct pv_blkfront *front, const struct pv_blkif_response *responses, uint32_t n,
 			      struct pv_blkfront_answer *answers);
 
+#define PV_BLKFRONT_IN_FLIGHT 0
+#define PV_BLKFRONT_ANSWERED 1
+#define PV_BLKFRONT_WRONG 2       /* as a short pv_blkfront_complete */
+
+/*
+ * The short way for a frontend with nothing in flight: issue one request and spin up to spin_ns for its answer.
+ * PV_BLKFRONT_ANSWERED with *answer; PV_BLKFRONT_IN_FLIGHT: not answered yet; both | PV_RING_* << 32; PV_BLKFRONT_WRONG;
+ * or a negative errno as pv_blkfront_issue.
+ */
+int64_t pv_blkfront_exchange(struct pv_blkfront *front, struct pv_ring *ring, const struct pv_blkfront_ask *ask,
+			     int64_t spin_ns, uint32_t *slot, struct pv_blkfront_answer *answer);
+
 #endif

@@ -244,3 +244,16 @@ void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *re
 		responses[i].status = plans[i].status;
 	}
 }
+
+int64_t pv_blkif_serve(struct pv_blkif_batch *batch, struct pv_ring *ring, uint32_t n)
+{
+	batch->error = 0;
+	if (pv_blkif_prepare(batch->mapper, &batch->limits, batch->requests, n, batch->plans)) {
+		if (batch->disk)
+			pv_blkif_copy(batch->mapper, batch->plans, n, batch->disk, batch->disk_bytes);
+		else
+			batch->error = pv_blkif_transfer(batch->mapper, batch->plans, n, batch->fd);
+	}
+	pv_blkif_finish(batch->mapper, batch->requests, batch->plans, n, batch->responses, &batch->counters);
+	return pv_ring_push(ring, batch->responses, n);
+}

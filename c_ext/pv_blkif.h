@@ -9,6 +9,7 @@
 
 #include <stdint.h>
 #include "pv_grant.h"
+#include "pv_ring.h"
 
 #define PV_BLKIF_MAX_SEGMENTS 11
 
@@ -123,5 +124,22 @@ int pv_blkif_transfer(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uin
  */
 void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *requests, struct pv_blkif_plan *plans,
 		     uint32_t n, struct pv_blkif_response *responses, struct pv_blkif_counters *counters);
+
+/* A backend's batch and the disk behind it, for pv_blkif_serve. Private. */
+struct pv_blkif_batch {
+	struct pv_mapper *mapper;
+	struct pv_blkif_limits limits;
+	struct pv_blkif_counters counters;
+	const struct pv_blkif_request *requests;
+	struct pv_blkif_plan *plans;
+	struct pv_blkif_response *responses;
+	uint8_t *disk;           /* memory of disk_bytes, or NULL */
+	uint64_t disk_bytes;
+	int32_t fd;              /* an open file when disk is NULL */
+	int32_t error;           /* out: the first errno of the file, or 0 */
+};
+
+/* Prepare, do, finish and push n requests in one go. As pv_ring_push. */
+int64_t pv_blkif_serve(struct pv_blkif_batch *batch, struct pv_ring *ring, uint32_t n);
 
 #endif

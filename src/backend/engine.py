@@ -99,6 +99,8 @@ class PythonEngine:
             flush=True,
         )
         self._memory = None if disk.memory is None else address_of(disk.memory)[0]
+        self._in_c = self._memory is not None or disk.fd is not None
+        self._batch.set_disk(memory=self._memory, n_bytes=disk.size_bytes, fd=-1 if disk.fd is None else disk.fd)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vbd-engine", daemon=True)
         self._batches = 0
@@ -111,6 +113,7 @@ class PythonEngine:
         self._waiter.kick()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+        self._batch.set_disk()
         self._memory = None
 
     def statistics(self) -> EngineStatistics:
@@ -145,26 +148,25 @@ class PythonEngine:
             ring.wait()
             return
         self._batches += 1
-        pending = batch.prepare(n)
-        if pending:
-            self._serve(n)
-        batch.finish(n)
-        ring.push(batch.responses, n)
-        if pending < n:
-            log.debug("%d requests refused, the first: %s", n - pending, batch.refusal(n))
+        refused = batch.counters.refused
+        self._answer(n)
+        if batch.counters.refused != refused:
+            log.debug("%d requests refused, the first: %s", batch.counters.refused - refused, batch.refusal(n))
             self._stopping.wait(ERROR_PAUSE_S)
 
-    def _serve(self, n: int) -> None:
-        batch, disk = self._batch, self._disk
-        if self._memory is not None:
-            batch.copy(n, self._memory, disk.size_bytes)
-        elif disk.fd is not None:
-            if error := batch.transfer(n, disk.fd):
+    def _answer(self, n: int) -> None:
+        """Do the first `n` requests of the batch and send the answers."""
+        batch = self._batch
+        if self._in_c:
+            if error := batch.serve(self._ring, n):
                 log.warning("requests failed, the first: %s", os.strerror(error))
-        else:
-            for i in range(n):
-                if batch.is_pending(i):
-                    batch.complete(i, self._one(i))
+            return
+        batch.prepare(n)
+        for i in range(n):
+            if batch.is_pending(i):
+                batch.complete(i, self._one(i))
+        batch.finish(n)
+        self._ring.push(batch.responses, n)
 
     def _one(self, i: int) -> int:
         operation = self._batch.operation(i)

@@ -69,28 +69,53 @@ class RequestSlots:
 
     def issue(self, requests: Sequence[Io]) -> None:
         """Send requests, at most `free` of them."""
-        if self.ring is None:
-            raise Closed("the disk has no ring")
-        slots, kept = self._slots, []
-        for i, io in enumerate(requests):
-            if io.operation is Operation.WRITE and io.data is not None:
-                pointer, address = address_of(io.data)
-                kept.append(pointer)  # keeps the caller's memory in place until it is copied
-                slots.ask(i, io.operation, io.offset, io.length, address)
-            else:
-                slots.ask(i, io.operation, io.offset, io.length)
-        chosen = slots.issue(self.ring, len(requests))
+        ring, kept = self._connected(), [self._ask(i, io) for i, io in enumerate(requests)]
+        chosen = self._slots.issue(ring, len(requests))
+        del kept
         for i, io in enumerate(requests):
             self._asked[chosen[i]] = io
+
+    def exchange(self, io: Io, spin_ns: int) -> None:
+        """With nothing in flight: send one request and spin a while for its answer; it is finished or in flight
+        then.
+        """
+        ring, kept = self._connected(), self._ask(0, io)
+        slot, status = self._slots.exchange(ring, spin_ns)
+        del kept
+        if status is None:
+            self._asked[slot] = io
+        else:
+            self._finish(io, slot, status)
+
+    def _connected(self) -> FrontRing:
+        if self.ring is None:
+            raise Closed("the disk has no ring")
+        return self.ring
+
+    def _ask(self, i: int, io: Io) -> object:
+        """Prepare the `i`th request; what must be kept until it is issued, so that a write's data stays in place."""
+        if io.operation is not Operation.WRITE or io.data is None:
+            self._slots.ask(i, io.operation, io.offset, io.length)
+            return None
+        pointer, address = address_of(io.data)
+        self._slots.ask(i, io.operation, io.offset, io.length, address)
+        return pointer
+
+    def _finish(self, io: Io, slot: int, status: int) -> None:
+        if status == Status.OKAY and io.operation is Operation.READ:
+            start = slot * MAX_REQUEST_BYTES
+            if io.into is None:
+                io.data = self._memory[start : start + io.length].tobytes()
+            else:
+                io.into[:] = self._memory[start : start + io.length]
+        io.status = status
 
     def reissue(self) -> int:
         """Send everything in flight once more, oldest first, on the present (new) ring; how many that are.
 
         Reads and writes of the same blocks thus keep the order in which they were issued.
         """
-        if self.ring is None:
-            raise Closed("the disk has no ring")
-        return self._slots.reissue(self.ring)
+        return self._slots.reissue(self._connected())
 
     def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> int:
         """Take answers, after waiting for one; how many, for `complete`. 0 when the wait ended for another reason.
@@ -107,15 +132,8 @@ class RequestSlots:
         done, error = self._slots.complete(n)
         for slot, status in done:
             io, self._asked[slot] = self._asked[slot], None
-            if io is None:
-                continue  # its caller has gone
-            if status == Status.OKAY and io.operation is Operation.READ:
-                start = slot * MAX_REQUEST_BYTES
-                if io.into is None:
-                    io.data = bytes(self._memory[start : start + io.length])
-                else:
-                    io.into[:] = self._memory[start : start + io.length]
-            io.status = status
+            if io is not None:  # else its caller has gone
+                self._finish(io, slot, status)
         if error is not None:
             raise error
 

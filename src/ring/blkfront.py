@@ -27,7 +27,7 @@ _VIOLATIONS = {
     lib.PV_BLKFRONT_WRONG_OPERATION: "request {0} with operation {1}, which is not what was asked",
     lib.PV_BLKFRONT_UNKNOWN_STATUS: "request {0} with status {2}",
 }
-_issue, _complete = lib.pv_blkfront_issue, lib.pv_blkfront_complete
+_issue, _exchange, _complete = lib.pv_blkfront_issue, lib.pv_blkfront_exchange, lib.pv_blkfront_complete
 
 
 class Slots:
@@ -90,6 +90,20 @@ class Slots:
             self._settle(ring, status)
         return self._chosen
 
+    def exchange(self, ring: FrontRing, spin_ns: int) -> tuple[int, int | None]:
+        """With nothing in flight: send the first prepared request and spin for its answer; (slot, status or None).
+
+        None: it is in flight. `PeerError` when the answer matches no request.
+        """
+        result = _exchange(self._core, ring.core, self._asks, spin_ns, self._chosen, self._answers)
+        if result == lib.PV_BLKFRONT_ANSWERED:
+            return self._chosen[0], self._answers[0].status
+        if result == lib.PV_BLKFRONT_WRONG:
+            raise self._wrong()
+        if result:
+            self._settle(ring, result)
+        return self._chosen[0], None
+
     def reissue(self, ring: FrontRing) -> int:
         """Send what is in flight once more, oldest first, on a new ring; how many that are."""
         status: int = lib.pv_blkfront_reissue(self._core, ring.core)
@@ -115,9 +129,12 @@ class Slots:
         done = [(answers[i].slot, answers[i].status) for i in range(right)]
         if right == n:
             return done, None
+        return done, self._wrong()
+
+    def _wrong(self) -> PeerError:
         wrong = self._core.wrong
         text = _VIOLATIONS[self._core.violation].format(wrong.id, wrong.operation, wrong.status)
-        return done, PeerError(f"the backend answered {text}")
+        return PeerError(f"the backend answered {text}")
 
     def _settle(self, ring: FrontRing, status: int) -> int:
         if status in (-errno.ENOSPC, -errno.EBUSY, -errno.EINVAL, -errno.ENOMEM):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.grant import Mapper
+from paravirt.ring.shared import BackRing
 
 REQUEST_BYTES: int = ffi.sizeof("struct pv_blkif_request")
 RESPONSE_BYTES: int = ffi.sizeof("struct pv_blkif_response")
@@ -47,8 +48,12 @@ class RequestBatch:
         self._requests = ffi.new("struct pv_blkif_request[]", capacity)
         self._plans = ffi.new("struct pv_blkif_plan[]", capacity)
         self._responses = ffi.new("struct pv_blkif_response[]", capacity)
-        self._limits = ffi.new("struct pv_blkif_limits *")
-        self.counters = ffi.new("struct pv_blkif_counters *")
+        self._core = ffi.new("struct pv_blkif_batch *")
+        self._core.mapper = mapper.core
+        self._core.requests, self._core.plans, self._core.responses = self._requests, self._plans, self._responses
+        self._core.fd = -1
+        self._limits = ffi.addressof(self._core, "limits")
+        self.counters = ffi.addressof(self._core, "counters")
         self.requests = bytes_of(self._requests)
         self.responses = bytes_of(self._responses)
         self.capacity = capacity
@@ -65,16 +70,22 @@ class RequestBatch:
         pending: int = lib.pv_blkif_prepare(self._mapper.core, self._limits, self._requests, n, self._plans)
         return pending
 
+    def set_disk(self, *, memory: CData | None = None, n_bytes: int = 0, fd: int = -1) -> None:
+        """What `serve` serves from: `n_bytes` at a C pointer, which the caller keeps, or an open file."""
+        self._core.disk = ffi.NULL if memory is None else memory
+        self._core.disk_bytes, self._core.fd = n_bytes, fd
+
+    def serve(self, ring: BackRing, n: int) -> int:
+        """Validate, do and answer the first `n` requests in one call; the first errno of the file, or 0."""
+        status = lib.pv_blkif_serve(self._core, ring.core, n)
+        if status != n:
+            ring.settle_push(status)
+        error: int = self._core.error
+        return error
+
     def copy(self, n: int, disk: CData, disk_bytes: int) -> None:
         """Serve every pending request from memory at `disk` (a C pointer)."""
         lib.pv_blkif_copy(self._mapper.core, self._plans, n, disk, disk_bytes)
-
-    def transfer(self, n: int, fd: int) -> int:
-        """Serve every pending request from an open file; the first errno, or 0. Each failed one is an error by
-        itself.
-        """
-        error: int = lib.pv_blkif_transfer(self._mapper.core, self._plans, n, fd)
-        return error
 
     def is_pending(self, i: int) -> bool:
         pending: bool = self._plans[i].status == lib.PV_BLKIF_PENDING

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import paravirt
-from paravirt.backend.disks import Disk as BackendDisk
-from paravirt.backend.engine import Connection, PythonEngine
-from paravirt.errors import ParavirtError, PeerError, PeerGone
+from paravirt.backend.engine import PythonEngine
+from paravirt.errors import PeerError, PeerGone
 from paravirt.frontend.vbd import Disk
 from paravirt.protocol import blkif
 from paravirt.protocol.blkif import Operation, Status
@@ -149,18 +148,13 @@ class RogueEngine(PythonEngine):
 
     forge: Callable[[np.ndarray], np.ndarray]
 
-    def __init__(
-        self, connection: Connection, disk: BackendDisk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
-    ) -> None:
-        super().__init__(connection, disk, spin_ns=spin_ns, on_failure=on_failure)
-        ring, push = connection.ring, connection.ring.push
-
-        def lie(messages: np.ndarray, count: int | None = None, start: int = 0) -> int:
-            honest = np.frombuffer(bytes(messages[: (count or 0) * 16]), blkif.RESPONSE).copy()
-            forged = type(self).forge(honest)
-            return push(np.frombuffer(forged.tobytes(), np.uint8))
-
-        ring.push = lie  # type: ignore[method-assign,assignment]
+    def _answer(self, n: int) -> None:
+        batch = self._batch
+        batch.prepare(n)
+        batch.finish(n)
+        honest = np.frombuffer(bytes(batch.responses[: n * 16]), blkif.RESPONSE).copy()
+        honest["status"] = Status.OKAY
+        self._ring.push(np.frombuffer(type(self).forge(honest).tobytes(), np.uint8))
 
 
 def changed(**fields: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -195,18 +189,11 @@ class OverreachingEngine(PythonEngine):
 
     lead = 0
 
-    def __init__(
-        self, connection: Connection, disk: BackendDisk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
-    ) -> None:
-        super().__init__(connection, disk, spin_ns=spin_ns, on_failure=on_failure)
-        ring = connection.ring
-
-        def overreach(messages: np.ndarray, count: int | None = None, start: int = 0) -> int:
-            ring.core.own_prod[0] = (ring.core.prod + type(self).lead) & 0xFFFFFFFF
-            connection.port.notify()
-            return count or 0
-
-        ring.push = overreach  # type: ignore[method-assign,assignment]
+    def _answer(self, n: int) -> None:
+        core = self._ring.core
+        core.own_prod[0] = (core.prod + type(self).lead) & 0xFFFFFFFF
+        assert self._ring.port is not None
+        self._ring.port.notify()
 
 
 @pytest.mark.parametrize("lead", [2, 33, 129, 1 << 31, (1 << 32) - 1])

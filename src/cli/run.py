@@ -2,11 +2,11 @@
 """`paravirt run`: a command as a domain."""
 
 import os
+import select
 import signal
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -63,8 +63,9 @@ def run(
                 domain_socket=context.rundir.domain_socket(info.domid),
             )
         )
-        _hand_on_signals(process)
+        signals = _catch_signals()
         (hypervisor.set_init if init else hypervisor.add_process)(info.domid, process.pidfd)
+        _hand_on(signals, process)
         status = process.wait()
         if init:
             with suppress(PeerGone), context.store() as store:
@@ -79,11 +80,20 @@ def _check_level(info: "DomainInfo", shared: bool) -> None:
         raise InvalidRequest(f"domain {info.name} was created with --shared: nothing isolates it, run it with --shared")
 
 
-def _hand_on_signals(process: "DomainProcess") -> None:
-    """Ctrl-C and its kin are for the command, which runs in a session of its own."""
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
-
+def _catch_signals() -> int:
+    """From here on Ctrl-C and its kin are bytes in a pipe, whose reading end this is: none is lost before a wait."""
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number in FORWARDED:
-        signal.signal(number, hand_on)
+        signal.signal(number, lambda number, frame: None)
+    return read
+
+
+def _hand_on(signals: int, process: "DomainProcess") -> None:
+    """Send signals on to the command, which runs in a session of its own, until it ends."""
+    poller = select.poll()
+    poller.register(signals, select.POLLIN)
+    poller.register(process.pidfd, select.POLLIN)
+    while process.pidfd not in {fd for fd, _ in poller.poll()}:
+        for number in os.read(signals, 64):
+            process.send_signal(number)

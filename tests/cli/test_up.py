@@ -155,7 +155,8 @@ class TestRun:
     def test_the_end_of_the_launcher_ends_the_domain(
         self, living: RunningHost, guest: str, number: signal.Signals
     ) -> None:
-        with living.beside("run", guest, "--", "sh", "-c", "echo ready; sleep 1000") as process:
+        code = "import signal; print('ready', flush=True); signal.pause()"
+        with living.beside("run", guest, "--", "python3", "-c", code) as process:
             assert read_line(process.stdout) == "ready"
             process.send_signal(number)
             read_all(process.stdout)

@@ -72,6 +72,7 @@ class VbdBackend:
         self._stale: VbdRequest | None = None
         self._adopted = False
         self._lock_deadline: float | None = None
+        self._refused: dict[str, str] | None = None  # configuration that could not be served
 
     def evaluate(self) -> None:
         """Look at both states and take steps until nothing is left to do."""
@@ -195,8 +196,11 @@ class VbdBackend:
 
     def _open_disk(self) -> bool:
         self.retry_at = None
+        keys = xenbus.read_keys(self._store, self.path.backend, CONFIG_KEYS)
+        if keys == self._refused:
+            return False  # we have said why; what we wrote is what wakes us
         try:
-            config = VbdConfig.from_keys(xenbus.read_keys(self._store, self.path.backend, CONFIG_KEYS))
+            config = VbdConfig.from_keys(keys)
             self._disk = open_disk(config.driver, config.spec, read_only=config.mode == "r")
         except AlreadyExists as error:
             # After a crash the kernel may still be finishing the writes of our predecessor.
@@ -205,15 +209,16 @@ class VbdBackend:
             if now < self._lock_deadline:
                 self.retry_at = now + LOCK_RETRY_S
                 return False
-            self._hotplug_error(error)
+            self._hotplug_error(error, keys)
             return False
         except (ParavirtError, OSError) as error:
-            self._hotplug_error(error)
+            self._hotplug_error(error, keys)
             return False
         self._lock_deadline = None
         return True
 
-    def _hotplug_error(self, error: Exception) -> None:
+    def _hotplug_error(self, error: Exception, keys: dict[str, str]) -> None:
+        self._refused = keys
         log.warning("%s: %s", self.path.backend, error)
         self._lock_deadline = None
         xenbus.write_hotplug(self._store, self.path.backend, "error", str(error))

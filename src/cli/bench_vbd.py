@@ -51,7 +51,7 @@ def bench_vbd(
         command += ["--depth", str(depth)]
     results: list[dict[str, Any]] = []
     console = Console(highlight=False, stderr=as_json)
-    with TemporaryHost(backend_spin_us=spin_us) as host, console.status("connecting") as status:
+    with TemporaryHost(log_level="error", backend_spin_us=spin_us) as host, console.status("connecting") as status:
         domain = host.create_domain("bench", isolated=isolated)
         if image is None:
             vbd.attach(host.store, domain.domid, size, driver=driver)

@@ -259,6 +259,28 @@ def test_a_bad_frontend_is_refused_and_others_go_on(
     front.connect()
 
 
+def test_a_bad_image_is_looked_at_once(host: paravirt.Host, caplog: pytest.LogCaptureFixture) -> None:
+    """What the backend writes about it must not make it look again."""
+    domain = host.create_domain("guest")
+    path = DevicePath("vbd", domain.domid, 51712)
+    directory = path.backend
+    for name, value in {
+        "params": "file:/nowhere.img",
+        "mode": "w",
+        "frontend": path.frontend,
+        "frontend-id": str(domain.domid),
+        "online": "1",
+        "state": "1",
+    }.items():
+        host.store.write(f"{directory}/{name}", value)
+    host.store.write(f"{path.frontend}/state", "1")
+    settled(lambda: xenbus.read_key(host.store, f"{directory}/hotplug-status") == "error")
+    for _ in range(5):
+        host.store.write(f"{directory}/nudge", "x")
+    threading.Event().wait(0.2)
+    assert len([record for record in caplog.records if "nowhere.img does not exist" in record.message]) == 1
+
+
 def test_event_channel_already_bound(front: Front) -> None:
     request = front.offer()
     other = front.host.hypervisor.waiter()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -190,6 +191,8 @@ def demo(seconds: float) -> int:
     console = Console(highlight=False, soft_wrap=True)
     with ExitStack() as stack:
         stack.callback(console.show_cursor)
+        # Looked up once, before anything can interrupt: the look-up makes and removes a file.
+        tempfile.gettempdir()
         try:
             return Demo(console, seconds).run()
         except ParavirtError as error:

@@ -17,18 +17,21 @@ from paravirt.host.supervise import Daemon, DaemonFailed, Supervisor
 EXIT_LOST = 1
 """`up` was stopped, but a daemon had died before."""
 
-DAEMONS = (
-    Daemon("hypervisor", ("hypervisor",)),
-    Daemon("xenstored", ("xenstored",)),
-    Daemon("backend", ("backend",), restart=True),
+memory_option = click.option(
+    "--memory",
+    "memory_mib",
+    type=click.IntRange(1),
+    metavar="MIB",
+    help="Shared memory that all domains together may have (else half of what is available).",
 )
 
 _log = logging.getLogger("paravirt")
 
 
 @click.command()
+@memory_option
 @pass_context
-def up(context: Context) -> None:
+def up(context: Context, memory_mib: int | None) -> None:
     """Start a host: hypervisor, xenstored and block backend, in the foreground.
 
     One line on standard output says that it is ready. Ctrl-C or SIGTERM stops it and leaves nothing behind.
@@ -45,7 +48,7 @@ def up(context: Context) -> None:
             rundir.sweep()
             stack.callback(rundir.sweep)
             stack.callback(supervisor.stop)
-            for daemon in DAEMONS:
+            for daemon in _daemons(memory_mib):
                 _start(supervisor, daemon)
             if not supervisor.stopping:
                 click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
@@ -53,6 +56,16 @@ def up(context: Context) -> None:
             supervisor.watch()
     if supervisor.lost:
         sys.exit(EXIT_LOST)
+
+
+def _daemons(memory_mib: int | None) -> tuple[Daemon, ...]:
+    """In the order in which they are started."""
+    memory = () if memory_mib is None else ("--memory", str(memory_mib))
+    return (
+        Daemon("hypervisor", ("hypervisor", *memory)),
+        Daemon("xenstored", ("xenstored",)),
+        Daemon("backend", ("backend",), restart=True),
+    )
 
 
 def _start(supervisor: Supervisor, daemon: Daemon) -> None:
@@ -74,13 +87,15 @@ def _program(context: Context) -> list[str]:
 
 
 @click.command()
+@memory_option
 @pass_context
-def hypervisor(context: Context) -> None:
+def hypervisor(context: Context, memory_mib: int | None) -> None:
     """Run the hypervisor broker alone."""
     with _daemon(context, "hypervisor") as request:
         from paravirt.hypervisor.server import BrokerServer
 
-        serve(BrokerServer(context.rundir.path), request)
+        budget_bytes = None if memory_mib is None else memory_mib << 20
+        serve(BrokerServer(context.rundir.path, budget_bytes=budget_bytes), request)
 
 
 @click.command()

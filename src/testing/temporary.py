@@ -23,11 +23,18 @@ DAEMONS = ("hypervisor", "xenstored", "backend")
 class TemporaryHost:
     """Hypervisor, xenstored and block backend as processes, in a run directory that goes away with them."""
 
-    def __init__(self, *, log_level: str = "warning", backend_spin_us: float | None = None) -> None:
-        """`backend_spin_us`: how long the backend watches an empty ring before it sleeps."""
+    def __init__(
+        self, *, log_level: str = "warning", backend_spin_us: float | None = None, memory_mib: int | None = None
+    ) -> None:
+        """`backend_spin_us`: how long the backend watches an empty ring before it sleeps.
+
+        `memory_mib`: shared memory that all domains together may have; None: the hypervisor's default.
+        """
         self._arguments = {name: [name] for name in DAEMONS}
         if backend_spin_us is not None:
             self._arguments["backend"] += ["--spin-us", str(backend_spin_us)]
+        if memory_mib is not None:
+            self._arguments["hypervisor"] += ["--memory", str(memory_mib)]
         with ExitStack() as stack:
             self.directory = Path(tempfile.mkdtemp(prefix="paravirt-"))
             stack.callback(shutil.rmtree, self.directory, ignore_errors=True)

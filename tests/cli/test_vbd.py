@@ -146,3 +146,24 @@ def test_host_not_running(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "is not running" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_out_of_memory_budget(tmp_path: Path) -> None:
+    """A guest gets one line, and with less it goes on."""
+    program = (
+        "import sys, paravirt\n"
+        "try:\n"
+        "    with paravirt.Domain.from_environment() as domain:\n"
+        "        with domain.open_disk(ring_page_order=int(sys.argv[1])) as disk:\n"
+        "            print(disk.size_bytes)\n"
+        "except paravirt.errors.ResourceLimit as error:\n"
+        "    print(error)"
+    )
+    with TemporaryHost(memory_mib=3) as host:
+        assert paravirt(host, "domain", "create", "poor").returncode == 0
+        assert paravirt(host, "vbd", "attach", "poor", "1M", "--driver", "memory").returncode == 0
+        done = paravirt(host, "run", "poor", "--", "python3", "-c", program, "2")
+        assert "budget" in done.stdout, done
+        assert len(done.stdout.splitlines()) == 1
+        done = paravirt(host, "run", "poor", "--", "python3", "-c", program, "0")
+        assert done.stdout == "1048576\n", done

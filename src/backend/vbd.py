@@ -197,8 +197,8 @@ class VbdBackend:
     def _open_disk(self) -> bool:
         self.retry_at = None
         keys = xenbus.read_keys(self._store, self.path.backend, CONFIG_KEYS)
-        if keys == self._refused:
-            return False  # we have said why; what we wrote is what wakes us
+        if self._refused is not None and keys.items() <= self._refused.items():
+            return False  # we have said why; what wakes us is what we wrote, or the directory on its way out
         try:
             config = VbdConfig.from_keys(keys)
             self._disk = open_disk(config.driver, config.spec, read_only=config.mode == "r")

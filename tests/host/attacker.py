@@ -21,7 +21,6 @@ from paravirt.xenstore.client import XenstoreClient
 
 SO_PEERPIDFD = 77
 SYS_PIDFD_GETFD = 438
-SYS_PROCESS_VM_READV = 310
 PTRACE_SEIZE = 0x4206
 
 ATTACKS: dict[str, Callable[["Attacker"], Any]] = {}

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from paravirt.hypervisor.client import DomainInfo
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+class RunCommand(click.Command):
+    """Options may also stand behind DOMAIN, where a `--` says where they end and the command begins."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if len(args) > 2 and not args[0].startswith("-") and args[1].startswith("-") and "--" in args[2:]:
+            end = args.index("--")
+            args = [*args[1:end], args[0], *args[end:]]
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=RunCommand, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("domain")
 @click.option("--shared", is_flag=True, help="Do not isolate: no claim is made. For domains created with --shared.")
 @click.option(

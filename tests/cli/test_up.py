@@ -226,6 +226,9 @@ class TestRun:
     def test_options_of_the_command_are_the_commands(self, living: RunningHost, plain: str) -> None:
         assert living.ask("run", "--shared", plain, "echo", "--shared", "-x", "--", "y") == "--shared -x -- y\n"
 
+    def test_options_may_stand_behind_the_domain(self, living: RunningHost, plain: str) -> None:
+        assert living.ask("run", plain, "--shared", "--", "echo", "--shared", "--", "x") == "--shared -- x\n"
+
     def test_a_path_to_expose_that_is_not_there(self, living: RunningHost, guest: str) -> None:
         assert "does not exist" in complaint(living.attempt("run", "--expose", "/none", guest, "--", "true"))
 

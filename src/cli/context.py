@@ -86,8 +86,8 @@ def emit_json(value: Any) -> None:
 
 def _record(row: Any) -> dict[str, Any]:
     if is_dataclass(row) and not isinstance(row, type):
-        return asdict(row)
-    return dict(row)
+        row = asdict(row)
+    return {key: _plain(value) for key, value in row.items()}
 
 
 def _cell(value: object) -> str:
@@ -95,7 +95,7 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(_plain(value))
+    return str(value)
 
 
 def _plain(value: object) -> object:

@@ -95,7 +95,7 @@ def _run() -> int:
         cli.main(prog_name="paravirt")  # what a shell asks for its completions
     try:
         with cli.make_context("paravirt", sys.argv[1:]) as context:
-            cli.invoke(context)
+            status = cli.invoke(context)
     except ParavirtError as error:
         return _complain(str(error))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -110,7 +110,7 @@ def _run() -> int:
         return end.exit_code
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _complain(message: str) -> int:

@@ -16,6 +16,7 @@ from paravirt import __version__
 from paravirt.cli import main
 from paravirt.cli.context import emit
 from paravirt.host.rundir import SOCKET_PATH_BYTES
+from paravirt.hypervisor.domains import DomainState
 
 DEADLINE_S = 30.0
 
@@ -134,6 +135,16 @@ class TestMistakes:
         assert f"run directory {tmp_path / 'x'}" in complaint("domain", "list", PARAVIRT_RUN=str(tmp_path / "x"))
 
 
+class TestStatus:
+    @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1)])
+    def test_what_a_command_returns(self, monkeypatch: pytest.MonkeyPatch, returned: int | None, status: int) -> None:
+        monkeypatch.setattr("paravirt.cli.info.info.callback", lambda **_: returned)
+        monkeypatch.setattr("sys.argv", ["paravirt", "info"])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        assert end.value.code == status
+
+
 class TestQuietEnds:
     def test_a_closed_pipe(self) -> None:
         with subprocess.Popen(
@@ -172,6 +183,10 @@ class TestEmit:
     def test_names_are_no_markup(self, capsys: pytest.CaptureFixture[str]) -> None:
         emit([{"name": "[bold]x[/nonsense]"}], {"name": "NAME"}, as_json=False)
         assert "[bold]x[/nonsense]" in capsys.readouterr().out
+
+    def test_json_names_what_a_table_names(self, capsys: pytest.CaptureFixture[str]) -> None:
+        emit([{"state": DomainState.RUNNING, "path": Path("/x")}], {"state": "State"}, as_json=True)
+        assert json.loads(capsys.readouterr().out) == [{"state": "running", "path": "/x"}]
 
     def test_json_has_everything(self, capsys: pytest.CaptureFixture[str]) -> None:
         emit(self.ROWS, {"name": "NAME"}, as_json=True)

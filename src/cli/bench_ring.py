@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from paravirt.cli.context import emit_json
+from paravirt.cli.context import emit_json, json_option
 from paravirt.testing.ring_bench import BLKIF_REQUEST_BYTES, BLKIF_RESPONSE_BYTES, RingResult, measure_rings
 from paravirt.testing.ring_peer import Wait
 
@@ -23,7 +23,7 @@ from paravirt.testing.ring_peer import Wait
     "--seconds", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="For each batch size."
 )
 @click.option("--wait", type=click.Choice(["adaptive", "spin", "sleep"]), default="adaptive", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def bench_ring(
     batches: tuple[int, ...],
     pages: int,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from paravirt.cli.context import emit_json
+from paravirt.cli.context import emit_json, json_option
 from paravirt.errors import ParavirtError
 from paravirt.host import vbd
 from paravirt.testing.report import cpu_seconds, disk_row, print_table
@@ -27,7 +27,7 @@ from paravirt.testing.temporary import TemporaryHost
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="For each depth.")
 @click.option("--wait", type=click.Choice(["adaptive", "spin", "sleep"]), default="adaptive", show_default=True)
 @click.option("--isolated", is_flag=True, help="Run the domain isolated.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def bench_vbd(
     image: Path | None,
     driver: str,

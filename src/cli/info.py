@@ -9,7 +9,7 @@ import click
 
 from paravirt import __version__
 from paravirt.cli.context import Context, emit, emit_json, json_option, pass_context
-from paravirt.host.kernel import Offer, can_isolate, probe
+from paravirt.host.kernel import can_isolate, probe
 
 CLAIMS = {
     "isolated": "a domain reaches only memory, ports, store keys and sockets made for it, and no host process",
@@ -35,16 +35,16 @@ def info(context: Context, as_json: bool) -> None:
     click.echo(f"host {host['name']}: {state}, run directory {host['run_directory']}\n")
     emit(
         levels,
-        {"level": "ISOLATION", "possible": "POSSIBLE", "memory": "MEMORY", "claim": "CLAIM"},
+        {"level": "Isolation", "possible": "Possible", "memory": "Memory", "claim": "Claim"},
         as_json=False,
     )
     if host["domains"]:
         emit(
             host["domains"],
-            {"domid": "DOMAIN", "name": "NAME", "level": "ISOLATION", "claim": "CLAIM"},
+            {"domid": "Domain", "name": "Name", "level": "Isolation", "claim": "Claim"},
             as_json=False,
         )
-    emit([_row(offer) for offer in offers], {"name": "KERNEL", "offered": "OFFERED", "detail": "DETAIL"}, as_json=False)
+    emit(offers, {"name": "Kernel", "offered": "Offered", "detail": "Detail"}, as_json=False)
 
 
 def _levels() -> list[dict[str, Any]]:
@@ -70,7 +70,3 @@ def _host(context: Context) -> dict[str, Any]:
         "running": running,
         "domains": domains,
     }
-
-
-def _row(offer: Offer) -> dict[str, Any]:
-    return asdict(offer)

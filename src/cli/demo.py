@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from paravirt.cli.context import emit_json, json_option
 from paravirt.errors import ParavirtError
 from paravirt.host import vbd
 from paravirt.host.launch import DomainProcess
@@ -34,11 +36,13 @@ class Checks:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self.held: list[str] = []
         self.failed: list[str] = []
 
     def expect(self, held: bool, claim: str, otherwise: str = "") -> None:
         """Print one checked claim."""
         if held:
+            self.held.append(claim)
             self._console.print(f"   [green]ok[/]  {claim}")
         else:
             self.failed.append(claim)
@@ -51,8 +55,8 @@ class Demo:
     def __init__(self, console: Console, seconds: float) -> None:
         self._console = console
         self._seconds = seconds
-        self._checks = Checks(console)
-        self._measured: list[Measured] = []
+        self.checks = Checks(console)
+        self.measured: list[Measured] = []
         self._number = 0
         self._digest = ""  # of the image as it was made
 
@@ -65,14 +69,14 @@ class Demo:
             self._console.print("   " + ", ".join(f"{name} {pid}" for name, pid in pids.items()))
             self._with_host(host)
             self._say("Stopping everything")
-        self._checks.expect(not directory.exists(), "no file is left")
-        self._checks.expect(not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "no process is left")
-        self._checks.expect(_shared_memory() <= before, "nothing of ours is in /dev/shm")
+        self.checks.expect(not directory.exists(), "no file is left")
+        self.checks.expect(not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "no process is left")
+        self.checks.expect(_shared_memory() <= before, "nothing of ours is in /dev/shm")
         self._rings()
         self._console.print()
-        print_table(self._console, self._measured)
-        if self._checks.failed:
-            self._console.print(f"\n[red]{len(self._checks.failed)} checks did not hold.[/]")
+        print_table(self._console, self.measured)
+        if self.checks.failed:
+            self._console.print(f"\n[red]{len(self.checks.failed)} checks did not hold.[/]")
             return 1
         self._console.print("\nEvery check held.")
         return 0
@@ -92,11 +96,11 @@ class Demo:
         command = [sys.executable, "-m", "paravirt.testing.guest", *arguments, *depths]
         with host.run(domain, command, stdout=subprocess.PIPE) as guest:
             self._follow(guest, image, host.pid("backend"))
-            self._checks.expect(guest.wait(30) == 0, "the guest ended well")
+            self.checks.expect(guest.wait(30) == 0, "the guest ended well")
         if image.fs_bytes:
             problem = image.check()
-            self._checks.expect(problem is None, "the file system is clean", problem or "")
-        self._checks.expect(
+            self.checks.expect(problem is None, "the file system is clean", problem or "")
+        self.checks.expect(
             [info.domid for info in host.hypervisor.list_domains()] == [0], "the domain ended with its guest"
         )
 
@@ -108,28 +112,28 @@ class Demo:
                 case "connected":
                     domid, name, size, uid, pid = value
                     self._console.print(f"   domain {domid}: process {pid}, uid {uid}, sees {name} of {size >> 20} MiB")
-                    self._checks.expect(size == image.size_bytes, "the disk has the size of the image")
+                    self.checks.expect(size == image.size_bytes, "the disk has the size of the image")
                     self._say("The guest reads the whole disk through the ring")
                 case "read":
-                    self._checks.expect(value == self._digest, f"same SHA-256 as the file: {value[:16]}...")
+                    self.checks.expect(value == self._digest, f"same SHA-256 as the file: {value[:16]}...")
                 case "superblock":
                     self._superblock(value, image)
                     self._say(f"The guest writes {BLOCKS} random blocks behind the file system, and flushes")
                 case "wrote":
-                    self._checks.expect(_same_blocks(image.path, value), f"all {len(value)} read back from the file")
+                    self.checks.expect(_same_blocks(image.path, value), f"all {len(value)} read back from the file")
                     self._say("The guest measures its disk: random 4 KiB reads")
                 case "begin":
                     cpu = cpu_seconds(backend)
                 case "result":
-                    self._measured.append(disk_row(value, cpu_seconds(backend) - cpu))
+                    self.measured.append(disk_row(value, cpu_seconds(backend) - cpu))
 
     def _superblock(self, found: dict[str, Any] | None, image: Image) -> None:
         if not image.fs_bytes:
-            self._checks.expect(found is None, "no file system, as was made")
+            self.checks.expect(found is None, "no file system, as was made")
             return
         name, size = (found["volume_name"], found["size_bytes"]) if found else (None, None)
-        self._checks.expect(name == VOLUME_NAME, f'the superblock says: volume "{name}"')
-        self._checks.expect(size == image.fs_bytes, f"and {size} bytes ({found['blocks'] if found else 0} blocks)")
+        self.checks.expect(name == VOLUME_NAME, f'the superblock says: volume "{name}"')
+        self.checks.expect(size == image.fs_bytes, f"and {size} bytes ({found['blocks'] if found else 0} blocks)")
 
     def _rings(self) -> None:
         self._say("Measuring a bare ring: requests and answers of blkif's size between two processes")
@@ -140,7 +144,7 @@ class Demo:
                 bar.update(task, description=label, completed=share)
 
             results = measure_rings(BATCHES, self._seconds, progress=progress)
-        self._measured = [*ring_rows(results), *self._measured]
+        self.measured = [*ring_rows(results), *self.measured]
 
     def _lines(self, guest: DomainProcess) -> Iterator[tuple[str, Any]]:
         assert guest.stdout is not None
@@ -182,19 +186,28 @@ def _block(file: Any, offset: int) -> str:
 
 
 @click.command()
-@click.option("--seconds", default=5.0, show_default=True, help="For each measurement.")
-def demo(seconds: float) -> int:
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="For each measurement."
+)
+@json_option
+def demo(seconds: float, as_json: bool) -> int:
     """Start a whole host and let a guest read and write a real disk.
 
     Takes about a minute, checks everything it claims, leaves nothing behind. Exit code 0 only if every check held.
+    With --json the story goes to standard error.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
     with ExitStack() as stack:
         stack.callback(console.show_cursor)
         # Looked up once, before anything can interrupt: the look-up makes and removes a file.
         tempfile.gettempdir()
+        story = Demo(console, seconds)
         try:
-            return Demo(console, seconds).run()
+            status = story.run()
         except ParavirtError as error:
             console.print(f"[red]It failed:[/] {error}")
-            return 1
+            status = 1
+        if as_json:
+            checks = {"held": story.checks.held, "failed": story.checks.failed}
+            emit_json({"checks": checks, "measured": [asdict(row) for row in story.measured]})
+        return status

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The demonstration, short; and that Ctrl-C at any moment leaves nothing behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -59,6 +60,28 @@ def test_every_check_holds(directory: Path) -> None:
     assert "same SHA-256 as the file" in said
     for row in ("ring, batch 1", "ring, batch 32", "disk, 4 KiB x 1", "disk, 4 KiB x 32"):
         assert row in said
+    assert left_behind(directory) == []
+
+
+def test_a_check_that_does_not_hold(directory: Path) -> None:
+    """The others are made all the same, and it is named; in JSON the story goes to standard error."""
+    code = (
+        "import paravirt.cli.demo as demo, paravirt.cli.main as main; demo._same_blocks = lambda *_: False; main.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "demo", "--seconds", "0.1", "--json"],
+        env={**os.environ, "TMPDIR": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["checks"]["failed"] == ["all 64 read back from the file"]
+    assert "no process is left" in answer["checks"]["held"]
+    assert [row["what"] for row in answer["measured"]][0::3] == ["ring, batch 1", "disk, 4 KiB x 1"]
+    assert "NOT TRUE" in done.stderr
     assert left_behind(directory) == []
 
 

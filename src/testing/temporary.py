@@ -3,9 +3,12 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -16,6 +19,23 @@ from paravirt.host.rundir import RunDir
 from paravirt.host.supervise import Daemon, Supervisor
 from paravirt.hypervisor.client import DomainInfo, Hypervisor
 from paravirt.xenstore.client import XenstoreClient
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block: for steps that leave something behind when they are cut in half."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
 
 DAEMONS = ("hypervisor", "xenstored", "backend")
 
@@ -36,18 +56,22 @@ class TemporaryHost:
         if memory_mib is not None:
             self._arguments["hypervisor"] += ["--memory", str(memory_mib)]
         with ExitStack() as stack:
-            self.directory = Path(tempfile.mkdtemp(prefix="paravirt-"))
-            stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
-            self.rundir = RunDir.locate(run=str(self.directory / "run"))
-            program = [sys.executable, "-P", "-m", "paravirt", "--run", str(self.rundir.path)]
-            self.supervisor = Supervisor([*program, "--log-level", log_level])
-            stack.callback(self.supervisor.close)
-            self.start("hypervisor")
-            self.start("xenstored")
-            self.hypervisor = stack.enter_context(Hypervisor.connect(self.rundir.hypervisor_socket))
-            self.store = stack.enter_context(XenstoreClient.connect(self.rundir.xenstored_socket))
-            self.start("backend")
+            with uninterrupted():
+                self._start_all(stack, log_level)
             self._stack = stack.pop_all()
+
+    def _start_all(self, stack: ExitStack, log_level: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="paravirt-"))
+        stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self.rundir = RunDir.locate(run=str(self.directory / "run"))
+        program = [sys.executable, "-m", "paravirt", "--run", str(self.rundir.path)]
+        self.supervisor = Supervisor([*program, "--log-level", log_level])
+        stack.callback(self.supervisor.close)
+        self.start("hypervisor")
+        self.start("xenstored")
+        self.hypervisor = stack.enter_context(Hypervisor.connect(self.rundir.hypervisor_socket))
+        self.store = stack.enter_context(XenstoreClient.connect(self.rundir.xenstored_socket))
+        self.start("backend")
 
     def start(self, name: str) -> None:
         """Start one of the daemons (again) and wait until it serves."""
@@ -92,7 +116,8 @@ class TemporaryHost:
 
     def close(self) -> None:
         """Stop everything and remove the directory. Harmless when repeated."""
-        self._stack.close()
+        with uninterrupted():
+            self._stack.close()
 
     def __enter__(self) -> Self:
         return self

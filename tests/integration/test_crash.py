@@ -113,6 +113,11 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def held(host: TemporaryHost) -> list[tuple[int, ...]]:
+    """What each domain holds: pages, arenas, ports, mappings."""
+    return [(i.domid, i.pages, i.arenas, i.ports, i.maps) for i in host.hypervisor.list_domains()]
+
+
 def test_nothing_happens(host: TemporaryHost, image: Path, isolated: bool) -> None:
     guest = Guest(host, attach(host, image, isolated=isolated))
     guest.says(more=3)
@@ -120,7 +125,7 @@ def test_nothing_happens(host: TemporaryHost, image: Path, isolated: bool) -> No
 
 
 def test_front(host: TemporaryHost, image: Path, isolated: bool) -> None:
-    before = None
+    before, nothing = None, held(host)
     for round_number in range(3):
         domain = attach(host, image, isolated=isolated, name=f"guest-{round_number}")
         guest = Guest(host, domain)
@@ -134,6 +139,7 @@ def test_front(host: TemporaryHost, image: Path, isolated: bool) -> None:
             lambda domid=domid: domid not in [info.domid for info in host.hypervisor.list_domains()],
             "the hypervisor forgets the domain",
         )
+        eventually(lambda: held(host) == nothing, "what backend and guest held is free")
         if os.geteuid() == 0:
             now = tuple(descriptors(host.pid(name)) for name in ("hypervisor", "xenstored", "backend"))
             before = before or now
@@ -143,10 +149,12 @@ def test_front(host: TemporaryHost, image: Path, isolated: bool) -> None:
 def test_back(host: TemporaryHost, image: Path, isolated: bool) -> None:
     guest = Guest(host, attach(host, image, isolated=isolated))
     guest.says(more=2)
+    connected = held(host)
     for _ in range(4):
         kill(host, "backend")
         host.start("backend")
         guest.says(more=2)
+        assert held(host) == connected, "a new connection holds more than the one before"
     reconnects, _ = guest.finish()
     assert reconnects == 4
 

@@ -106,6 +106,18 @@ def test_a_process_speaks_for_its_domain_only(machine: Machine) -> None:
     assert refused.value.name == "EPERM"
 
 
+def test_a_domain_has_the_rights_of_its_target(machine: Machine) -> None:
+    helper, helped = machine.domain("helper"), machine.domain("helped")
+    store = machine.socket_client(helper)
+    with Ring(machine, helped).client() as guest:
+        guest.write("data", "theirs")
+        with pytest.raises(XenstoreError):
+            store.read(f"/local/domain/{helped}/data")
+        Ring(machine, helper)
+        machine.store.set_target(helper, helped)
+        assert store.read(f"/local/domain/{helped}/data") == b"theirs"
+
+
 def test_permissions_are_for_domains_that_exist(machine: Machine) -> None:
     machine.store.write("/x", "1")
     with pytest.raises(XenstoreError) as refused:

@@ -44,6 +44,16 @@ def test_files_named_in_the_architecture_exist() -> None:
         assert (ROOT / name).exists() or (ROOT / "src" / name).exists(), name
 
 
+def test_names_in_the_architecture_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    core = "".join(path.read_text() for path in (ROOT / "c_ext").glob("*.h"))
+    for name in set(re.findall(r"`(pv_[a-z_]+)`", text)):
+        assert re.search(rf"\b{name}\(", core), name
+    modules = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
+    for owner, method in set(re.findall(r"`([A-Z]\w+)\.(\w+)`", text)):
+        assert any(f"class {owner}" in module and f"def {method}(" in module for module in modules), f"{owner}.{method}"
+
+
 def test_commands_in_the_readme_exist() -> None:
     for line in re.findall(r"^ {4}paravirt ([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text(), re.M):
         words = line.split()

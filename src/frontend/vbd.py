@@ -108,6 +108,7 @@ class Disk:
 
     @property
     def size_bytes(self) -> int:
+        """Of the whole disk."""
         return self._geometry.sectors * SECTOR_BYTES
 
     @property
@@ -117,10 +118,12 @@ class Disk:
 
     @property
     def read_only(self) -> bool:
+        """Writes raise `ReadOnly`."""
         return self._geometry.read_only
 
     @property
     def is_closed(self) -> bool:
+        """`close` was called."""
         return self._closed
 
     def pread(self, n_bytes: int, offset: int, *, timeout_s: float | None = None) -> bytes:

@@ -36,6 +36,8 @@ def provider_of(reply: Reply) -> Provider:
 
 @dataclass(frozen=True, slots=True)
 class ArenaStatistics:
+    """Pages of an arena as its owner sees them, now."""
+
     pages: int
     free_pages: int
     granted_pages: int
@@ -60,6 +62,7 @@ class PageRun:
 
     @property
     def mapping(self) -> Mapping:
+        """The memory of the whole arena."""
         return self.arena.memory
 
     @property
@@ -69,17 +72,21 @@ class PageRun:
 
     @property
     def n_bytes(self) -> int:
+        """Of all its pages."""
         return self.n_pages * PAGE_BYTES
 
     @property
     def address(self) -> int:
+        """Where the first page stands in this process."""
         return self.mapping.address + self.offset_bytes
 
     @property
     def view(self) -> memoryview:
+        """Its bytes, writable. One that is kept keeps the memory of the arena mapped."""
         return self.mapping.view[self.offset_bytes : self.offset_bytes + self.n_bytes]
 
     def pointer(self, c_type: str = "uint8_t *", offset_bytes: int = 0) -> CData:
+        """A C pointer into it; it keeps nothing alive."""
         return self.mapping.pointer(c_type, self.offset_bytes + offset_bytes)
 
     def __repr__(self) -> str:
@@ -159,6 +166,7 @@ class Arena:
         return self.granter.revoke(gref)
 
     def statistics(self) -> ArenaStatistics:
+        """How the pages are used, after those that the peer has let go were taken back."""
         with self._lock:
             self._check_open()
             self._retry_held()

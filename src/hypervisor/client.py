@@ -166,6 +166,7 @@ class Hypervisor:
         raise NotFound("this process is in no domain: it has no connection in $PARAVIRT_FD or $PARAVIRT_SOCKET")
 
     def info(self) -> HypervisorInfo:
+        """Ask the broker about itself and the limits of the own domain."""
         with self.link.call(Op.INFO) as reply:
             info = reply.message.info
             return HypervisorInfo(

@@ -128,10 +128,12 @@ class DevicePath:
 
     @property
     def frontend(self) -> str:
+        """Its directory in the home of the guest."""
         return f"/local/domain/{self.frontend_domid}/device/{self.kind}/{self.device_id}"
 
     @property
     def backend(self) -> str:
+        """Its directory in the home of the backend."""
         return f"/local/domain/{self.backend_domid}/backend/{self.kind}/{self.frontend_domid}/{self.device_id}"
 
     @classmethod

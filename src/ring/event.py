@@ -261,6 +261,7 @@ class EventWaiter:
         return WaitResult(check_status(lib.pv_waiter_drain(self.core), "waiter"))
 
     def statistics(self) -> WaiterStatistics:
+        """The counters, live."""
         core = self.core
         return WaiterStatistics(sleeps=core.sleeps, wakeups=core.wakeups)
 
@@ -396,6 +397,7 @@ class EventPort:
             self._core.received += 1
 
     def statistics(self) -> PortStatistics:
+        """The counters, live."""
         core = self.core
         return PortStatistics(
             sent=core.sent, rang=core.rang, merged=core.merged, dropped=core.dropped, received=core.received

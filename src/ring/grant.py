@@ -64,6 +64,8 @@ class CopyOp:
 
 @dataclass(frozen=True, slots=True)
 class GranterStatistics:
+    """Counted by one granter since it was made."""
+
     granted: int
     """References granted now."""
     grants: int
@@ -74,6 +76,8 @@ class GranterStatistics:
 
 @dataclass(frozen=True, slots=True)
 class MapperStatistics:
+    """Counted by one mapper since it was made."""
+
     pinned_pages: int
     """References pinned now."""
     maps: int
@@ -188,6 +192,7 @@ class Granter(_Half):
         return bool(lib.pv_grant_in_use(self.core, gref) > 0)
 
     def statistics(self) -> GranterStatistics:
+        """The counters, live."""
         core = self.core
         return GranterStatistics(core.grants - core.revokes, core.grants, core.revokes, core.busy)
 
@@ -240,6 +245,7 @@ class Mapper(_Half):
         return [GrantStatus(slot.status) for slot in batch]
 
     def statistics(self) -> MapperStatistics:
+        """The counters, live."""
         core = self.core
         return MapperStatistics(
             core.pinned_pages, core.maps, core.unmaps, core.copies, core.copied_bytes, core.failures

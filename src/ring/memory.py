@@ -142,6 +142,7 @@ class Mapping:
 
     @property
     def closed(self) -> bool:
+        """`close` was called."""
         return self._view is None
 
     def close(self) -> None:

@@ -286,6 +286,7 @@ class Ring:
         return int(lib.pv_ring_outstanding(self._usable()))
 
     def statistics(self) -> RingStatistics:
+        """The counters, live."""
         core = self._usable()
         front = self._is_front
         return RingStatistics(
@@ -318,6 +319,7 @@ class Ring:
 
     @property
     def closed(self) -> bool:
+        """`close` was called."""
         return self._closed
 
     def close(self) -> None:

@@ -118,6 +118,7 @@ class ByteStream:
         return self._check(lib.pv_stream_writable(self._core))
 
     def statistics(self) -> StreamStatistics:
+        """The counters, live."""
         core = self._core
         if not lib.pv_home_is_here(core.home):
             self._check(-errno.ECHILD)
@@ -136,6 +137,7 @@ class ByteStream:
 
     @property
     def closed(self) -> bool:
+        """`close` was called."""
         return self._closed
 
     def close(self) -> None:

@@ -84,6 +84,7 @@ class TemporaryHost:
         return pid
 
     def create_domain(self, name: str, *, isolated: bool = True) -> DomainInfo:
+        """A new domain, with a home in xenstore."""
         return domains.create(self.hypervisor, self.store, name, isolated=isolated)
 
     def run(

@@ -68,7 +68,7 @@ class Domain:
         number = device_number(name)
         frontend = f"/local/domain/{self.domid}/device/vbd/{number}"
         backend_domid = xenbus.read_key(self.store, f"{frontend}/backend-id")
-        if backend_domid is None or not backend_domid.isdigit():
+        if backend_domid is None or not backend_domid.isdecimal():
             there = ", ".join(self.disks()) or "none"
             raise NotFound(f"domain {self.domid} has no disk {name} (it has: {there})")
         if self._is_open(frontend):

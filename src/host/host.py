@@ -11,7 +11,7 @@ from typing import Self
 
 from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
 from paravirt.backend.service import DEFAULT_SPIN_NS, BackendService
-from paravirt.errors import Closed
+from paravirt.errors import Closed, NotFound
 from paravirt.frontend.domain import Domain
 from paravirt.host import domains, vbd
 from paravirt.hypervisor.client import Hypervisor
@@ -60,8 +60,10 @@ class Host:
         return domain
 
     def destroy_domain(self, domain: Domain) -> None:
-        """End a domain and tear its devices down."""
+        """End a domain and tear its devices down. `NotFound` when it is none of `domains`."""
         self._check_open()
+        if domain not in self._domains:
+            raise NotFound(f"{domain!r} is no domain of this host, or was destroyed already")
         domain.close()
         self._domains.remove(domain)
         domains.destroy(self.hypervisor, self.store, domain.domid)

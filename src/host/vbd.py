@@ -50,6 +50,12 @@ def attach(
     domain), `AlreadyExists` (device in use), `InvalidRequest` with the backend's reason, `TimedOut` (no backend runs).
     """
     path = DevicePath("vbd", domid, device_number(device))
+    if mode not in ("r", "w"):
+        raise InvalidRequest(f"mode {mode!r} is not r or w")
+    try:
+        spec.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{spec!r} is not UTF-8, which xenstore's values are here") from error
     config = VbdConfig(driver, os.path.abspath(spec) if driver == "file" else spec, device, mode)
     queue = store.watch_queue()
     try:
@@ -169,7 +175,7 @@ def _info(store: XenstoreClient, path: DevicePath) -> VbdInfo | None:
         driver=driver,
         spec=spec,
         mode=keys.get("mode", "w"),
-        size_bytes=int(sectors) * 512 if sectors.isdigit() else None,
+        size_bytes=int(sectors) * 512 if sectors.isdecimal() else None,
         frontend_state=xenbus.read_state(store, path.frontend).name.lower(),
         backend_state=xenbus.read_state(store, path.backend).name.lower(),
     )

@@ -191,6 +191,8 @@ class Hypervisor:
         """Dom0. `uid`: owner of its listening socket. Raises `AlreadyExists`, `InvalidRequest` for a bad name."""
         if len(name.encode()) >= NAME_BYTES:
             raise InvalidRequest(f"the domain name {name!r} is longer than {NAME_BYTES - 1} bytes")
+        if max_pages is not None and max_pages < 1:
+            raise InvalidRequest(f"max_pages is {max_pages}, not at least 1")
 
         def fill(request: CData) -> None:
             put_text(request.domain.name, name)

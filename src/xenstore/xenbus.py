@@ -15,7 +15,7 @@ Reader = XenstoreClient | Transaction
 
 
 def read_key(store: Reader, path: str) -> str | None:
-    """The text of a node, None when there is none. `PeerError` when it is not ASCII."""
+    """The text of a node, None when there is none. `PeerError` when it is not UTF-8."""
     try:
         value = store.read(path)
     except XenstoreError as error:
@@ -24,9 +24,9 @@ def read_key(store: Reader, path: str) -> str | None:
             return None
         raise
     try:
-        return value.decode("ascii")
+        return value.decode()
     except UnicodeDecodeError as error:
-        raise PeerError(f"{path} is not ASCII") from error
+        raise PeerError(f"{path} is not UTF-8") from error
 
 
 def read_keys(store: Reader, directory: str, names: Iterable[str]) -> dict[str, str]:

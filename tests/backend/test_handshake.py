@@ -216,7 +216,7 @@ def test_guest_closes_and_comes_back(front: Front) -> None:
 BAD = {
     "no ring-ref": ({"ring-ref": None}, "ring-ref is missing"),
     "ring-ref no number": ({"ring-ref": "eight"}, "ring-ref is 'eight'"),
-    "ring-ref not UTF-8": ({"ring-ref": "\udcff"}, "not ASCII"),
+    "ring-ref not UTF-8": ({"ring-ref": "\udcff"}, "not UTF-8"),
     "ring-ref of nobody": ({"ring-ref": "4000000"}, ""),
     "ring-ref not granted": ({"ring-ref": "+1"}, ""),
     "no event-channel": ({"event-channel": None}, "event-channel is missing"),

@@ -298,8 +298,31 @@ def test_bad_images_are_named_and_leave_nothing(
         host.attach_disk(domain, "x", driver="tape")
     with pytest.raises(InvalidRequest, match="device name"):
         host.attach_disk(domain, str(image), device="sda")
+    with pytest.raises(InvalidRequest, match="mode 'rw' is not r or w"):
+        host.attach_disk(domain, str(image), mode="rw")  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="is not UTF-8"):
+        host.attach_disk(domain, str(tmp_path / "\udcff.img"))
     assert vbd.list_vbds(host.store, domain.domid) == []
     assert domain.disks() == []
+
+
+def test_an_image_with_a_name_in_any_language(host: paravirt.Host, domain: paravirt.Domain, tmp_path: Path) -> None:
+    image = tmp_path / "Übung 木.img"
+    image.write_bytes(b"x" * 512)
+    host.attach_disk(domain, str(image))
+    with domain.open_disk("xvda") as disk:
+        assert disk.pread(512, 0) == b"x" * 512
+    assert [found.spec for found in vbd.list_vbds(host.store, domain.domid)] == [str(image)]
+
+
+def test_domains_that_cannot_be_made_or_destroyed(host: paravirt.Host) -> None:
+    for max_pages in (0, -1):
+        with pytest.raises(InvalidRequest, match="max_pages"):
+            host.create_domain("small", max_pages=max_pages)
+    domain = host.create_domain("once")
+    host.destroy_domain(domain)
+    with pytest.raises(NotFound, match="destroyed already"):
+        host.destroy_domain(domain)
 
 
 def test_an_image_in_use_and_a_name_in_use(host: paravirt.Host, domain: paravirt.Domain, image: Path) -> None:

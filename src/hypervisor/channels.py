@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from paravirt.errors import Closed, HypervisorGone, InvalidRequest, ParavirtError
+from paravirt.errors import Closed, HypervisorGone, InvalidRequest, ParavirtError, PeerError
 from paravirt.hypervisor.events import PortState
 from paravirt.hypervisor.link import Link, Reply
 from paravirt.hypervisor.messages import Op
@@ -244,6 +244,16 @@ class EventChannel(EventPort):
 
 def _fill_port(request: CData, number: int) -> None:
     request.port.port = number
+
+
+def map_bindings(fd: int) -> Mapping:
+    """A connection's bindings page, which only the broker writes. `PeerError` when it is none of our version."""
+    bindings = Mapping(fd, PAGE_BYTES, read_only=True)
+    page = bindings.pointer("struct pv_bindings *")
+    if (page.magic, page.version) != (lib.PV_BINDINGS_MAGIC, lib.PV_SHARED_VERSION):
+        bindings.close()
+        raise PeerError("the magic or version of the bindings page is not ours")
+    return bindings
 
 
 def bindings_word(bindings: Mapping, index: int) -> CData:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from paravirt.errors import HypervisorError, InvalidRequest, NotFound, PeerError, PermissionRefused
 from paravirt.hypervisor.arena import Arena, ArenaStatistics, PageRun
-from paravirt.hypervisor.channels import ChannelStatus, EventChannel, PeerInboxes, Waiter, bindings_word
+from paravirt.hypervisor.channels import ChannelStatus, EventChannel, PeerInboxes, Waiter, bindings_word, map_bindings
 from paravirt.hypervisor.domains import SHUTDOWN_NONE, DomainState, ShutdownReason
 from paravirt.hypervisor.events import VIRQ_DOM_EXC, PortState
 from paravirt.hypervisor.foreign import ForeignArena, MappedPages
@@ -24,7 +24,7 @@ from paravirt.hypervisor.messages import MAGIC, NAME_BYTES, NO_UID, VERSION, Op,
 from paravirt.hypervisor.rules import DOM0, DOMID_SELF
 from paravirt.hypervisor.store import StoreRegistration
 from paravirt.ring._core import lib
-from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider
+from paravirt.ring.memory import Provider
 
 __all__ = [
     "CONSOLE_GREF",
@@ -121,7 +121,7 @@ class Hypervisor:
                 self.isolated = bool(hello.isolated)
                 bindings_fd = reply.take_fd()
             try:
-                self._bindings = Mapping(bindings_fd, PAGE_BYTES, read_only=True)
+                self._bindings = map_bindings(bindings_fd)
             finally:
                 os.close(bindings_fd)
         except BaseException:

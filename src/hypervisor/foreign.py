@@ -43,11 +43,11 @@ class ForeignArena:
             self._data_fd = reply.take_fd()
             self.data = self._keep(Mapping(self._data_fd, self.n_pages * PAGE_BYTES, read_only=self.read_only))
             maptrack = self._keep(map_and_close(reply.take_fd(), maptrack_bytes(self.n_pages)))
+            self.mapper = Mapper(entries, self.data, maptrack, base=self.base, n_pages=self.n_pages, domid=domid)
         except BaseException:
             self._unmap()
             link.do_quietly(Op.ARENA_UNMAP, self._fill)
             raise
-        self.mapper = Mapper(entries, self.data, maptrack, base=self.base, n_pages=self.n_pages, domid=domid)
 
     def _keep(self, mapping: Mapping) -> Mapping:
         self._mappings.append(mapping)

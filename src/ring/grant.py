@@ -22,7 +22,6 @@ CData = Any
 ENTRY_BYTES = 8
 MAPTRACK_HEADER_BYTES = 64
 PIN_BYTES = 4
-SHARED_VERSION = 1
 
 
 class GrantStatus(IntEnum):
@@ -102,7 +101,7 @@ def maptrack_bytes(n_pages: int) -> int:
 def init_maptrack(maptrack: Mapping, base: int, n_pages: int) -> None:
     """The broker: write the header of a new maptrack object."""
     header = maptrack.pointer("struct pv_maptrack *")
-    header.magic, header.version = lib.PV_MAPTRACK_MAGIC, SHARED_VERSION
+    header.magic, header.version = lib.PV_MAPTRACK_MAGIC, lib.PV_SHARED_VERSION
     header.base, header.n_pages = base, n_pages
 
 
@@ -203,10 +202,17 @@ class Mapper(_Half):
     def __init__(
         self, entries: Mapping, data: Mapping, maptrack: Mapping, *, base: int, n_pages: int, domid: int
     ) -> None:
-        """The mappings stay the caller's and must outlive this; `domid` is our own, which entries must name."""
+        """The mappings stay the caller's and must outlive this; `domid` is our own, which entries must name.
+
+        `PeerError` when the maptrack is none, of another version or of another chunk.
+        """
         enough = entries.n_bytes >= n_pages * ENTRY_BYTES and data.n_bytes >= n_pages * PAGE_BYTES
         if not enough or maptrack.n_bytes < MAPTRACK_HEADER_BYTES + n_pages * PIN_BYTES:
             raise InvalidRequest(f"these objects are too small for a chunk of {n_pages} pages")
+        header = maptrack.pointer("struct pv_maptrack *")
+        expected = (lib.PV_MAPTRACK_MAGIC, lib.PV_SHARED_VERSION, base, n_pages)
+        if (header.magic, header.version, header.base, header.n_pages) != expected:
+            raise PeerError(f"the magic, version or range of the maptrack is not that of a chunk of {n_pages} pages")
         self._pinned = ffi.new("struct pv_pinned[]", n_pages)
         core = ffi.new("struct pv_mapper *")
         core.entries, core.data = entries.pointer("struct pv_grant_entry *"), data.pointer()

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from paravirt.errors import Closed, InvalidRequest
+from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring.grant import (
     CopyOp,
     Granter,
@@ -416,6 +416,7 @@ def _flip_until(fd: int, ready_fd: int, stop_fd: int, base: int) -> None:
 def test_the_broker_keeps_what_another_process_of_the_domain_holds() -> None:
     with chunk() as c:
         other_track = c._new(PAGE_BYTES)
+        init_maptrack(other_track, c.base, c.n_pages)
         other = c.new_mapper(other_track)
         grefs = [c.granter.access(page) for page in range(3)]
         for gref in grefs:
@@ -426,6 +427,16 @@ def test_the_broker_keeps_what_another_process_of_the_domain_holds() -> None:
         assert [c.entry(page)[0] for page in range(3)] == [PERMIT | READING, PERMIT | READING | WRITING, PERMIT]
         assert [c.granter.revoke(gref) for gref in grefs] == [False, False, True]
         other_track.close()
+
+
+def test_a_page_that_is_no_maptrack_of_this_chunk_is_refused() -> None:
+    with chunk() as c:
+        with c._new(PAGE_BYTES) as page:
+            with pytest.raises(PeerError, match="magic"):
+                c.new_mapper(page)
+            init_maptrack(page, c.base + 1, c.n_pages)
+            with pytest.raises(PeerError, match="range"):
+                c.new_mapper(page)
 
 
 def test_closed_halves_say_so() -> None:

@@ -4,9 +4,13 @@
 import os
 import socket
 
+import pytest
+
+from paravirt.errors import PeerError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.messages import MAGIC, VERSION, Op, new_message, to_bytes
 from paravirt.ring._core import ffi, lib
+from paravirt.ring.memory import PAGE_BYTES, create_object
 
 from .conftest import World, settle
 
@@ -41,6 +45,22 @@ def test_a_call_that_a_signal_ends_does_not_confuse_the_next(world: World) -> No
         assert hypervisor.info().domains == 1
         settle(world)
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("version", "complaint"), [(VERSION + 1, "our protocol$"), (VERSION, "bindings page")])
+def test_a_broker_of_another_version_is_refused(version: int, complaint: str) -> None:
+    """By its greeting, or by the shared page that comes with it."""
+    hello = new_message(Op.HELLO, 1)
+    hello.header.n_fds, hello.hello.magic, hello.hello.version = 1, MAGIC, version
+    before = len(os.listdir("/proc/self/fd"))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    blank = create_object("memfd", PAGE_BYTES)
+    with theirs:
+        socket.send_fds(theirs, [to_bytes(hello)], [blank])
+        with pytest.raises(PeerError, match=complaint):
+            Hypervisor(ours)
+    os.close(blank)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_c_client_call(world: World) -> None:

@@ -15,14 +15,36 @@ from paravirt.testing.ring_peer import Wait
 
 
 @click.command("ring")
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=(1, 8, 32), show_default=True)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(1, 8, 32),
+    show_default=True,
+    help="Requests at a time. May be repeated.",
+)
 @click.option("--pages", type=click.IntRange(1, 16), default=4, show_default=True, help="Size of the ring.")
-@click.option("--request-bytes", type=click.IntRange(1), default=BLKIF_REQUEST_BYTES, show_default=True)
-@click.option("--response-bytes", type=click.IntRange(1), default=BLKIF_RESPONSE_BYTES, show_default=True)
+@click.option(
+    "--request-bytes", type=click.IntRange(1), default=BLKIF_REQUEST_BYTES, show_default=True, help="Size of a request."
+)
+@click.option(
+    "--response-bytes",
+    type=click.IntRange(1),
+    default=BLKIF_RESPONSE_BYTES,
+    show_default=True,
+    help="Size of a response.",
+)
 @click.option(
     "--seconds", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="For each batch size."
 )
-@click.option("--wait", type=click.Choice(["adaptive", "spin", "sleep"]), default="adaptive", show_default=True)
+@click.option(
+    "--wait",
+    type=click.Choice(["adaptive", "spin", "sleep"]),
+    default="adaptive",
+    show_default=True,
+    help="How an end waits for the other.",
+)
 @json_option
 def bench_ring(
     batches: tuple[int, ...],

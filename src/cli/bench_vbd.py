@@ -19,13 +19,40 @@ from paravirt.testing.temporary import TemporaryHost
 
 @click.command("vbd")
 @click.option("--image", type=click.Path(path_type=Path), help="Measure this image (its content survives reads only).")
-@click.option("--driver", type=click.Choice(["memory", "null"]), default="memory", show_default=True)
+@click.option(
+    "--driver",
+    type=click.Choice(["memory", "null"]),
+    default="memory",
+    show_default=True,
+    help="What is measured without an image.",
+)
 @click.option("--size", default="64M", show_default=True, help="Of a memory or null disk.")
-@click.option("--depth", "depths", multiple=True, type=click.IntRange(1, 512), default=(1, 8, 32), show_default=True)
-@click.option("--bytes", "n_bytes", type=click.IntRange(512, 45056), default=4096, show_default=True)
+@click.option(
+    "--depth",
+    "depths",
+    multiple=True,
+    type=click.IntRange(1, 512),
+    default=(1, 8, 32),
+    show_default=True,
+    help="Requests in flight. May be repeated.",
+)
+@click.option(
+    "--bytes",
+    "n_bytes",
+    type=click.IntRange(512, 45056),
+    default=4096,
+    show_default=True,
+    help="Size of a request, in whole sectors.",
+)
 @click.option("--writes", is_flag=True, help="Random writes instead of reads.")
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="For each depth.")
-@click.option("--wait", type=click.Choice(["adaptive", "spin", "sleep"]), default="adaptive", show_default=True)
+@click.option(
+    "--wait",
+    type=click.Choice(["adaptive", "spin", "sleep"]),
+    default="adaptive",
+    show_default=True,
+    help="How an end waits for the other.",
+)
 @click.option("--isolated", is_flag=True, help="Run the domain isolated.")
 @json_option
 def bench_vbd(

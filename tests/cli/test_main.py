@@ -70,6 +70,20 @@ class TestHelp:
             assert command is not None
             assert (command.help or "").splitlines()[0] == line, name
 
+    def test_every_option_says_what_it_is(self) -> None:
+        def look(command: click.Command, name: str) -> None:
+            assert command.help, name
+            for parameter in command.params:
+                assert not isinstance(parameter, click.Option) or parameter.help, f"{name} {parameter.opts}"
+            if isinstance(command, click.Group):
+                context = click.Context(command)
+                for each in command.list_commands(context):
+                    found = command.get_command(context, each)
+                    assert found is not None
+                    look(found, f"{name} {each}")
+
+        look(main.cli, "paravirt")
+
     def test_without_a_command(self) -> None:
         done = paravirt()
         assert done.returncode == 2

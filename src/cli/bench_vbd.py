@@ -11,8 +11,9 @@ import click
 from rich.console import Console
 
 from paravirt.cli.context import emit_json, json_option
-from paravirt.errors import ParavirtError
+from paravirt.errors import InvalidRequest, ParavirtError
 from paravirt.host import vbd
+from paravirt.protocol.blkif import SECTOR_BYTES
 from paravirt.testing.report import cpu_seconds, disk_row, print_table
 from paravirt.testing.temporary import TemporaryHost
 
@@ -71,6 +72,8 @@ def bench_vbd(
 
     Starts a host and a domain of its own, which go away afterwards.
     """
+    if n_bytes % SECTOR_BYTES:
+        raise InvalidRequest(f"--bytes {n_bytes} is no multiple of {SECTOR_BYTES}")
     spin_us = {"adaptive": 30.0, "spin": 1e6, "sleep": 0.0}[wait]
     command = [sys.executable, "-m", "paravirt.testing.guest", "--seconds", str(seconds), "--bytes", str(n_bytes)]
     command += ["--spin-us", str(spin_us), *(["--writes"] if writes else [])]

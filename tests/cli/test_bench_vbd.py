@@ -43,6 +43,7 @@ def test_table_of_an_image(tmp_path: Path) -> None:
         (["--size", "100"], "multiple of 512"),
         (["--image", "/nowhere.img"], "does not exist"),
         (["--bytes", "100"], "--bytes"),
+        (["--bytes", "1000"], "multiple of 512"),
         (["--depth", "0"], "--depth"),
     ],
 )

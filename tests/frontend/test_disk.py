@@ -194,6 +194,7 @@ def test_statistics_count_what_was_done(host: paravirt.Host, domain: paravirt.Do
         assert mine.ring is not None
         assert mine.ring.requests == theirs.ring.requests == 10
         assert mine.ring.responses == theirs.ring.responses == 10
+        assert mine.ring.batches == theirs.batches == 9, "read_many is one"
 
 
 def test_disk_errors_reach_the_caller_and_the_disk_goes_on(

@@ -5,6 +5,7 @@ The same classes as the daemons use, in other shells. Everything shares one addr
 this is for embedding, tests and benchmarks.
 """
 
+import os
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -69,11 +70,17 @@ class Host:
         domains.destroy(self.hypervisor, self.store, domain.domid)
 
     def attach_disk(
-        self, domain: Domain, spec: str, *, device: str = "xvda", driver: str = "file", mode: Mode = "w"
+        self,
+        domain: Domain,
+        spec: str | os.PathLike[str],
+        *,
+        device: str = "xvda",
+        driver: str = "file",
+        mode: Mode = "w",
     ) -> DevicePath:
         """Give a domain a disk; arguments and errors as `paravirt.host.vbd.attach`."""
         self._check_open()
-        return vbd.attach(self.store, domain.domid, str(spec), device=device, driver=driver, mode=mode)
+        return vbd.attach(self.store, domain.domid, os.fspath(spec), device=device, driver=driver, mode=mode)
 
     def detach_disk(self, domain: Domain, device: str = "xvda") -> None:
         """Take it away; `NotFound` when there is none."""

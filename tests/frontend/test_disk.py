@@ -310,7 +310,7 @@ def test_bad_images_are_named_and_leave_nothing(
 def test_an_image_with_a_name_in_any_language(host: paravirt.Host, domain: paravirt.Domain, tmp_path: Path) -> None:
     image = tmp_path / "Übung 木.img"
     image.write_bytes(b"x" * 512)
-    host.attach_disk(domain, str(image))
+    host.attach_disk(domain, image)
     with domain.open_disk("xvda") as disk:
         assert disk.pread(512, 0) == b"x" * 512
     assert [found.spec for found in vbd.list_vbds(host.store, domain.domid)] == [str(image)]

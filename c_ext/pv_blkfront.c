@@ -160,7 +160,7 @@ int64_t pv_blkfront_reissue(struct pv_blkfront *front, struct pv_ring *ring)
 	return pushed;
 }
 
-static void retry_held(struct pv_blkfront *front)
+uint32_t pv_blkfront_reclaim(struct pv_blkfront *front)
 {
 	uint32_t kept = 0;
 
@@ -173,6 +173,7 @@ static void retry_held(struct pv_blkfront *front)
 			front->free[front->n_free++] = slot;
 	}
 	front->n_held = kept;
+	return front->n_free;
 }
 
 /* 0, or PV_BLKFRONT_*. */
@@ -215,7 +216,7 @@ uint32_t pv_blkfront_complete(struct pv_blkfront *front, const struct pv_blkif_r
 			      struct pv_blkfront_answer *answers)
 {
 	if (front->n_held)
-		retry_held(front);
+		pv_blkfront_reclaim(front);
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t slot;
 

@@ -80,6 +80,9 @@ int64_t pv_blkfront_reissue(struct pv_blkfront *front, struct pv_ring *ring);
 uint32_t pv_blkfront_complete(struct pv_blkfront *front, const struct pv_blkif_response *responses, uint32_t n,
 			      struct pv_blkfront_answer *answers);
 
+/* Look again at the slots that the backend kept pages of; those it has let go of are free. How many are free now. */
+uint32_t pv_blkfront_reclaim(struct pv_blkfront *front);
+
 #define PV_BLKFRONT_IN_FLIGHT 0
 #define PV_BLKFRONT_ANSWERED 1
 #define PV_BLKFRONT_WRONG 2       /* as a short pv_blkfront_complete */

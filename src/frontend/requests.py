@@ -57,6 +57,10 @@ class RequestSlots:
         """Requests that can be issued now."""
         return self._slots.free
 
+    def reclaim(self) -> int:
+        """`free`, after another look at what is `held`."""
+        return self._slots.reclaim()
+
     @property
     def held(self) -> int:
         """Slots out of use because the backend keeps a page of an answered request."""

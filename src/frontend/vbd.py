@@ -285,7 +285,7 @@ class Disk:
         left = len(ios) - start
         if not (left and self._ready and slots is not None):
             return 0
-        n = min(left, slots.free)
+        n = min(left, slots.free or slots.reclaim())
         if n == len(ios):
             slots.issue(ios)
         elif n:

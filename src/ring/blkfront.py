@@ -79,6 +79,11 @@ class Slots:
         held: int = self._core.n_held
         return held
 
+    def reclaim(self) -> int:
+        """Look again at what is `held`; how many are `free` then. Nothing tells when a backend lets go of a page."""
+        free: int = lib.pv_blkfront_reclaim(self._core)
+        return free
+
     def ask(self, i: int, operation: int, offset: int, length: int, data: int = 0) -> None:
         """Prepare the `i`th request of the next `issue`: bytes on the disk, and the address of what a write writes."""
         _ASK.pack_into(self._asks_view, i * _ASK.size, offset, data, length, operation)

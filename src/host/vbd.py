@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, ParavirtError, TimedOut, XenstoreError
+from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, ParavirtError, PeerError, TimedOut, XenstoreError
 from paravirt.protocol.vbd import Mode, VbdConfig, device_name, device_number
 from paravirt.protocol.xenbus import DevicePath, XenbusState
 from paravirt.xenstore import xenbus
@@ -176,6 +176,13 @@ def _info(store: XenstoreClient, path: DevicePath) -> VbdInfo | None:
         spec=spec,
         mode=keys.get("mode", "w"),
         size_bytes=int(sectors) * 512 if sectors.isdecimal() else None,
-        frontend_state=xenbus.read_state(store, path.frontend).name.lower(),
-        backend_state=xenbus.read_state(store, path.backend).name.lower(),
+        frontend_state=_state_name(store, path.frontend),
+        backend_state=_state_name(store, path.backend),
     )
+
+
+def _state_name(store: XenstoreClient, directory: str) -> str:
+    try:
+        return xenbus.read_state(store, directory).name.lower()
+    except PeerError:
+        return "invalid"  # whatever a guest writes there, the others are listed

@@ -5,6 +5,7 @@ An engine serves one connected ring until it is stopped. Discovery, negotiation 
 (`backend/vbd.py`), which is why several engines can stand behind the same negotiation.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -104,6 +105,7 @@ class PythonEngine:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vbd-engine", daemon=True)
         self._batches = 0
+        self._errors: set[int] = set()  # errno of what has been complained of
 
     def start(self) -> None:
         self._thread.start()
@@ -159,7 +161,7 @@ class PythonEngine:
         batch = self._batch
         if self._in_c:
             if error := batch.serve(self._ring, n):
-                log.warning("requests failed, the first: %s", os.strerror(error))
+                self._complain(error)
             return
         batch.prepare(n)
         for i in range(n):
@@ -179,6 +181,12 @@ class PythonEngine:
             else:
                 self._disk.flush()
         except OSError as error:
-            log.warning("request at byte %d failed: %s", offset, error)
+            log.debug("request at byte %d: %s", offset, error)
+            self._complain(error.errno or errno.EIO)
             return blkif.ERROR
         return blkif.OKAY
+
+    def _complain(self, error: int) -> None:
+        """Of the disk, loudly once for each kind of error: a guest must not fill the log."""
+        log.log(logging.DEBUG if error in self._errors else logging.WARNING, "requests failed: %s", os.strerror(error))
+        self._errors.add(error)

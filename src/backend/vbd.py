@@ -32,8 +32,9 @@ REQUEST_KEYS = (
     "protocol",
     "multi-queue-num-queues",
 )
-LOCK_PATIENCE_S = 0.5  # how long an image may stay locked before that is an error
+LOCK_PATIENCE_S = 0.5  # how long an image may stay locked before that is reported as an error
 LOCK_RETRY_S = 0.02
+LOCK_LATE_RETRY_S = 0.5
 MAX_STEPS = 8  # transitions in one look at the states; more would be a loop of the two ends
 
 
@@ -71,7 +72,9 @@ class VbdBackend:
         self._failure: ParavirtError | None = None
         self._stale: VbdRequest | None = None
         self._adopted = False
+        self._complained = False
         self._lock_deadline: float | None = None
+        self._said_locked = False
         self._refused: dict[str, str] | None = None  # configuration that could not be served
 
     def evaluate(self) -> None:
@@ -85,7 +88,7 @@ class VbdBackend:
             except ParavirtError as error:
                 self._fail(error)
                 return
-        log.warning("%s: the frontend keeps changing its state", self.path.backend)
+        self._complain("the frontend keeps changing its state")
 
     def statistics(self) -> EngineStatistics | None:
         """Counters of the present connection; None while there is none."""
@@ -116,10 +119,10 @@ class VbdBackend:
         frontend = self._frontend_state()
         online = xenbus.read_key(self._store, f"{self.path.backend}/online") == "1"
         if not self._adopted:
-            self._adopted = True
             served = own not in (XenbusState.INITIALISING, XenbusState.CLOSED)
             if served and online and frontend is not XenbusState.UNKNOWN:
-                return self._adopt(frontend)
+                return self._adopt(own, frontend)
+            self._adopted = True
         step = backend_step(own, frontend, online=online)
         if step is BackendStep.CONNECT and self._is_stale(frontend):
             return False
@@ -162,18 +165,22 @@ class VbdBackend:
     def _switch(self, state: XenbusState, keys: dict[str, str] | None = None) -> bool:
         return xenbus.switch_state(self._store, self.path.backend, state, keys)
 
-    def _adopt(self, frontend: XenbusState) -> bool:
-        """A backend before us served this device and died: offer anew.
+    def _adopt(self, own: XenbusState, frontend: XenbusState) -> bool:
+        """A backend before us served this device and died: offer anew, as soon as the image can be had.
 
         The frontend's present keys name a ring that may be in any condition; if it was CONNECTED they are not to be
-        used, however often its state is seen, until it has published others.
+        used, however often its state is seen, until it has published others. One that is INITIALISED and was told to
+        connect may use its ring at any moment: it goes on to CONNECTED by itself.
         """
+        if own is XenbusState.CONNECTED and frontend is XenbusState.INITIALISED:
+            return False
         if frontend is XenbusState.CONNECTED:
             try:
                 self._stale = self._read_request()
             except PeerError:
                 self._stale = None
-        return self._offer()
+        self._adopted = self._offer()
+        return self._adopted
 
     def _is_stale(self, frontend: XenbusState) -> bool:
         if self._stale is None:
@@ -203,24 +210,29 @@ class VbdBackend:
             config = VbdConfig.from_keys(keys)
             self._disk = open_disk(config.driver, config.spec, read_only=config.mode == "r")
         except AlreadyExists as error:
-            # After a crash the kernel may still be finishing the writes of our predecessor.
-            now = time.monotonic()
-            self._lock_deadline = self._lock_deadline or now + LOCK_PATIENCE_S
-            if now < self._lock_deadline:
-                self.retry_at = now + LOCK_RETRY_S
-                return False
-            self._hotplug_error(error, keys)
+            self._await_lock(error)
             return False
         except (ParavirtError, OSError) as error:
-            self._hotplug_error(error, keys)
+            self._refused = keys
+            self._hotplug_error(error)
             return False
-        self._lock_deadline = None
+        self._lock_deadline, self._said_locked = None, False
         return True
 
-    def _hotplug_error(self, error: Exception, keys: dict[str, str]) -> None:
-        self._refused = keys
+    def _await_lock(self, error: AlreadyExists) -> None:
+        """After a crash the kernel may still be finishing the writes of our predecessor: look again, however long it
+        takes, but say so when it takes long.
+        """
+        now = time.monotonic()
+        self._lock_deadline = self._lock_deadline or now + LOCK_PATIENCE_S
+        late = now >= self._lock_deadline
+        if late and not self._said_locked:
+            self._said_locked = True
+            self._hotplug_error(error)
+        self.retry_at = now + (LOCK_LATE_RETRY_S if late else LOCK_RETRY_S)
+
+    def _hotplug_error(self, error: Exception) -> None:
         log.warning("%s: %s", self.path.backend, error)
-        self._lock_deadline = None
         xenbus.write_hotplug(self._store, self.path.backend, "error", str(error))
 
     def _read_request(self) -> VbdRequest:
@@ -273,8 +285,13 @@ class VbdBackend:
         if arena is not None:
             arena.close()
 
+    def _complain(self, what: object) -> None:
+        """Of the frontend, loudly once: a guest must not fill the log."""
+        log.log(logging.DEBUG if self._complained else logging.WARNING, "%s: %s", self.path.backend, what)
+        self._complained = True
+
     def _fail(self, error: ParavirtError) -> None:
-        log.warning("%s: %s", self.path.backend, error)
+        self._complain(error)
         self._disconnect()
         xenbus.write_error(self._store, self.path.backend, 22, str(error))
         self._switch(XenbusState.CLOSING)

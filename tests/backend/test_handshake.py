@@ -12,6 +12,7 @@ import pytest
 import paravirt
 from paravirt.backend.disks import Disk
 from paravirt.backend.engine import Connection, EngineStatistics
+from paravirt.backend.service import BackendService
 from paravirt.errors import ParavirtError
 from paravirt.host import vbd
 from paravirt.hypervisor.client import Arena, EventChannel, PageRun
@@ -365,3 +366,40 @@ def test_failed_and_repeated_connects_leak_nothing(front: Front) -> None:
     front.write(S.CLOSED)
     front.expect(S.CLOSED)
     assert front.arena.revoke(request.ring_refs[0]), "the backend kept the ring page"
+
+
+def test_a_backend_dies_just_after_it_connected(host: paravirt.Host, front: Front) -> None:
+    """Its frontend acts on that later and uses the ring: the next backend waits for it and asks for another ring."""
+    front.write(S.INITIALISED, front.offer().to_keys())
+    front.expect(S.CONNECTED)
+    assert front.pages is not None
+    front.pages.view[0:4] = (3).to_bytes(4, "little")
+    later = Front(host)
+    later.expect(S.INIT_WAIT)
+    later.connect()
+    host._backend.stop()  # without a word to xenstore
+    with BackendService(host.hypervisor, host.store, engine=FakeEngine):
+        later.expect(S.INIT_WAIT)  # so it has looked at the first one too
+        front.write(S.CONNECTED)
+        front.expect(S.INIT_WAIT)
+        front.write(S.INITIALISING)
+        front.connect()
+    assert front.error() == ""
+
+
+def test_a_guest_does_not_fill_the_log(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    for code in range(100, 120):
+        front.write(S.CLOSED)
+        front.expect(S.CLOSED)
+        front.write(S.INITIALISING)
+        front.expect(S.INIT_WAIT)
+        front.store.write(f"{front.path.frontend}/state", str(code))
+        front.expect(S.CLOSING)
+    assert len([record for record in caplog.records if "state is" in record.message]) == 1
+    assert front.error() == "22 state is '119', not a number from 0 to 8"
+
+
+def test_a_guest_with_an_invalid_state_is_listed(front: Front) -> None:
+    for garbage in (b"x", b"\xff"):
+        front.store.write(f"{front.path.frontend}/state", garbage)
+        assert [info.frontend_state for info in vbd.list_vbds(front.host.store)] == ["invalid"]

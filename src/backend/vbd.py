@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from paravirt.backend.disks import Disk, open_disk
 from paravirt.backend.engine import Connection, Engine, EngineFactory, EngineStatistics
-from paravirt.errors import AlreadyExists, HypervisorGone, ParavirtError, PeerError, StoreGone, XenstoreError
+from paravirt.errors import AlreadyExists, Closed, HypervisorGone, ParavirtError, PeerError, StoreGone, XenstoreError
 from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
 from paravirt.protocol import blkif
 from paravirt.protocol.vbd import VbdConfig, VbdOffer, VbdRequest
@@ -92,7 +92,11 @@ class VbdBackend:
 
     def statistics(self) -> EngineStatistics | None:
         """Counters of the present connection; None while there is none."""
-        return None if self._engine is None else self._engine.statistics()
+        engine = self._engine
+        try:
+            return None if engine is None else engine.statistics()
+        except Closed:
+            return None  # it was torn down meanwhile
 
     def fail(self, error: ParavirtError) -> None:
         """From the engine's thread: the peer broke the protocol. The service's thread does the rest."""

@@ -121,19 +121,24 @@ class RequestSlots:
         """
         return self._slots.reissue(self._connected())
 
-    def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> int:
-        """Take answers, after waiting for one; how many, for `complete`. 0 when the wait ended for another reason.
+    def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> None:
+        """Take answers for `complete`, after waiting for one; none when the wait ended for another reason.
 
         The one call to be made *without* the disk's lock, by one thread at a time.
         """
-        return self._slots.watch(ring, spin_ns, timeout_s)
+        self._slots.watch(ring, spin_ns, timeout_s)
 
-    def complete(self, n: int) -> None:
-        """Finish the requests of `n` answers taken by `watch`.
+    @property
+    def taken(self) -> int:
+        """Answers that `watch` took and `complete` has not seen yet."""
+        return self._slots.taken
+
+    def complete(self) -> None:
+        """Finish the requests whose answers `watch` took.
 
         `PeerError` when an answer matches no request of ours; those before it are finished.
         """
-        done, error = self._slots.complete(n)
+        done, error = self._slots.complete()
         for slot, status in done:
             io, self._asked[slot] = self._asked[slot], None
             if io is not None:  # else its caller has gone

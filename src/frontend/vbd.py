@@ -77,7 +77,8 @@ class Disk:
         self._path = path
         self._wanted_order = ring_page_order
         self._spin_ns = spin_ns
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._ready = False  # a ring is connected and requests may be issued
         self._watching = False  # a caller watches the ring, for all of them
         self._others = 0  # callers and the device's thread that wait for _changed
@@ -242,7 +243,7 @@ class Disk:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         issued = answered = 0
         n = len(ios)
-        with self._changed:
+        with self._lock:
             try:
                 if n == 1 and self._exchange(ios[0]):
                     issued, answered = 1, int(ios[0].status is not None)
@@ -308,20 +309,34 @@ class Disk:
             finally:
                 self._others -= 1
             return
+        if slots.taken:  # by a caller that was interrupted before it could complete them
+            self._complete(slots)
+            return
+        regained: list[bool] = []
+        raised: BaseException | None = None
         self._watching = True
-        self._changed.release()
-        n = 0
         try:
-            n = slots.watch(ring, self._spin_ns, timeout_s)
+            self._lock.release()
+            slots.watch(ring, self._spin_ns, timeout_s)
         except PeerError as error:
             self._fail_soon(error)
         finally:
-            self._changed.acquire()
+            # Also when a signal handler raises, anywhere here: what was taken counts, and others must be able to watch.
+            while not regained:
+                try:
+                    regained.extend(map(self._lock.acquire, (True,)))  # one step in C: it is done and noted, or neither
+                except BaseException as error:
+                    raised = error
             self._watching = False
             if self._others:
                 self._changed.notify_all()
+            self._complete(slots)
+        if raised is not None:
+            raise raised
+
+    def _complete(self, slots: RequestSlots) -> None:
         try:
-            slots.complete(n)
+            slots.complete()
         except PeerError as error:
             self._fail_soon(error)
 

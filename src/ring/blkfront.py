@@ -56,6 +56,7 @@ class Slots:
         self._responses = np.zeros(n_slots * RESPONSE_BYTES, np.uint8)
         self._responses_core = ffi.cast("struct pv_blkif_response *", ffi.from_buffer(self._responses))
         self._answers = ffi.new("struct pv_blkfront_answer[]", n_slots)
+        self.taken = 0  # by `watch`, for `complete`
 
     @property
     def core(self) -> CData:
@@ -114,21 +115,26 @@ class Slots:
         status: int = lib.pv_blkfront_reissue(self._core, ring.core)
         return self._settle(ring, status)
 
-    def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> int:
-        """Take responses, after waiting for one; how many, for `complete`. 0 when the wait ended for another reason.
+    def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> None:
+        """Take responses for `complete`, after waiting for one; none when the wait ended for another reason.
 
-        To be called *without* the lock, by one thread at a time.
+        To be called *without* the lock, by one thread at a time. What was taken counts also when a signal handler
+        raises.
         """
-        n = ring.take(self._responses, spin_ns=spin_ns)
-        if n == 0 and ring.wait(timeout_s=timeout_s) is WaitResult.EVENT:
-            n = ring.take(self._responses)
-        return n
+        core = ring.core
+        before = core.consumed
+        try:
+            if not ring.take(self._responses, spin_ns=spin_ns) and ring.wait(timeout_s=timeout_s) is WaitResult.EVENT:
+                ring.take(self._responses)
+        finally:
+            self.taken = core.consumed - before
 
-    def complete(self, n: int) -> tuple[list[tuple[int, int]], PeerError | None]:
-        """(slot, status) of each of the `n` responses that `watch` took, up to the first that matches no request.
+    def complete(self) -> tuple[list[tuple[int, int]], PeerError | None]:
+        """(slot, status) of each of the responses that `watch` took, up to the first that matches no request.
 
         That one is the `PeerError`.
         """
+        n, self.taken = self.taken, 0
         right = _complete(self._core, self._responses_core, n, self._answers)
         answers = self._answers
         done = [(answers[i].slot, answers[i].status) for i in range(right)]

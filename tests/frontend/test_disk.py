@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """`Disk` against a real backend, everything in one process."""
 
+import contextlib
 import os
 import random
+import signal
 import threading
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from paravirt.frontend.vbd import Disk
 from paravirt.host import vbd
 
 SIZE = 4 << 20
+DEADLINE_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -371,3 +374,27 @@ def test_nothing_leaks(image: Path) -> None:
         life()
     assert counts() == before
     assert not [name for name in os.listdir("/dev/shm") if name.startswith("paravirt")]
+
+
+def test_signal_handlers_that_raise(host: paravirt.Host, domain: paravirt.Domain) -> None:
+    """A caller that is interrupted at any moment loses its own request and nothing else."""
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    host.attach_disk(domain, "1M", driver="memory")
+    chance, before = random.Random(5), signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with domain.open_disk() as disk:
+            for _ in range(2000):
+                with contextlib.suppress(Interrupted):
+                    signal.setitimer(signal.ITIMER_REAL, chance.random() * 0.002 + 0.0001)
+                    while True:
+                        disk.read_many([0] * 4, 512, timeout_s=DEADLINE_S)
+            disk.read_many([0] * 500, 512, timeout_s=DEADLINE_S)
+            assert disk.statistics().in_flight == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)

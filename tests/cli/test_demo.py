@@ -93,8 +93,8 @@ def test_ctrl_c_leaves_nothing(directory: Path, line: int) -> None:
         for _ in range(line):
             demo.stdout.readline()
         os.killpg(demo.pid, signal.SIGINT)
-        demo.communicate(timeout=60)
-    assert demo.returncode == 130
+        said, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 130, said + errors
     deadline = time.monotonic() + 10
     while left_behind(directory) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -204,7 +204,7 @@ def demo(seconds: float, as_json: bool) -> int:
         story = Demo(console, seconds)
         try:
             status = story.run()
-        except ParavirtError as error:
+        except (ParavirtError, OSError) as error:
             console.print(f"[red]It failed:[/] {error}")
             status = 1
         if as_json:

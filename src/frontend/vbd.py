@@ -103,7 +103,7 @@ class Disk:
 
     @property
     def _geometry(self) -> VbdOffer:
-        if self._offer is None:
+        if self._offer is None or self._closed:
             raise Closed(f"disk {self.name} is closed")
         return self._offer
 

@@ -33,8 +33,8 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
-        signal.raise_signal(signal.SIGINT)
+        if came:  # it may also have been the cause of the error we are leaving with
+            signal.raise_signal(signal.SIGINT)
 
 
 DAEMONS = ("hypervisor", "xenstored", "backend")

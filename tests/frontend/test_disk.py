@@ -218,7 +218,8 @@ def test_use_after_close(host: paravirt.Host, domain: paravirt.Domain) -> None:
     disk = domain.open_disk()
     disk.close()
     disk.close()
-    for call in (lambda: disk.pread(512, 0), lambda: disk.pwrite(bytes(512), 0), disk.flush):
+    calls = (lambda: disk.pread(512, 0), lambda: disk.pwrite(bytes(512), 0), disk.flush, lambda: disk.size_bytes)
+    for call in calls:
         with pytest.raises(Closed):
             call()
     assert "closed" in repr(disk)

@@ -138,9 +138,9 @@ class BackendService:
             raise
         except ParavirtError as error:
             log.warning("%s: %s", path.backend, error)
-        except Exception:
+        except Exception as error:
             log.exception("%s: a defect of the backend; other devices go on", path.backend)
-            device.close()
+            device.give_up(ParavirtError(f"a defect of the backend: {error}"))
         if device.removed:
             self._drop(path, watched=known)
         elif not known:

@@ -103,6 +103,13 @@ class VbdBackend:
         self._failure = error
         self._on_failure(self)
 
+    def give_up(self, error: ParavirtError) -> None:
+        """After a defect of ours: leave the device, and tell the frontend if that is still possible."""
+        try:
+            self._fail(error)
+        except Exception:
+            log.exception("%s: could not even be given up", self.path.backend)
+
     def close(self) -> None:
         """Stop serving and free everything; xenstore is left as it is, for the next backend to find."""
         self._disconnect()

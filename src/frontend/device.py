@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Protocol
 
-from paravirt.errors import HypervisorGone, NotFound, ParavirtError, PeerError, StoreGone, TimedOut
+from paravirt.errors import NotFound, ParavirtError, PeerError, StoreGone, TimedOut
 from paravirt.protocol.xenbus import DevicePath, FrontendStep, XenbusState, frontend_step
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
@@ -206,5 +206,5 @@ class FrontendDevice:
         try:
             xenbus.write_error(self._store, self.path.frontend, 22, str(error))
             self._switch(XenbusState.CLOSING)
-        except (StoreGone, HypervisorGone):
-            pass
+        except ParavirtError as failure:
+            log.info("%s: the backend cannot be told: %s", self.path.frontend, failure)

@@ -51,7 +51,11 @@ class DiskStatistics:
 
 
 class Disk:
-    """An open block device. Offsets and lengths are in bytes, multiples of `sector_size`."""
+    """An open block device. Offsets and lengths are in bytes, multiples of `sector_size`.
+
+    Any number of threads may use it. A signal handler that raises in the middle of a call does no harm while the main
+    thread is the only one that uses the disk; Python's locks do not promise that for several.
+    """
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import paravirt
 from paravirt.backend.disks import Disk
 from paravirt.backend.engine import Connection, EngineStatistics
 from paravirt.backend.service import BackendService
+from paravirt.backend.vbd import VbdBackend
 from paravirt.errors import ParavirtError
 from paravirt.host import vbd
 from paravirt.hypervisor.client import Arena, EventChannel, PageRun
@@ -325,6 +326,21 @@ def test_an_engine_that_fails_closes_its_device_only(host: paravirt.Host, front:
     front.expect(S.CLOSING)
     assert "the ring is dead" in front.error()
     assert (first.stopped, second.stopped) == (1, 0)
+    assert other.backend() is S.CONNECTED
+
+
+def test_a_defect_closes_its_device_only(host: paravirt.Host, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Front(host)
+    other.expect(S.INIT_WAIT)
+    other.connect()
+
+    def fail(self: VbdBackend, request: VbdRequest) -> Connection:
+        raise RuntimeError("never thought of")
+
+    monkeypatch.setattr(VbdBackend, "_map", fail)
+    front.write(S.INITIALISED, front.offer().to_keys())
+    front.expect(S.CLOSING)
+    assert "never thought of" in front.error()
     assert other.backend() is S.CONNECTED
 
 

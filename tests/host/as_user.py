@@ -22,10 +22,9 @@ def main() -> None:
     view = view_for([*needs_of(command, Path.cwd(), os.environ), Path(__file__).parents[1]], uid=UID)
     process.unshare(Namespace.MOUNT)
     process.mount("none", "/", flags=MountFlag.PRIVATE | MountFlag.RECURSIVE)
-    arrange(
-        [path for path in view.cover if path not in LIVE_DIRECTORIES],
-        [path for path in view.expose if not path.startswith(LIVE_DIRECTORIES)],
-    )
+    # /tmp and its like stay the machine's, unless what is needed stands there and may be closed to that user.
+    living = {path for path in LIVE_DIRECTORIES if any(needed.startswith(f"{path}/") for needed in view.expose)}
+    arrange([path for path in view.cover if path not in LIVE_DIRECTORIES or path in living], view.expose)
     os.setgroups([])
     os.setresgid(UID, UID, UID)
     os.setresuid(UID, UID, UID)

@@ -266,16 +266,20 @@ def test_a_bad_image_is_looked_at_once(host: paravirt.Host, caplog: pytest.LogCa
     domain = host.create_domain("guest")
     path = DevicePath("vbd", domain.domid, 51712)
     directory = path.backend
-    for name, value in {
-        "params": "file:/nowhere.img",
-        "mode": "w",
-        "frontend": path.frontend,
-        "frontend-id": str(domain.domid),
-        "online": "1",
-        "state": "1",
-    }.items():
-        host.store.write(f"{directory}/{name}", value)
-    host.store.write(f"{path.frontend}/state", "1")
+    keys = {
+        f"{path.frontend}/state": "1",
+        f"{directory}/params": "file:/nowhere.img",
+        f"{directory}/frontend": path.frontend,
+        f"{directory}/frontend-id": str(domain.domid),
+        f"{directory}/online": "1",
+        f"{directory}/state": "1",
+    }
+
+    def create(transaction: Transaction) -> None:
+        for name, value in keys.items():
+            transaction.write(name, value)
+
+    host.store.transact(create)
     settled(lambda: xenbus.read_key(host.store, f"{directory}/hotplug-status") == "error")
     for _ in range(5):
         host.store.write(f"{directory}/nudge", "x")

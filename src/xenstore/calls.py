@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The calls that a client and a transaction of it have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Final
 
@@ -39,16 +40,16 @@ def encode_string(text: str) -> bytes:
     return text.encode() + b"\0"
 
 
-class StoreCalls:
+class StoreCalls(ABC):
     """Reading and changing the tree. Paths are absolute, or relative to the home of the client's domain.
 
     Every call raises `XenstoreError`, whose `name` is the errno ("ENOENT", "EACCES" ...), `StoreGone` when the daemon
     is dead and `Closed` after `close`.
     """
 
+    @abstractmethod
     def request(self, op: Op, payload: bytes, what: str = "") -> bytes:
         """One request and its reply's payload; `what` names it in errors."""
-        raise NotImplementedError
 
     def read(self, path: str) -> bytes:
         """The value of a node."""

@@ -27,7 +27,7 @@ def test_stress(sanitizer: str, tmp_path: Path) -> None:
     missing = subprocess.run(
         ["gcc", *FLAGS[sanitizer], probe, "-o", tmp_path / "probe"], capture_output=True, check=False
     )
-    if missing.returncode:
+    if missing.returncode and os.environ.get("CI") != "true":
         pytest.skip(f"this compiler has no {sanitizer} sanitizer: install libasan and libtsan")
     program = compile_c(tmp_path / "stress", SOURCES, *FLAGS[sanitizer])
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=1"}

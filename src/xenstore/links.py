@@ -67,6 +67,7 @@ class SocketLink:
 
     def flush(self) -> None:
         connection = self._connection
+        connection.resume()
         while connection.n_output_bytes:
             data = connection.output()
             try:

@@ -50,17 +50,23 @@ class Loop:
         self._stopping = True
         self._wake()
 
-    def run(self, after_wake_up: Callable[[], None]) -> None:
-        """Serve until `stop`; `after_wake_up` runs once after the callbacks of each wake-up."""
+    def run(self, after_wake_up: Callable[[], int | None], before_wake_up: Callable[[], None] | None = None) -> None:
+        """Serve until `stop`; the two functions run once before and after the callbacks of each wake-up.
+
+        What `after_wake_up` returns is in how many milliseconds to wake up next, whatever happens; None: not for that.
+        """
         poll, callbacks = self._epoll.poll, self._callbacks
+        timeout_ms: int | None = None
         while not self._stopping:
-            events = poll(-1, EVENTS_PER_WAKE_UP)
+            events = poll(-1 if timeout_ms is None else timeout_ms / 1000, EVENTS_PER_WAKE_UP)
             self.n_wake_ups += 1
+            if before_wake_up is not None:
+                before_wake_up()
             for fd, mask in events:
                 callback = callbacks.get(fd)
                 if callback is not None:
                     callback(mask)
-            after_wake_up()
+            timeout_ms = after_wake_up()
 
     def close(self) -> None:
         """After `run` has returned. Calls that came too late are run, so that what they carry can be closed."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from paravirt.xenstore import domain_requests, tree
-from paravirt.xenstore.limits import reached
+from paravirt.xenstore import control, domain_requests, tree
+from paravirt.xenstore.admin import Administer
+from paravirt.xenstore.domains import FEATURE_DOMID_ANY, FEATURE_WATCH_DEPTH
 from paravirt.xenstore.paths import RELATIVE_MAX_BYTES, canonical, quota_length
-from paravirt.xenstore.permissions import OWNER, READ, WRITE, Permissions
+from paravirt.xenstore.permissions import DOMID_ANY, OWNER, READ, WRITE, Permissions
 from paravirt.xenstore.store import Node, View
 from paravirt.xenstore.transaction import Transaction
 from paravirt.xenstore.watches import UNLIMITED_DEPTH
@@ -35,11 +36,9 @@ def node_path(connection: Connection, path: bytes | None) -> bytes | None:
     if path is None:
         return None
     domain = connection.domain
-    quota = connection.hub.limits.path_bytes
-    if path in connection.hub.store.nodes and (domain.privileged or not reached(len(path), quota)):
-        return path
-    path = canonical(path, domain.home)
-    if path is None or (not domain.privileged and reached(quota_length(path), quota)):
+    if path not in connection.hub.store.nodes:
+        path = canonical(path, domain.home)
+    if path is None or (not domain.privileged and domain.over("path-max", quota_length(path))):
         return None
     return path
 
@@ -81,10 +80,11 @@ def _write(connection: Connection, view: View, payload: bytes) -> Reply:
     if path is None:
         return Errno.EINVAL
     hub = connection.hub
-    node = tree.write(view, connection.domain, path, value, hub.limits)
+    node = tree.write(view, connection.domain, path, value)
     if isinstance(node, Errno):
         return node
     hub.changed(view, path, node)
+    hub.debit(connection.domain, view)
     return ACK
 
 
@@ -93,11 +93,12 @@ def _mkdir(connection: Connection, view: View, payload: bytes) -> Reply:
     if path is None:
         return Errno.EINVAL
     hub = connection.hub
-    node = tree.make(view, connection.domain, path, hub.limits)
+    node = tree.make(view, connection.domain, path)
     if isinstance(node, Errno):
         return node
     if node is not None:
         hub.changed(view, path, node)
+        hub.debit(connection.domain, view)
     return ACK
 
 
@@ -108,7 +109,9 @@ def _rm(connection: Connection, view: View, payload: bytes) -> Reply:
     nodes = tree.remove(view, connection.domain, path)
     if isinstance(nodes, Errno):
         return nodes
-    connection.hub.removed(view, nodes)
+    if nodes:
+        connection.hub.removed(view, nodes)
+        connection.hub.debit(connection.domain, view)
     return ACK
 
 
@@ -133,14 +136,14 @@ def _set_perms(connection: Connection, view: View, payload: bytes) -> Reply:
     if len(words) < 2:
         return Errno.EINVAL
     hub, domain = connection.hub, connection.domain
-    if not domain.privileged and reached(len(words) - 1, hub.limits.node_permissions):
+    if domain.over("node-permissions", len(words) - 1):
         return Errno.ENOSPC
     permissions = Permissions.parse(words[1:])
-    if permissions is None:
+    if permissions is None or (DOMID_ANY in permissions.domids and not domain.features & FEATURE_DOMID_ANY):
         return Errno.EINVAL
-    unknown = {domid for domid in permissions.domids if domain_requests.is_unknown(hub, domid)}
-    if permissions.owner in unknown:
+    if hub.known(permissions.owner) is None:
         return Errno.ENOENT
+    unknown = {domid for domid in permissions.domids if domid != DOMID_ANY and hub.known(domid) is None}
     if unknown:
         permissions = permissions.ignoring(unknown)
     if words[0].startswith(b"@"):
@@ -148,11 +151,12 @@ def _set_perms(connection: Connection, view: View, payload: bytes) -> Reply:
     path = node_path(connection, words[0])
     if path is None:
         return Errno.EINVAL
-    result = tree.set_permissions(view, domain, path, permissions, hub.limits)
+    result = tree.set_permissions(view, domain, path, permissions)
     if isinstance(result, Errno):
         return result
     node, before = result
     hub.changed(view, path, node, before=before)
+    hub.debit(domain, view)
     return ACK
 
 
@@ -183,7 +187,7 @@ def _watch(connection: Connection, view: View, payload: bytes) -> Reply:
     depth = UNLIMITED_DEPTH
     if len(words) == 3:
         depth = number(words[2]) if words[2].isdigit() else UNLIMITED_DEPTH
-        if depth < 0:
+        if depth < 0 or not connection.domain.features & FEATURE_WATCH_DEPTH:
             return Errno.EINVAL
     place = _watch_path(connection, words[0])
     if place is None:
@@ -192,13 +196,12 @@ def _watch(connection: Connection, view: View, payload: bytes) -> Reply:
     key = (path, words[1])
     if key in connection.watches:
         return Errno.EEXIST
-    hub, domain = connection.hub, connection.domain
-    if not domain.privileged and reached(domain.n_watches + 1, hub.limits.watches):
+    domain = connection.domain
+    if domain.over("watches", domain.n_watches + 1):
         return Errno.ENOSPC
-    watch = hub.watches.add(connection, path, words[1], n_prefix=n_prefix, depth=depth)
-    connection.watches[key] = watch
-    domain.n_watches += 1
-    connection.tell_after_reply(watch)
+    if domain.over("memory", domain.memory_bytes + len(path) + len(words[1])):
+        return Errno.ENOMEM
+    connection.tell_after_reply(connection.add_watch(path, words[1], n_prefix=n_prefix, depth=depth))
     return ACK
 
 
@@ -209,11 +212,10 @@ def _unwatch(connection: Connection, view: View, payload: bytes) -> Reply:
     path = words[0]
     if path[:1] not in (b"/", b"@"):
         path = connection.domain.home + b"/" + path
-    watch = connection.watches.pop((path, words[1]), None)
+    watch = connection.watches.get((path, words[1]))
     if watch is None:
         return Errno.ENOENT
-    connection.hub.watches.remove(watch)
-    connection.domain.n_watches -= 1
+    connection.remove_watch(watch)
     return ACK
 
 
@@ -226,7 +228,7 @@ def _transaction_start(connection: Connection, view: View, payload: bytes) -> Re
     if isinstance(view, Transaction):
         return Errno.EBUSY
     domain = connection.domain
-    if not domain.privileged and reached(domain.n_transactions + 1, connection.hub.limits.transactions):
+    if domain.over("transactions", domain.n_transactions + 1):
         return Errno.ENOSPC
     return b"%d\0" % connection.new_transaction().number
 
@@ -240,12 +242,18 @@ def _transaction_end(connection: Connection, view: View, payload: bytes) -> Repl
     if payload == b"F\0":
         return ACK
     hub = connection.hub
-    events = view.commit(None if connection.domain.privileged else hub.limits)
+    events = view.commit(None if connection.domain.privileged else hub.owns_too_many)
     if isinstance(events, Errno):
         return events
+    hub.debit(connection.domain, hub.store)
     for path, exact, before in events:
         hub.watches.fire(path, None, exact=exact, before=before)
     return ACK
+
+
+def _admin(administer: Administer) -> Run:
+    """The handler of a request that needs to know only of the store as a whole."""
+    return lambda connection, view, payload: administer(connection.hub, payload)
 
 
 def _table() -> tuple[Handler | None, ...]:
@@ -261,15 +269,15 @@ def _table() -> tuple[Handler | None, ...]:
         Op.SET_PERMS: _set_perms,
         Op.RESET_WATCHES: _reset_watches,
         Op.DIRECTORY_PART: _directory_part,
-        Op.GET_DOMAIN_PATH: domain_requests.get_domain_path,
+        Op.GET_DOMAIN_PATH: _admin(domain_requests.get_domain_path),
     }
     table: list[Handler | None] = [None] * (max(Op) + 1)
     for op, run in tree_ops.items():
         table[op] = Handler(run, privileged=False, in_transaction=True)
     for op, run in ((Op.WATCH, _watch), (Op.UNWATCH, _unwatch)):
         table[op] = Handler(run, privileged=False, in_transaction=False)
-    for op, run in domain_requests.PRIVILEGED.items():
-        table[op] = Handler(run, privileged=True, in_transaction=True)
+    for op, administer in {Op.CONTROL: control.control, **domain_requests.PRIVILEGED}.items():
+        table[op] = Handler(_admin(administer), privileged=True, in_transaction=True)
     return tuple(table)
 
 

@@ -13,7 +13,6 @@ from paravirt.xenstore.links import feed_guarded
 from paravirt.xenstore.ring_page import Feature, RingError, RingPage, State
 from paravirt.xenstore.session import Connection
 
-FEATURES: Final = Feature.RECONNECTION | Feature.ERROR | Feature.WATCH_DEPTH | Feature.DOMID_ANY
 ROUNDS_PER_EVENT: Final = 16
 """How often a ring is looked at before it is others' turn: a guest could keep it filled for ever."""
 
@@ -51,7 +50,7 @@ class RingLink:
         if self._stream is not None:
             self._stream.close()
         self._page.empty_streams()
-        self._page.features = FEATURES
+        self._page.features = self._connection.domain.features
         self._page.error = RingError.NONE
         self._page.state = State.CONNECTED
         self._stream = ByteStream(self._page.view, XENSTORE_BACK, port=self._port)
@@ -63,13 +62,14 @@ class RingLink:
 
     def on_event(self) -> None:
         """The guest has notified."""
-        if self._page.state == State.RECONNECT:
+        if self._page.state == State.RECONNECT and self._connection.domain.features & Feature.RECONNECTION:
             self._connection.reset()
             self.start()
         self.pump()
 
     def pump(self) -> None:
         """Take requests and give replies until neither moves, or until it is others' turn."""
+        self._connection.resume()
         for _ in range(ROUNDS_PER_EVENT):
             if not (self._read() | self._write()):
                 return

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -49,6 +50,9 @@ class XenstoreServer:
         limits: Limits | None = None,
     ) -> None:
         self.hub = Hub(limits=limits, control=self)
+        self.hub.log = log.warning
+        self.hub.clock_us = lambda: time.time_ns() // 1000
+        self._look_at_clock()
         self._loop = Loop()
         self._links: dict[Connection, Link] = {}
         self._runner: threading.Thread | None = None
@@ -119,7 +123,7 @@ class XenstoreServer:
 
     def _run(self) -> None:
         try:
-            self._loop.run(self._flush)
+            self._loop.run(self._after_wake_up, self._look_at_clock)
         finally:
             self._finished.set()
 
@@ -201,6 +205,14 @@ class XenstoreServer:
             link.close()
             if not self._closed:
                 self._accept_more()
+
+    def _look_at_clock(self) -> None:
+        self.hub.now_ms = time.monotonic_ns() // 1_000_000
+
+    def _after_wake_up(self) -> int | None:
+        self.hub.on_time()
+        self._flush()
+        return self.hub.next_timeout_ms()
 
     def _flush(self) -> None:
         """Write what the requests of this wake-up have caused."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from paravirt.xenstore.paths import ROOT, child_of
 from paravirt.xenstore.permissions import DOM0_ONLY, EVERYBODY_READS, Permissions
+from paravirt.xenstore.wire import Errno
 
 NODE_HEADER_BYTES = 16
 PERMISSION_BYTES = 8
@@ -75,11 +76,17 @@ class Node:
         self._listing = None
 
 
+def stored_bytes(path: bytes, node: Node) -> int:
+    """What a node counts in the memory of its owner."""
+    return len(path) + node.n_bytes
+
+
 class View(Protocol):
     """What operations read and change."""
 
-    def refused(self) -> bool:
-        """Whether a `get` found nothing because the domain may not look at more nodes in this transaction."""
+    def refused(self) -> Errno | None:
+        """Why a `get` found nothing although there may be something: the domain may not look at more nodes in this
+        transaction (ENOSPC), or holds too much memory (ENOMEM)."""
 
     def get(self, path: bytes) -> Node | None:
         """The node at an absolute path, or None; not to be changed."""
@@ -99,8 +106,11 @@ class View(Protocol):
     def owned(self, domid: int) -> int:
         """How many nodes a domain owns."""
 
-    def charge(self, domid: int, n_nodes: int) -> None:
-        """Account for a change of what a domain owns."""
+    def charge(self, domid: int, n_nodes: int, n_bytes: int) -> None:
+        """Account for a change of what a domain owns: nodes, and their `stored_bytes`."""
+
+    def pays(self, domid: int, owner: int) -> bool:
+        """Whether the memory counts as that of domain `domid`, who asks, when a node of domain `owner` grows."""
 
 
 class Store:
@@ -114,15 +124,15 @@ class Store:
         }
         self.generation = 0
         self._owned: dict[int, int] = {}
+        self._owned_bytes: dict[int, int] = {}
         self.add(ROOT, Node(b"", DOM0_ONLY))
-        self.charge(0, 1)
         for path, name in ((ROOT, b"tool"), (b"/tool", b"xenstored")):
             self.edit(path).add_child(name)
             self.add(child_of(path, name), Node(b"", DOM0_ONLY))
-            self.charge(0, 1)
+        self.charge(0, len(self.nodes), sum(stored_bytes(path, node) for path, node in self.nodes.items()))
 
-    def refused(self) -> bool:
-        return False
+    def refused(self) -> Errno | None:
+        return None
 
     def get(self, path: bytes) -> Node | None:
         return self.nodes.get(path)
@@ -153,12 +163,21 @@ class Store:
     def owned(self, domid: int) -> int:
         return self._owned.get(domid, 0)
 
-    def charge(self, domid: int, n_nodes: int) -> None:
+    def owned_bytes(self, domid: int) -> int:
+        """The `stored_bytes` of all nodes of a domain."""
+        return self._owned_bytes.get(domid, 0)
+
+    def charge(self, domid: int, n_nodes: int, n_bytes: int) -> None:
         count = self._owned.get(domid, 0) + n_nodes
         if count:
             self._owned[domid] = count
+            self._owned_bytes[domid] = self._owned_bytes.get(domid, 0) + n_bytes
         else:
             self._owned.pop(domid, None)
+            self._owned_bytes.pop(domid, None)
+
+    def pays(self, domid: int, owner: int) -> bool:
+        return domid == owner
 
     def statistics(self) -> dict[int, int]:
         """Nodes owned, by domid."""

@@ -6,9 +6,11 @@ it, and stays so; a node that is missing then stays missing. The commit succeeds
 the generation it had then, or is still missing: otherwise EAGAIN, also if nothing was written (the C daemon's rule).
 """
 
-from paravirt.xenstore.limits import Limits, reached
+from collections.abc import Callable
+
+from paravirt.xenstore.domains import Domain
 from paravirt.xenstore.permissions import Permissions
-from paravirt.xenstore.store import Node, Store
+from paravirt.xenstore.store import NODE_HEADER_BYTES, Node, Store, stored_bytes
 from paravirt.xenstore.wire import Errno
 
 MISSING_GENERATION = 0
@@ -35,32 +37,49 @@ Event = tuple[bytes, bool, Permissions | None]
 class Transaction:
     """One open transaction of one connection.
 
-    `failed` is set when a change could not be made as a whole: it can only be given up then.
+    `failed` is set when a change could not be made as a whole: it can only be given up then. `n_bytes` counts in the
+    memory of its domain until `close`: each path it looked at, with the node there or a node's header, and what it adds
+    to nodes.
     """
 
-    __slots__ = ("_accesses", "_charges", "_limit", "_refused", "_store", "failed", "number")
+    __slots__ = ("_accesses", "_charges", "_domain", "_outdated", "_refusal", "_store", "failed", "n_bytes", "number")
 
-    def __init__(self, store: Store, *, number: int = 0, node_limit: int = 0) -> None:
-        """`number`: its id on the wire. `node_limit`: how many nodes it may look at (a quota: 0 is none)."""
+    def __init__(self, store: Store, domain: Domain, *, number: int = 0) -> None:
+        """`number`: its id on the wire."""
         self._store = store
+        self._domain = domain
         self.number = number
         self._accesses: dict[bytes, Access] = {}
-        self._charges: dict[int, int] = {}
-        self._limit = node_limit
+        self._charges: dict[int, tuple[int, int]] = {}
+        self.n_bytes = 0
         self.failed = False
-        self._refused = False
+        self._refusal: Errno | None = None
+        self._outdated = False
 
     def get(self, path: bytes) -> Node | None:
         access = self._accesses.get(path)
         if access is None:
-            if reached(len(self._accesses) + 1, self._limit):
-                self.failed = self._refused = True
-                return None
+            domain = self._domain
             node = self._store.nodes.get(path)
+            n_bytes = stored_bytes(path, node) if node is not None else len(path) + NODE_HEADER_BYTES
+            if domain.over("transaction-nodes", len(self._accesses) + 1):
+                self._refuse(Errno.ENOSPC)
+                return None
+            if domain.over("memory", domain.memory_bytes + n_bytes):
+                self._refuse(Errno.ENOMEM)
+                return None
             if node is not None:
                 node.frozen = True
             access = self._accesses[path] = Access(node)
+            self._hold(n_bytes)
         return access.node
+
+    def _refuse(self, errno: Errno) -> None:
+        self.failed, self._refusal = True, errno
+
+    def _hold(self, n_bytes: int) -> None:
+        self.n_bytes += n_bytes
+        self._domain.held_bytes += n_bytes
 
     def edit(self, path: bytes) -> Node:
         access = self._accesses[path]
@@ -82,45 +101,69 @@ class Transaction:
         access.node, access.modified = None, True
 
     def owned(self, domid: int) -> int:
-        return self._store.owned(domid) + self._charges.get(domid, 0)
+        return self._store.owned(domid) + self._charges.get(domid, (0, 0))[0]
 
-    def charge(self, domid: int, n_nodes: int) -> None:
-        self._charges[domid] = self._charges.get(domid, 0) + n_nodes
+    def charge(self, domid: int, n_nodes: int, n_bytes: int) -> None:
+        nodes, bytes_ = self._charges.get(domid, (0, 0))
+        self._charges[domid] = nodes + n_nodes, bytes_ + n_bytes
+        self._hold(n_bytes)
 
-    def refused(self) -> bool:
-        return self._refused
+    def pays(self, domid: int, owner: int) -> bool:
+        return True  # the copies are its own
+
+    def refused(self) -> Errno | None:
+        return self._refusal
 
     def fail(self) -> None:
         self.failed = True
 
     def note_event(self, path: bytes, exact: bool) -> None:
-        """Remember that watchers of a path are to be told on commit; one event a path, the latest kind of it."""
+        """Remember that watchers of a path are to be told on commit, once; all of them, or those of exactly that path
+        if there is no other reason."""
         access = self._accesses[path]
-        access.event, access.exact = True, exact
+        access.exact = exact and (access.exact or not access.event)
+        access.event = True
 
-    def commit(self, limits: Limits | None) -> Errno | list[Event]:
+    def forget_domains(self, domids: set[int]) -> None:
+        """These domains are gone: no permission is made for them. It cannot commit if it gave one of them a node."""
+        for access in self._accesses.values():
+            node = access.node
+            if access.modified and node is not None and not node.permissions.domids.isdisjoint(domids):
+                if node.permissions.owner in domids:
+                    self._outdated = True
+                else:
+                    n_before = node.n_bytes
+                    node.permissions = node.permissions.without(domids)
+                    self.charge(node.permissions.owner, 0, node.n_bytes - n_before)
+
+    def close(self) -> None:
+        """It holds no memory any longer; `commit` may follow."""
+        self._hold(-self.n_bytes)
+
+    def commit(self, nodes_quota: Callable[[int, int], bool] | None) -> Errno | list[Event]:
         """Make the changes real, all or none; the events they cause, in the order the paths were first looked at.
 
-        `limits` are those of the domain that commits, None if it is privileged. ENOMEM: it has failed before; EAGAIN:
-        something it looked at has changed; ENOSPC: a domain would own too many nodes.
+        `nodes_quota` says whether a domain may not own a number of nodes, None if nobody asks (Dom0 commits).
+        ENOMEM: it has failed before; ENOSPC: a domain would own too many nodes; EAGAIN: something it looked at changed.
         """
         if self.failed:
             return Errno.ENOMEM
+        if nodes_quota is not None:
+            for domid, (n_nodes, _) in self._charges.items():
+                if n_nodes > 0 and nodes_quota(domid, self.owned(domid)):
+                    return Errno.ENOSPC
         nodes = self._store.nodes
         for path, access in self._accesses.items():
             current = nodes.get(path)
             if access.base != (current.generation if current is not None else MISSING_GENERATION):
                 return Errno.EAGAIN
-        if limits is not None:
-            for domid, n_nodes in self._charges.items():
-                if n_nodes > 0 and domid and reached(self.owned(domid), limits.nodes):
-                    return Errno.ENOSPC
+        if self._outdated:
+            return Errno.EAGAIN
         for path, access in self._accesses.items():
             if access.modified:
                 self._apply(path, access.node)
-        for domid, n_nodes in self._charges.items():
-            if n_nodes:
-                self._store.charge(domid, n_nodes)
+        for domid, (n_nodes, n_bytes) in self._charges.items():
+            self._store.charge(domid, n_nodes, n_bytes)
         return [(path, access.exact, access.permissions) for path, access in self._accesses.items() if access.event]
 
     def _apply(self, path: bytes, node: Node | None) -> None:

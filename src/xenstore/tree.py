@@ -8,10 +8,9 @@ path may have 1500 levels.
 from collections.abc import Iterable
 
 from paravirt.xenstore.domains import Domain
-from paravirt.xenstore.limits import Limits, reached
 from paravirt.xenstore.paths import ROOT, child_of, parent_of, split
 from paravirt.xenstore.permissions import OWNER, WRITE, Permissions
-from paravirt.xenstore.store import NODE_HEADER_BYTES, PERMISSION_BYTES, Node, Store, View
+from paravirt.xenstore.store import NODE_HEADER_BYTES, PERMISSION_BYTES, Node, Store, View, stored_bytes
 from paravirt.xenstore.wire import Errno
 
 Removed = list[tuple[bytes, Node]]
@@ -20,62 +19,85 @@ Removed = list[tuple[bytes, Node]]
 
 def lookup(view: View, who: Domain, path: bytes, need: int) -> Node | Errno:
     """The node, if `who` has all of the access `need`. Otherwise ENOENT or EACCES; a domain learns that a node is
-    missing only if the nearest ancestor that exists would grant it the same access."""
+    missing only if the nearest ancestor that exists would grant it the same access. ENOSPC, ENOMEM: `View.refused`."""
     node = view.get(path)
     if node is None:
-        errno = Errno.ENOSPC if view.refused() else Errno.ENOENT
+        refusal = view.refused()
+        if refusal is not None:
+            return refusal
+        errno = Errno.ENOENT
     elif who.privileged or who.access(node.permissions) & need == need:
         return node
     else:
         errno = Errno.EACCES
-    if errno is Errno.ENOSPC:
-        return errno
     ancestor = None
     while ancestor is None:
         path = parent_of(path)
         ancestor = view.get(path)
-        if view.refused():
-            return Errno.ENOSPC
+        if ancestor is None:
+            refusal = view.refused()
+            if refusal is not None:
+                return refusal
     return errno if who.access(ancestor.permissions) & need else Errno.EACCES
 
 
-def write(view: View, who: Domain, path: bytes, value: bytes, limits: Limits) -> Node | Errno:
+def _refused_growth(view: View, who: Domain, owner: int, n_bytes: int, node_bytes: int) -> Errno | None:
+    """Why a guest may not make a node of `owner` grow by `n_bytes`, to `node_bytes`; a transaction fails then."""
+    errno = None
+    if who.over("node-size", node_bytes):
+        errno = Errno.ENOSPC
+    elif n_bytes > 0 and view.pays(who.domid, owner) and who.over("memory", who.memory_bytes + n_bytes):
+        errno = Errno.ENOMEM
+    if errno is not None:
+        view.fail()
+    return errno
+
+
+def write(view: View, who: Domain, path: bytes, value: bytes) -> Node | Errno:
     """Set the value of a node; it and its parents are made if they are missing."""
     node = lookup(view, who, path, WRITE)
     if node is Errno.ENOENT:
-        return _create(view, who, path, value, limits)
+        return _create(view, who, path, value)
     if isinstance(node, Errno):
         return node
-    if not who.privileged and reached(node.n_bytes - len(node.value) + len(value), limits.node_bytes):
-        view.fail()
-        return Errno.ENOSPC
+    owner, n_more = node.permissions.owner, len(value) - len(node.value)
+    errno = _refused_growth(view, who, owner, n_more, node.n_bytes + n_more)
+    if errno is not None:
+        return errno
     node = view.edit(path)
     node.value = value
+    view.charge(owner, 0, n_more)
     return node
 
 
-def make(view: View, who: Domain, path: bytes, limits: Limits) -> Node | Errno | None:
+def make(view: View, who: Domain, path: bytes) -> Node | Errno | None:
     """Make an empty node and its missing parents; None if it was there."""
     node = lookup(view, who, path, WRITE)
     if node is Errno.ENOENT:
-        return _create(view, who, path, b"", limits)
+        return _create(view, who, path, b"")
     return node if isinstance(node, Errno) else None
 
 
-def _create(view: View, who: Domain, path: bytes, value: bytes, limits: Limits) -> Node | Errno:
+def _create(view: View, who: Domain, path: bytes, value: bytes) -> Node | Errno:
     missing = [path]
     above = parent_of(path)
     while (parent := view.get(above)) is None:
-        if view.refused():
-            return Errno.ENOSPC
+        refusal = view.refused()
+        if refusal is not None:
+            return refusal
         missing.append(above)
         above = parent_of(above)
-    permissions = parent.permissions
+    permissions = parent.permissions if who.privileged else parent.permissions.owned_by(who.domid)
+    names = [len(split(new_path)[1]) + 1 for new_path in missing]  # deepest first; the last one is new in the parent
+    own_bytes = NODE_HEADER_BYTES + PERMISSION_BYTES * len(permissions.entries)
+    sizes = [own_bytes + len(value), *(own_bytes + name for name in names[:-1])]
+    n_new_bytes = sum(sizes) + sum(map(len, missing))
     if not who.privileged:
-        permissions = permissions.owned_by(who.domid)
-        if not _affordable(view, who, parent, missing, value, permissions, limits):
-            return Errno.ENOSPC
+        refusal = _refused_nodes(view, who, parent, names[-1], sizes, n_new_bytes)
+        if refusal is not None:
+            return refusal
     view.edit(above).add_child(split(missing[-1])[1])
+    view.charge(parent.permissions.owner, 0, names[-1])
     for new_path, inside in zip(missing, [None, *missing], strict=False):
         node = Node(b"", permissions)
         if inside is None:
@@ -84,26 +106,21 @@ def _create(view: View, who: Domain, path: bytes, value: bytes, limits: Limits) 
         else:
             node.add_child(split(inside)[1])
         view.add(new_path, node)
-    view.charge(permissions.owner, len(missing))
+    view.charge(permissions.owner, len(missing), n_new_bytes)
     return created
 
 
-def _affordable(
-    view: View, who: Domain, parent: Node, missing: list[bytes], value: bytes, permissions: Permissions, limits: Limits
-) -> bool:
-    """Whether a guest's quotas allow to make the `missing` nodes (deepest first) below `parent`."""
+def _refused_nodes(
+    view: View, who: Domain, parent: Node, n_name_bytes: int, sizes: list[int], n_new_bytes: int
+) -> Errno | None:
+    """Why a guest may not make new nodes of these `sizes` below `parent`, which gets a longer list of names."""
     owned = view.owned(who.domid)
-    if reached(owned + len(missing), limits.nodes):
-        if not reached(owned + 1, limits.nodes):
+    if who.over("nodes", owned + len(sizes)):
+        if not who.over("nodes", owned + 1):
             view.fail()
-        return False
-    names = [len(split(path)[1]) + 1 for path in missing]
-    own_bytes = NODE_HEADER_BYTES + PERMISSION_BYTES * len(permissions.entries)
-    sizes = (own_bytes + len(value), *(own_bytes + name for name in names[:-1]), parent.n_bytes + names[-1])
-    if reached(max(sizes), limits.node_bytes):
-        view.fail()
-        return False
-    return True
+        return Errno.ENOSPC
+    n_more = n_new_bytes + (n_name_bytes if view.pays(who.domid, parent.permissions.owner) else 0)
+    return _refused_growth(view, who, who.domid, n_more, max(*sizes, parent.n_bytes + n_name_bytes))
 
 
 def remove(view: View, who: Domain, path: bytes) -> Removed | Errno:
@@ -117,8 +134,9 @@ def remove(view: View, who: Domain, path: bytes) -> Removed | Errno:
 def _cut(view: View, path: bytes) -> Removed | Errno:
     above, name = split(path)
     parent = view.get(above)
-    if view.refused():
-        return Errno.ENOSPC
+    refusal = view.refused()
+    if refusal is not None:
+        return refusal
     # A transaction that first saw these nodes at different times may find them at odds; it will not commit.
     if parent is None:
         return Errno.EINVAL
@@ -129,41 +147,42 @@ def _cut(view: View, path: bytes) -> Removed | Errno:
     while stack:
         at = stack.pop()
         node = view.get(at)
-        if view.refused():
-            return Errno.ENOSPC
         if node is None:
-            return Errno.EIO
+            return view.refused() or Errno.EIO
         found.append((at, node))
         if node.children:
             stack.extend([child_of(at, child) for child in node.children])
     found.reverse()
     for at, node in found:
         view.drop(at)
-        view.charge(node.permissions.owner, -1)
+        view.charge(node.permissions.owner, -1, -stored_bytes(at, node))
     view.edit(above).remove_child(name)
+    view.charge(parent.permissions.owner, 0, -len(name) - 1)
     return found
 
 
-def set_permissions(
-    view: View, who: Domain, path: bytes, permissions: Permissions, limits: Limits
-) -> tuple[Node, Permissions] | Errno:
+def set_permissions(view: View, who: Domain, path: bytes, permissions: Permissions) -> tuple[Node, Permissions] | Errno:
     """Change the permissions of a node: (node, permissions before)."""
     node = lookup(view, who, path, WRITE | OWNER)
     if isinstance(node, Errno):
         return node
     before = node.permissions
+    n_more = PERMISSION_BYTES * (len(permissions.entries) - len(before.entries))
     if not who.privileged:
         if before.owner != permissions.owner:
             return Errno.EPERM
-        n_more = len(permissions.entries) - len(before.entries)
-        if reached(node.n_bytes + PERMISSION_BYTES * n_more, limits.node_bytes):
-            view.fail()
-            return Errno.ENOSPC
-    view.charge(before.owner, -1)
-    view.charge(permissions.owner, 1)
+        errno = _refused_growth(view, who, before.owner, n_more, node.n_bytes + n_more)
+        if errno is not None:
+            return errno
     node = view.edit(path)
-    node.permissions = permissions
+    _change_permissions(view, path, node, permissions)
     return node, before
+
+
+def _change_permissions(view: View, path: bytes, node: Node, permissions: Permissions) -> None:
+    view.charge(node.permissions.owner, -1, -stored_bytes(path, node))
+    node.permissions = permissions
+    view.charge(permissions.owner, 1, stored_bytes(path, node))
 
 
 def forget_domains(store: Store, domids: set[int]) -> list[Removed]:
@@ -191,11 +210,7 @@ def forget_domains(store: Store, domids: set[int]) -> list[Removed]:
 def _forget_entries(store: Store, path: bytes, domids: Iterable[int]) -> None:
     node = store.edit(path)
     gone = set(domids)
-    kept = _unowned(node.permissions, gone).without(gone)
-    if kept.owner != node.permissions.owner:
-        store.charge(node.permissions.owner, -1)
-        store.charge(kept.owner, 1)
-    node.permissions = kept
+    _change_permissions(store, path, node, _unowned(node.permissions, gone).without(gone))
 
 
 def _unowned(permissions: Permissions, domids: set[int]) -> Permissions:

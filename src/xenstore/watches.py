@@ -32,6 +32,11 @@ class Watch:
         self.depth = depth
         self.number = number
 
+    @property
+    def n_bytes(self) -> int:
+        """What it counts in the memory of its domain."""
+        return len(self.path) + len(self.token)
+
     def tell(self, path: bytes) -> None:
         """Send its connection an event for an absolute (or special) path."""
         self.connection.send_event(path[self.n_prefix :], self.token)
@@ -49,6 +54,10 @@ class WatchTable:
         self._store = store
         self._by_path: dict[bytes, list[Watch]] = {}
         self._n_made = 0
+
+    @property
+    def n_watches(self) -> int:
+        return sum(map(len, self._by_path.values()))
 
     def add(self, connection: Connection, path: bytes, token: bytes, *, n_prefix: int, depth: int) -> Watch:
         self._n_made += 1
@@ -81,11 +90,15 @@ class WatchTable:
                 watch.tell(path)
 
     def fire_special(self, name: bytes, domid: int) -> None:
-        """`@introduceDomain` or `@releaseDomain` of a domain; watches with a depth are told which."""
+        """`@introduceDomain` or `@releaseDomain` of a domain; watches with a depth are told which, and there may be
+        watches for that domain alone (`@releaseDomain/5`)."""
         permissions = self._store.special[name]
-        for watch in list(self._by_path.get(name, ())):
+        of_domain = b"%s/%d" % (name, domid)
+        watches = [*self._by_path.get(name, ()), *self._by_path.get(of_domain, ())]
+        watches.sort(key=lambda watch: watch.number)
+        for watch in watches:
             if watch.connection.domain.access(permissions) & READ:
-                watch.tell(b"%s/%d" % (name, domid) if watch.depth >= 1 else name)
+                watch.tell(of_domain if watch.depth >= 1 or watch.path == of_domain else name)
 
     def _matching(self, path: bytes, exact: bool) -> list[Watch]:
         by_path = self._by_path

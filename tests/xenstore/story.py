@@ -66,6 +66,7 @@ class World:
         """What a client has got and not been asked for yet, in the notation of stories."""
         connection = self.client(name)
         inbox = self._inboxes[name]
+        self.let_go_on()
         while connection.n_output_bytes:
             data = connection.output()
             connection.sent(len(data))
@@ -74,7 +75,19 @@ class World:
                 mark = {Op.ERROR: "! ", Op.WATCH_EVENT: "* "}.get(Op(op), "")
                 text = payload.rstrip(b"\0") if op == Op.ERROR or payload == b"OK\0" else payload
                 inbox.append(mark + text.decode("latin-1").replace("\0", "|"))
+            self.let_go_on()
         return inbox
+
+    def let_go_on(self) -> None:
+        """What whoever moves bytes does: requests that waited are handled as soon as they may."""
+        while self.hub.dirty:
+            self.hub.dirty.pop().resume()
+
+    def pass_time(self, milliseconds: int) -> None:
+        """Let time pass."""
+        self.hub.now_ms += milliseconds
+        self.hub.on_time()
+        self.let_go_on()
 
     def ask(self, name: str, op: str, payload: bytes | str = b"", transaction: int = 0) -> str:
         """One request and its reply; fails if anything else comes to this client."""

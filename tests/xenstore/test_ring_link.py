@@ -12,9 +12,10 @@ from paravirt.errors import StoreGone, XenstoreError
 from paravirt.ring.event import EventPort, EventWaiter, from_half, make_pair
 from paravirt.ring.memory import PAGE_BYTES, Mapping, create_object
 from paravirt.xenstore.client import XenstoreClient
+from paravirt.xenstore.domains import FEATURES
 from paravirt.xenstore.hub import Hub
 from paravirt.xenstore.loop import Loop
-from paravirt.xenstore.ring_link import FEATURES, RingLink
+from paravirt.xenstore.ring_link import RingLink
 from paravirt.xenstore.ring_page import RingError, RingPage, State
 from paravirt.xenstore.ring_transport import RingTransport
 from paravirt.xenstore.wire import Op, encode

@@ -2,7 +2,7 @@
 """cffi builder of `paravirt.ring._core`.
 
 The public headers are the one source of the C API: they are fed to `cdef` with every preprocessor line dropped but
-`#define NAME number`. `pv_atomic.h` is private to the C files and is left out.
+`#define NAME number`. `pv_atomic.h` and headers without `pv_` are private to the C files and are left out.
 """
 
 import os
@@ -13,6 +13,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 HEADERS = sorted(path.name for path in HERE.glob("pv_*.h") if path.name != "pv_atomic.h")
+PRIVATE = ["pv_atomic.h", "xs_private.h"]
 SOURCES = sorted(path.name for path in HERE.glob("pv_*.c"))
 CONSTANT = re.compile(r"#define\s+([A-Z]\w+)\s+\(?(-?(?:0x[0-9a-fA-F]+|\d+))[uUlL]*\)?\s*(?:/\*.*)?$")
 
@@ -38,7 +39,7 @@ ffibuilder.set_source(
     "paravirt.ring._core",
     "".join(f'#include "{name}"\n' for name in HEADERS),
     sources=[str(ROOT / name) for name in SOURCES],
-    depends=[str(ROOT / name) for name in [*HEADERS, "pv_atomic.h", *SOURCES]],
+    depends=[str(ROOT / name) for name in [*HEADERS, *PRIVATE, *SOURCES]],
     include_dirs=[str(ROOT)],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-strict-aliasing"],
     libraries=["rt"],

@@ -11,13 +11,17 @@ After each request every other packet must have been told of: a story that leave
 """
 
 import re
+from typing import Any
 
+from paravirt.xenstore.core import CoreHub
 from paravirt.xenstore.hub import Hub
 from paravirt.xenstore.limits import Limits
 from paravirt.xenstore.session import Connection
 from paravirt.xenstore.wire import Errno, Op, PacketParser, encode
 
 REQUEST_ID = 42
+engine = "python"
+"""What new worlds run on: "python" or "c"."""
 
 
 class FakeDomains:
@@ -45,7 +49,7 @@ class World:
 
     def __init__(self, *, limits: Limits | None = None, existing: set[int] = frozenset(range(10))) -> None:  # type: ignore[assignment]
         self.control = FakeDomains(set(existing))
-        self.hub = Hub(limits=limits, control=self.control)
+        self.hub: Any = {"python": Hub, "c": CoreHub}[engine](limits=limits, control=self.control)
         self.clients: dict[str, Connection] = {}
         self._parsers: dict[str, PacketParser] = {}
         self._inboxes: dict[str, list[str]] = {}
@@ -80,6 +84,10 @@ class World:
 
     def let_go_on(self) -> None:
         """What whoever moves bytes does: requests that waited are handled as soon as they may."""
+        if engine == "c":
+            while (connection := self.hub.next_dirty()) is not None:
+                connection.resume()
+            return
         while self.hub.dirty:
             self.hub.dirty.pop().resume()
 

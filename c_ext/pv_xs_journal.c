@@ -1,0 +1,637 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The journal: a file that the tree, the domains and the quotas can be made from again.
+ *
+ *   header   8 bytes "PVXSJRNL", u32 version, u32 0
+ *   frame    u32 n, u32 CRC-32C of n and the records, n bytes of records; one frame is one change, whole or not at all
+ *   record   u8 kind, then
+ *     NODE        u16 n_path, u16 n_perms, u32 n_value, path, n_perms x (u16 domid, u16 access), value
+ *     REMOVED     u16 n_path, path: with all below it
+ *     SPECIAL     u8 which, u16 n_perms, permissions
+ *     DOMAIN      u32 domid, u8 known, introduced, shut_down, has_target, u32 features, target, gfn, port, 10 x u32 quota
+ *     QUOTA       u32 quota, u32 value: that new domains get
+ *     GENERATION  u64
+ *
+ * All numbers are little-endian. A file starts with everything there is (a snapshot), parents before their children and
+ * children in their order, and goes on with changes. Only its last frame can be torn.
+ *
+ * A new snapshot is written a few nodes at a time, while the tree changes: a change of a node that the new file has
+ * already goes to it too; one of a node that it has not is found when its turn comes.
+ */
+#include <errno.h>
+#include <unistd.h>
+
+#include "xs_private.h"
+
+#define VERSION 1
+#define FILE_HEADER_BYTES 16
+#define FRAME_HEADER_BYTES 8
+#define NODES_PER_FRAME 64
+#define FRAME_MAX (1u << 30)
+#define LONG_BYTES (8 << 20)   /* a shorter journal is not worth a snapshot */
+
+enum { NODE = 1, REMOVED, SPECIAL, DOMAIN, QUOTA, GENERATION };
+
+static const char magic[8] = { 'P', 'V', 'X', 'S', 'J', 'R', 'N', 'L' };
+
+/* -- CRC-32C, eight bytes at a time */
+
+static uint32_t crc_table[8][256];
+
+static void crc_init(void)
+{
+	if (crc_table[0][1])
+		return;
+	for (uint32_t i = 0; i < 256; i++) {
+		uint32_t crc = i;
+
+		for (int bit = 0; bit < 8; bit++)
+			crc = crc >> 1 ^ (crc & 1 ? 0x82F63B78u : 0);
+		crc_table[0][i] = crc;
+	}
+	for (int slice = 1; slice < 8; slice++) {
+		for (uint32_t i = 0; i < 256; i++)
+			crc_table[slice][i] = crc_table[0][crc_table[slice - 1][i] & 255] ^ crc_table[slice - 1][i] >> 8;
+	}
+}
+
+static uint32_t crc_of(uint32_t crc, const uint8_t *data, uint64_t n)
+{
+	crc = ~crc;
+	for (; n >= 8; n -= 8, data += 8) {
+		uint32_t low, high;
+
+		memcpy(&low, data, 4);
+		memcpy(&high, data + 4, 4);
+		low ^= crc;
+		crc = crc_table[7][low & 255] ^ crc_table[6][low >> 8 & 255] ^ crc_table[5][low >> 16 & 255] ^
+		      crc_table[4][low >> 24] ^ crc_table[3][high & 255] ^ crc_table[2][high >> 8 & 255] ^
+		      crc_table[1][high >> 16 & 255] ^ crc_table[0][high >> 24];
+	}
+	while (n--)
+		crc = crc >> 8 ^ crc_table[0][(crc ^ *data++) & 255];
+	return ~crc;
+}
+
+static uint32_t frame_crc(uint32_t n, const uint8_t *records)
+{
+	return crc_of(crc_of(0, (const uint8_t *)&n, sizeof n), records, n);
+}
+
+/* -- writing records */
+
+/* Room for a record in the open frame, which is opened if there is none. */
+static uint8_t *record(struct xs_log *log, uint64_t n)
+{
+	if (!log->open) {
+		log->open = 1;
+		log->frame = log->pending.n;
+		xs_bytes_add(&log->pending, FRAME_HEADER_BYTES);
+	}
+	return xs_bytes_add(&log->pending, n);
+}
+
+static void close_frame(struct xs_log *log)
+{
+	uint8_t *frame = log->pending.data + log->frame;
+	uint32_t header[2];
+
+	if (!log->open)
+		return;
+	log->open = 0;
+	header[0] = (uint32_t)(log->pending.n - log->frame - FRAME_HEADER_BYTES);
+	header[1] = frame_crc(header[0], frame + FRAME_HEADER_BYTES);
+	memcpy(frame, header, sizeof header);
+	log->bytes += sizeof header + header[0];
+}
+
+static uint8_t *put(uint8_t *at, const void *data, uint64_t n)
+{
+	if (n)
+		memcpy(at, data, n);
+	return at + n;
+}
+
+static void record_node(struct xs_log *log, const char *path, uint32_t n, const struct xs_content *content)
+{
+	uint16_t lengths[2] = { (uint16_t)n, (uint16_t)content->perms->n };
+	uint64_t perms_bytes = content->perms->n * sizeof *content->perms->entries;
+	uint8_t *at = record(log, 9 + n + perms_bytes + content->n_value);
+
+	*at++ = NODE;
+	at = put(at, lengths, sizeof lengths);
+	at = put(at, &content->n_value, 4);
+	at = put(at, path, n);
+	at = put(at, content->perms->entries, perms_bytes);
+	put(at, content->value, content->n_value);
+}
+
+static void record_special(struct xs_log *log, const struct pv_xs *hub, int name)
+{
+	const struct xs_perms *perms = hub->special[name];
+	uint16_t n = (uint16_t)perms->n;
+	uint8_t *at = record(log, 4 + n * sizeof *perms->entries);
+
+	*at++ = SPECIAL;
+	*at++ = (uint8_t)name;
+	at = put(at, &n, 2);
+	put(at, perms->entries, n * sizeof *perms->entries);
+}
+
+static void record_domain(struct xs_log *log, const struct pv_xs_domain *domain)
+{
+	uint8_t flags[4] = { (uint8_t)domain->known, (uint8_t)domain->introduced, (uint8_t)domain->shut_down,
+			     (uint8_t)domain->has_target };
+	uint32_t words[4] = { domain->features, domain->target, domain->gfn, domain->port };
+	uint8_t *at = record(log, 25 + sizeof domain->quotas);
+
+	*at++ = DOMAIN;
+	at = put(at, &domain->domid, 4);
+	at = put(at, flags, sizeof flags);
+	at = put(at, words, sizeof words);
+	put(at, domain->quotas, sizeof domain->quotas);
+}
+
+static void record_quota(struct xs_log *log, uint32_t quota, uint32_t value)
+{
+	uint32_t words[2] = { quota, value };
+	uint8_t *at = record(log, 9);
+
+	*at++ = QUOTA;
+	put(at, words, sizeof words);
+}
+
+static void record_generation(struct xs_log *log, uint64_t generation)
+{
+	uint8_t *at = record(log, 9);
+
+	*at++ = GENERATION;
+	put(at, &generation, 8);
+}
+
+/* -- changes go to the journal, and to the new file as far as it has what they change */
+
+static int in_snapshot(const struct pv_xs *hub, const struct xs_node *node)
+{
+	const struct xs_journal *journal = &hub->journal;
+
+	return journal->snapshot.fd >= 0 && (journal->done || node->epoch == journal->epoch);
+}
+
+void xs_log_node(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_node *node)
+{
+	if (hub->journal.log.fd >= 0)
+		record_node(&hub->journal.log, path, n, node->content);
+	if (in_snapshot(hub, node))
+		record_node(&hub->journal.snapshot, path, n, node->content);
+}
+
+static void record_removed(struct xs_log *log, const char *path, uint32_t n)
+{
+	uint16_t length = (uint16_t)n;
+	uint8_t *at = record(log, 3 + n);
+
+	*at++ = REMOVED;
+	at = put(at, &length, 2);
+	put(at, path, n);
+}
+
+/* What the new file does not have yet has nothing below it there either: children are younger. */
+void xs_log_removed(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_node *node)
+{
+	if (hub->journal.log.fd >= 0)
+		record_removed(&hub->journal.log, path, n);
+	if (in_snapshot(hub, node))
+		record_removed(&hub->journal.snapshot, path, n);
+}
+
+void xs_log_special(struct pv_xs *hub, int name)
+{
+	if (hub->journal.log.fd >= 0)
+		record_special(&hub->journal.log, hub, name);
+	if (hub->journal.snapshot.fd >= 0)
+		record_special(&hub->journal.snapshot, hub, name);
+}
+
+void xs_log_domain(struct pv_xs *hub, const struct xs_domain *domain)
+{
+	if (hub->journal.log.fd >= 0)
+		record_domain(&hub->journal.log, &domain->public);
+	if (hub->journal.snapshot.fd >= 0)
+		record_domain(&hub->journal.snapshot, &domain->public);
+}
+
+void xs_log_quota(struct pv_xs *hub, uint32_t quota, uint32_t value)
+{
+	if (hub->journal.log.fd >= 0)
+		record_quota(&hub->journal.log, quota, value);
+	if (hub->journal.snapshot.fd >= 0)
+		record_quota(&hub->journal.snapshot, quota, value);
+}
+
+void xs_log_commit(struct pv_xs *hub)
+{
+	hub->journal.frames += hub->journal.log.open;
+	close_frame(&hub->journal.log);
+	close_frame(&hub->journal.snapshot);
+}
+
+void xs_snapshot_skip(struct pv_xs *hub, const struct xs_node *node)
+{
+	if (hub->journal.next == node)
+		hub->journal.next = node->newer;
+}
+
+/* -- files */
+
+static int write_out(struct xs_log *log, int sync)
+{
+	uint64_t done = 0;
+	int error = 0;
+
+	if (!log->pending.n)
+		return 0;
+	while (done < log->pending.n) {
+		ssize_t n = write(log->fd, log->pending.data + done, log->pending.n - done);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0) {
+			error = n ? -errno : -EIO;
+			break;
+		}
+		done += (uint64_t)n;
+	}
+	log->pending.n -= done;
+	memmove(log->pending.data, log->pending.data + done, log->pending.n);
+	if (!error && sync && fdatasync(log->fd))
+		error = -errno;
+	return error;
+}
+
+int pv_xs_journal_flush(struct pv_xs *hub)
+{
+	struct xs_journal *journal = &hub->journal;
+	int error = 0;
+
+	if (journal->log.fd >= 0)
+		error = write_out(&journal->log, journal->sync);
+	journal->error = error;
+	if (!error && journal->snapshot.fd >= 0 && journal->done)
+		error = write_out(&journal->snapshot, journal->sync);
+	return error;
+}
+
+void pv_xs_journal_to(struct pv_xs *hub, int fd, uint64_t n_bytes, int sync)
+{
+	struct xs_journal *journal = &hub->journal;
+
+	journal->log.fd = fd;
+	journal->log.bytes = journal->base_bytes = n_bytes;
+	journal->log.pending.n = 0;
+	journal->log.open = 0;
+	journal->sync = sync;
+	hub->loop.full_told = 0;
+}
+
+static void start_file(struct xs_log *log)
+{
+	uint32_t words[2] = { VERSION, 0 };
+	uint8_t *at = xs_bytes_add(&log->pending, FILE_HEADER_BYTES);
+
+	put(put(at, magic, sizeof magic), words, sizeof words);
+	log->bytes = FILE_HEADER_BYTES;
+}
+
+void pv_xs_snapshot_start(struct pv_xs *hub, int fd)
+{
+	struct xs_journal *journal = &hub->journal;
+	struct xs_log *log = &journal->snapshot;
+
+	crc_init();
+	log->fd = fd;
+	log->pending.n = 0;
+	journal->epoch = journal->epoch == 255 ? 1 : journal->epoch + 1;
+	journal->done = 0;
+	journal->next = hub->root;
+	hub->loop.done_told = 0;
+	start_file(log);
+	record_generation(log, hub->generation);
+	for (int name = 0; name < 2; name++)
+		record_special(log, hub, name);
+	for (uint32_t quota = 0; quota < PV_XS_N_QUOTAS; quota++)
+		record_quota(log, quota, hub->limits.quotas[quota]);
+	for (struct xs_domain *domain = NULL; (domain = xs_domain_next(hub, domain));) {
+		if (domain->public.known)
+			record_domain(log, &domain->public);
+	}
+	close_frame(log);
+}
+
+int pv_xs_snapshot_step(struct pv_xs *hub, uint32_t n_nodes)
+{
+	struct xs_journal *journal = &hub->journal;
+	char path[XS_PATH_MAX + 1];
+	int error;
+
+	for (; journal->next && n_nodes; n_nodes--) {
+		struct xs_node *node = journal->next;
+
+		record_node(&journal->snapshot, path, xs_path_of(node, path), node->content);
+		node->epoch = journal->epoch;
+		journal->next = node->newer;
+		if (n_nodes % NODES_PER_FRAME == 0)
+			close_frame(&journal->snapshot);
+	}
+	close_frame(&journal->snapshot);
+	if (!journal->next)
+		journal->done = 1;
+	error = write_out(&journal->snapshot, journal->done && journal->sync);
+	return error ? error : journal->done;
+}
+
+void pv_xs_snapshot_adopt(struct pv_xs *hub)
+{
+	struct xs_journal *journal = &hub->journal;
+	struct xs_log former = journal->log;
+
+	journal->log = journal->snapshot;
+	journal->base_bytes = journal->log.bytes;
+	journal->snapshot = (struct xs_log){ .fd = -1 };
+	journal->done = 0;
+	hub->loop.full_told = 0;
+	free(former.pending.data);
+}
+
+void pv_xs_snapshot_abort(struct pv_xs *hub)
+{
+	free(hub->journal.snapshot.pending.data);
+	hub->journal.snapshot = (struct xs_log){ .fd = -1 };
+	hub->journal.next = NULL;
+	hub->journal.done = 0;
+}
+
+int xs_journal_is_long(const struct pv_xs *hub)
+{
+	const struct xs_journal *journal = &hub->journal;
+
+	return journal->log.fd >= 0 && journal->snapshot.fd < 0 &&
+	       journal->log.bytes > LONG_BYTES + 2 * journal->base_bytes;
+}
+
+/* -- reading. The file is ours, but it may be damaged: everything is checked. */
+
+struct reader {
+	const uint8_t *at;
+	uint64_t left;
+	int bad;
+};
+
+static const uint8_t *take(struct reader *reader, uint64_t n)
+{
+	const uint8_t *at = reader->at;
+
+	if (n > reader->left) {
+		reader->bad = 1;
+		return NULL;
+	}
+	reader->at += n;
+	reader->left -= n;
+	return at;
+}
+
+static uint64_t take_number(struct reader *reader, uint32_t n)
+{
+	uint64_t number = 0;
+	const uint8_t *at = take(reader, n);
+
+	if (at)
+		memcpy(&number, at, n);
+	return number;
+}
+
+static struct xs_perms *take_perms(struct pv_xs *hub, const uint8_t *at, uint32_t n)
+{
+	struct xs_perm *entries = xs_alloc(n * sizeof *entries);
+	struct xs_perms *perms;
+
+	memcpy(entries, at, n * sizeof *entries);
+	perms = xs_perms_intern(hub, entries, n);
+	free(entries);
+	return perms;
+}
+
+static int take_path(struct pv_xs *hub, const uint8_t *path, uint32_t n)
+{
+	if (!path || !n || n > XS_PATH_MAX || path[0] != '/' ||
+	    xs_canonical(hub, xs_domain(hub, 0), (const char *)path, n) != n)
+		return -EPROTO;
+	xs_walk(hub, &hub->walk);
+	return 0;
+}
+
+static void set_node(struct pv_xs *hub, struct xs_node *node, struct xs_perms *perms, const uint8_t *value, uint32_t n)
+{
+	struct xs_content **slot;
+
+	xs_charge_nodes(hub, xs_owner(node->content->perms), -1);
+	xs_charge_nodes(hub, xs_owner(perms), 1);
+	xs_account_node(hub, node, -1);
+	slot = xs_node_edit(hub, node);
+	xs_content_set_value(slot, value, n);
+	xs_content_set_perms(hub, *slot, perms);
+	xs_account_node(hub, node, 1);
+}
+
+static void add_node(struct pv_xs *hub, struct xs_perms *perms, const uint8_t *value, uint32_t n)
+{
+	struct xs_walk *walk = &hub->walk;
+	uint32_t level = walk->n_levels, start = level > 1 ? walk->end[level - 1] + 1u : 1u;
+	struct xs_node *parent = xs_walk_node(walk, level - 1);
+	struct xs_content *content = xs_content_new(perms, value, n);
+	const char *name = walk->path + start;
+
+	xs_account_node(hub, parent, -1);
+	xs_content_add_name(*xs_node_edit(hub, parent), name, walk->end[level] - start);
+	xs_account_node(hub, parent, 1);
+	content->generation = ++hub->generation;
+	xs_node_add(hub, parent, name, walk->end[level] - start, walk->hash[level], content);
+	xs_charge_nodes(hub, xs_owner(perms), 1);
+}
+
+static int apply_node(struct pv_xs *hub, struct reader *reader)
+{
+	uint32_t n_path = (uint32_t)take_number(reader, 2), n_perms = (uint32_t)take_number(reader, 2);
+	uint32_t n_value = (uint32_t)take_number(reader, 4);
+	const uint8_t *path = take(reader, n_path);
+	const uint8_t *entries = take(reader, n_perms * sizeof(struct xs_perm));
+	const uint8_t *value = take(reader, n_value);
+	struct xs_perms *perms;
+	struct xs_node *node;
+
+	if (reader->bad || !n_perms || take_path(hub, path, n_path))
+		return -EPROTO;
+	if (hub->walk.found + 1 < hub->walk.n_levels)
+		return -EPROTO;
+	perms = take_perms(hub, entries, n_perms);
+	node = xs_walk_node(&hub->walk, hub->walk.n_levels);
+	if (node)
+		set_node(hub, node, perms, value, n_value);
+	else
+		add_node(hub, perms, value, n_value);
+	xs_perms_drop(hub, perms);
+	return 0;
+}
+
+static void remove_subtree(struct pv_xs *hub, struct xs_node *top)
+{
+	struct xs_node *parent = top->parent, **nodes;
+	uint32_t n;
+
+	xs_account_node(hub, parent, -1);
+	xs_content_remove_name(*xs_node_edit(hub, parent), top->name, top->n_name);
+	xs_account_node(hub, parent, 1);
+	nodes = xs_subtree(hub, top, &n);
+	for (uint32_t i = 0; i < n; i++) {
+		xs_charge_nodes(hub, xs_owner(nodes[i]->content->perms), -1);
+		xs_node_unlink(hub, nodes[i]);
+		xs_node_free(hub, nodes[i]);
+	}
+	free(nodes);
+}
+
+static int apply_removed(struct pv_xs *hub, struct reader *reader)
+{
+	uint32_t n_path = (uint32_t)take_number(reader, 2);
+	const uint8_t *path = take(reader, n_path);
+	struct xs_node *node;
+
+	if (reader->bad || take_path(hub, path, n_path) || !hub->walk.n_levels)
+		return -EPROTO;
+	node = xs_walk_node(&hub->walk, hub->walk.n_levels);
+	if (node)
+		remove_subtree(hub, node);
+	return 0;
+}
+
+static int apply_special(struct pv_xs *hub, struct reader *reader)
+{
+	uint32_t name = (uint32_t)take_number(reader, 1), n = (uint32_t)take_number(reader, 2);
+	const uint8_t *entries = take(reader, n * sizeof(struct xs_perm));
+
+	if (reader->bad || name > 1 || !n)
+		return -EPROTO;
+	xs_perms_drop(hub, hub->special[name]);
+	hub->special[name] = take_perms(hub, entries, n);
+	return 0;
+}
+
+static int apply_domain(struct pv_xs *hub, struct reader *reader)
+{
+	struct pv_xs_domain *domain;
+	uint32_t domid = (uint32_t)take_number(reader, 4);
+	const uint8_t *flags = take(reader, 4), *words = take(reader, 16);
+	const uint8_t *quotas = take(reader, sizeof domain->quotas);
+	uint32_t values[4];
+
+	if (reader->bad || domid > XS_DOMID_MAX)
+		return -EPROTO;
+	memcpy(values, words, sizeof values);
+	domain = &xs_domain(hub, domid)->public;
+	domain->known = flags[0];
+	domain->introduced = flags[1];
+	domain->shut_down = flags[2];
+	domain->has_target = flags[3];
+	domain->features = values[0];
+	domain->target = values[1];
+	domain->gfn = values[2];
+	domain->port = values[3];
+	memcpy(domain->quotas, quotas, sizeof domain->quotas);
+	return 0;
+}
+
+static int apply_quota(struct pv_xs *hub, struct reader *reader)
+{
+	uint32_t quota = (uint32_t)take_number(reader, 4), value = (uint32_t)take_number(reader, 4);
+
+	if (reader->bad || quota >= PV_XS_N_QUOTAS)
+		return -EPROTO;
+	hub->limits.quotas[quota] = value;
+	return 0;
+}
+
+static int apply_frame(struct pv_xs *hub, const uint8_t *records, uint32_t n)
+{
+	struct reader reader = { .at = records, .left = n };
+	int error = 0;
+
+	while (reader.left && !error) {
+		switch (take_number(&reader, 1)) {
+		case NODE: error = apply_node(hub, &reader); break;
+		case REMOVED: error = apply_removed(hub, &reader); break;
+		case SPECIAL: error = apply_special(hub, &reader); break;
+		case DOMAIN: error = apply_domain(hub, &reader); break;
+		case QUOTA: error = apply_quota(hub, &reader); break;
+		case GENERATION:
+			hub->generation = take_number(&reader, 8);
+			error = reader.bad ? -EPROTO : 0;
+			break;
+		default: error = -EPROTO;
+		}
+	}
+	return error;
+}
+
+/* Whether what follows a bad frame can be the end of a write that was cut off. */
+static int is_torn(const uint8_t *data, uint64_t at, uint64_t end)
+{
+	uint32_t n;
+
+	if (end - at < FRAME_HEADER_BYTES)
+		return 1;
+	memcpy(&n, data + at, 4);
+	if (n && n <= FRAME_MAX)
+		return at + FRAME_HEADER_BYTES + n >= end;
+	for (; at < end; at++) {
+		if (data[at])
+			return 0;
+	}
+	return 1;
+}
+
+int pv_xs_journal_load(struct pv_xs *hub, const uint8_t *data, uint64_t n, uint64_t *n_good)
+{
+	uint64_t at = FILE_HEADER_BYTES;
+	uint32_t words[2], version;
+
+	crc_init();
+	*n_good = 0;
+	if (n < FILE_HEADER_BYTES || memcmp(data, magic, sizeof magic))
+		return -EPROTO;
+	memcpy(&version, data + sizeof magic, 4);
+	if (version != VERSION)
+		return -ENOTSUP;
+	while (hub->root->content->n_names) {
+		const char *name = hub->root->content->names;
+		struct xs_walk *walk = &hub->walk;
+
+		hub->path[0] = '/';
+		strcpy(hub->path + 1, name);
+		xs_measure(hub, walk, hub->path, (uint32_t)strlen(hub->path));
+		xs_walk(hub, walk);
+		remove_subtree(hub, walk->node);
+	}
+	for (; at < n; at += FRAME_HEADER_BYTES + words[0]) {
+		*n_good = at;
+		if (n - at < FRAME_HEADER_BYTES)
+			return is_torn(data, at, n) ? 0 : -EPROTO;
+		memcpy(words, data + at, sizeof words);
+		if (!words[0] || words[0] > FRAME_MAX || n - at - FRAME_HEADER_BYTES < words[0] ||
+		    frame_crc(words[0], data + at + FRAME_HEADER_BYTES) != words[1])
+			return is_torn(data, at, n) ? 0 : -EPROTO;
+		if (apply_frame(hub, data + at + FRAME_HEADER_BYTES, words[0]))
+			return -EPROTO;
+	}
+	*n_good = at;
+	return 0;
+}

@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: MIT
+"""The C engine (c_ext/pv_xs.h) as a `Hub`: the same methods, the same rules, two orders of magnitude faster.
+
+It is what the daemon runs. `hub.Hub` is the second implementation; tests tell both the same stories.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from paravirt.errors import Closed, ResourceLimit
+from paravirt.ring._core import ffi, lib
+from paravirt.xenstore import control as control_requests
+from paravirt.xenstore import domain_requests
+from paravirt.xenstore.admin import Administer, AdminState, ControlActions, NoActions, Statistics
+from paravirt.xenstore.domains import DOM0, DOMID_FIRST_RESERVED, DomainControl, NoControl
+from paravirt.xenstore.limits import QUOTAS, Limits
+from paravirt.xenstore.trace import WANTED_MS
+from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Errno, Op, Reply
+
+CData = Any
+
+_QUOTA_NUMBER: Final = {name: number for number, name in enumerate(QUOTAS)}
+_ADMINISTER: Final[dict[int, Administer]] = {
+    int(Op.CONTROL): control_requests.control,
+    **{int(op): run for op, run in domain_requests.PRIVILEGED.items()},
+}
+_INTRODUCE, _RELEASE = 0, 1  # the special nodes, as numbered in pv_xs.h
+_EVENTS_MAX: Final = 1024
+_OUTPUT_BYTES: Final = 256 << 10
+
+
+class CoreDomain:
+    """A domain as the engine has it now: an `admin.AdminDomain`, read anew each time."""
+
+    def __init__(self, hub: CoreHub, domid: int) -> None:
+        self._hub = hub
+        self.domid = domid
+
+    def _get(self) -> CData:
+        return self._hub.domain_of(self.domid)
+
+    @property
+    def privileged(self) -> bool:
+        return self.domid == DOM0
+
+    @property
+    def introduced(self) -> bool:
+        return bool(self._get().introduced)
+
+    @property
+    def shut_down(self) -> bool:
+        return bool(self._get().shut_down)
+
+    @property
+    def target(self) -> int | None:
+        domain = self._get()
+        return domain.target if domain.has_target else None
+
+    @property
+    def features(self) -> int:
+        return int(self._get().features)
+
+    @property
+    def quotas(self) -> Mapping[str, int]:
+        return dict(zip(QUOTAS, self._get().quotas, strict=True))
+
+    @property
+    def maxima(self) -> Mapping[str, int]:
+        return dict(zip(QUOTAS, self._get().maxima, strict=True))
+
+    @property
+    def n_nodes(self) -> int:
+        return int(self._get().n_nodes)
+
+    @property
+    def n_watches(self) -> int:
+        return int(self._get().n_watches)
+
+    @property
+    def n_transactions(self) -> int:
+        return int(self._get().n_transactions)
+
+    @property
+    def n_outstanding(self) -> int:
+        return int(self._get().n_outstanding)
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self._get().memory_bytes)
+
+    @property
+    def ring_location(self) -> tuple[int, int]:
+        """(frame, port) it was introduced with; (0, 0): it speaks over sockets alone."""
+        domain = self._get()
+        return domain.gfn, domain.port
+
+    def __repr__(self) -> str:
+        return f"<CoreDomain {self.domid}{' introduced' if self.introduced else ''}>"
+
+
+class _Domains(Mapping[int, CoreDomain]):
+    """The known domains of an engine."""
+
+    def __init__(self, hub: CoreHub) -> None:
+        self._hub = hub
+
+    def __getitem__(self, domid: int) -> CoreDomain:
+        if not self._hub.domain_of(domid).known:
+            raise KeyError(domid)
+        return CoreDomain(self._hub, domid)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._hub.domids())
+
+    def __len__(self) -> int:
+        return len(self._hub.domids())
+
+
+class CoreConnection:
+    """A connection whose bytes the caller moves: `session.Connection`'s methods."""
+
+    def __init__(self, hub: CoreHub, core: CData) -> None:
+        self.hub = hub
+        self._core: CData | None = core
+        self.domain = CoreDomain(hub, lib.pv_xs_domid(core))
+        self.number: int = lib.pv_xs_number(core)
+
+    @property
+    def core(self) -> CData:
+        """The C connection. `Closed` when it is no more."""
+        if self._core is None:
+            raise Closed("this connection to the store is closed")
+        return self._core
+
+    @property
+    def closed(self) -> bool:
+        return self._core is None or bool(lib.pv_xs_closed(self._core))
+
+    @property
+    def broken(self) -> str | None:
+        if self._core is None:
+            return None
+        reason = lib.pv_xs_broken(self._core)
+        return ffi.string(reason).decode() if reason else None
+
+    @property
+    def wants_input(self) -> bool:
+        return self._core is not None and bool(lib.pv_xs_wants_input(self._core))
+
+    @property
+    def n_output_bytes(self) -> int:
+        return int(lib.pv_xs_n_output(self._core)) if self._core is not None else 0
+
+    @property
+    def n_dropped_events(self) -> int:
+        return int(lib.pv_xs_n_dropped_events(self._core)) if self._core is not None else 0
+
+    def feed(self, data: bytes) -> None:
+        if lib.pv_xs_feed(self.core, data, len(data)):
+            self.hub.answer_parked()
+
+    def resume(self) -> None:
+        """Go on with requests that waited, as far as they may be handled now."""
+        self.feed(b"")
+
+    def output(self) -> bytes:
+        buffer = ffi.new("uint8_t[]", _OUTPUT_BYTES)
+        return bytes(ffi.buffer(buffer, lib.pv_xs_output(self.core, buffer, _OUTPUT_BYTES)))
+
+    def sent(self, n_bytes: int) -> None:
+        lib.pv_xs_sent(self.core, n_bytes)
+
+    def reset(self) -> None:
+        lib.pv_xs_reset(self.core)
+
+    @property
+    def freed(self) -> bool:
+        return self._core is None
+
+    def free(self) -> None:
+        """It is disconnected, if it was not."""
+        core, self._core = self._core, None
+        if core is not None:
+            lib.pv_xs_conn_free(core)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self.broken or f"{self.n_output_bytes} bytes to send"
+        return f"<CoreConnection {self.number} of domain {self.domain.domid}: {state}>"
+
+
+class Event(NamedTuple):
+    """Something for whoever runs the loop: `kind` is one of lib.PV_XS_EVENT_*."""
+
+    kind: int
+    fd: int
+    mask: int
+    domid: int
+    reason: str | None
+
+
+class CoreHub:
+    """The engine. One thread at a time; only `wake` may come from any. A context manager.
+
+    Connections of `connect` are moved by the caller; those of `serve_socket` and `serve_ring` by `poll`.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        control: DomainControl | None = None,
+        actions: ControlActions | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        self.control: DomainControl = control or NoControl()
+        self.actions: ControlActions = actions or NoActions()
+        self.admin_state = AdminState()
+        self.domains = _Domains(self)
+        self._core: CData | None = lib.pv_xs_new(secrets.randbits(64))
+        self._events = ffi.new("struct pv_xs_event[]", _EVENTS_MAX)
+        self._connections: dict[CData, CoreConnection] = {}
+        self._rings: dict[int, tuple[CoreConnection, CData]] = {}
+        self._now_ms = 0
+        self.set_limits(self.limits)
+
+    @property
+    def core(self) -> CData:
+        """The C hub. `Closed` after `close`."""
+        if self._core is None:
+            raise Closed("this store is closed")
+        return self._core
+
+    def set_limits(self, limits: Limits) -> None:
+        """Start with these: quotas of domains that are known already stay."""
+        self.limits = limits
+        core = lib.pv_xs_limits_of(self.core)
+        for number, value in enumerate(limits.quotas().values()):
+            core.quotas[number] = value
+        core.event_timeout_ms = limits.watch_event_timeout_ms
+        core.privileged_output_bytes = limits.privileged_output_bytes
+
+    # -- time
+
+    @property
+    def now_ms(self) -> int:
+        """Whoever moves bytes sets it; `poll` does so itself."""
+        return self._now_ms
+
+    @now_ms.setter
+    def now_ms(self, value: int) -> None:
+        self._now_ms = value
+        lib.pv_xs_set_now(self.core, value)
+
+    def next_timeout_ms(self) -> int | None:
+        wait_ms = lib.pv_xs_next_timeout(self.core)
+        return wait_ms if wait_ms >= 0 else None
+
+    def on_time(self) -> None:
+        lib.pv_xs_on_time(self.core)
+
+    # -- connections
+
+    def connect(self, domid: int = DOM0) -> CoreConnection:
+        """A new connection that speaks for `domid`; the caller has made sure that it may."""
+        connection = CoreConnection(self, lib.pv_xs_connect(self.core, domid))
+        self._connections[connection.core] = connection
+        return connection
+
+    def disconnect(self, connection: CoreConnection) -> None:
+        """The connection is over: what it holds goes. Doing it twice is harmless."""
+        if not connection.freed:
+            self._connections.pop(connection.core, None)
+            connection.free()
+
+    def next_dirty(self) -> CoreConnection | None:
+        """The next connection that whoever moves its bytes must look at: it has output, is broken, or may go on."""
+        core = lib.pv_xs_next_dirty(self.core)
+        return self._connections[core] if core else None
+
+    def serve_socket(self, domid: int, fd: int) -> None:
+        """Serve a client over a connected, nonblocking socket, which the engine owns from now on."""
+        status = lib.pv_xs_serve_socket(lib.pv_xs_connect(self.core, domid), fd)
+        if status:
+            raise ResourceLimit(f"a client cannot be served: error {-status}")
+
+    def serve_ring(self, connection: CoreConnection, page: memoryview, port: CData, how: int) -> None:
+        """Serve a connection over a mapped page and a port, which must outlive `stop_ring`. `how`: PV_XS_RING_*."""
+        self.stop_ring(connection.domain.domid)
+        pointer = ffi.from_buffer("uint8_t[]", page, require_writable=True)
+        self._rings[connection.domain.domid] = connection, pointer
+        lib.pv_xs_serve_ring(connection.core, pointer, port, how)
+
+    def stop_ring(self, domid: int) -> None:
+        """The page and the port of a domain are not used any more. Harmless when there are none."""
+        connection, pointer = self._rings.pop(domid, (None, None))
+        if connection is not None:
+            if not connection.closed:
+                lib.pv_xs_stop_ring(connection.core)
+            ffi.release(pointer)
+
+    def ring_bound(self, domid: int) -> None:
+        """The port of a domain's ring knows its peer again."""
+        connection = lib.pv_xs_ring_of(self.core, domid)
+        if connection:
+            lib.pv_xs_ring_bound(connection)
+
+    # -- requests that need more than the engine
+
+    def answer_parked(self) -> None:
+        """Answer requests that wait for it, and those that come up meanwhile."""
+        domid, request = ffi.new("uint32_t *"), ffi.new("struct pv_xs_request *")
+        while True:
+            if lib.pv_xs_unresolved(self.core, domid):
+                lib.pv_xs_resolve(self.core, self.control.exists(domid[0]))
+            elif lib.pv_xs_parked(self.core, request):
+                self._answer(_ADMINISTER[request.op](self, bytes(ffi.buffer(request.payload, request.n_payload))))
+            else:
+                return
+
+    def _answer(self, reply: Reply) -> None:
+        payload = reply.value if isinstance(reply, Errno) else reply
+        lib.pv_xs_answer(self.core, isinstance(reply, Errno), payload, len(payload))
+
+    # -- domains
+
+    def domain_of(self, domid: int) -> CData:
+        """struct pv_xs_domain; of one that is not known, with its `known` 0."""
+        domain = ffi.new("struct pv_xs_domain *")
+        if not lib.pv_xs_get_domain(self.core, domid & 0xFFFFFFFF, domain):
+            domain.domid = domid & 0xFFFFFFFF
+        return domain
+
+    def domids(self) -> list[int]:
+        """Of the known domains, ascending."""
+        n = lib.pv_xs_domains(self.core, ffi.NULL, 0)
+        domids = ffi.new("uint32_t[]", n)
+        return list(domids[0 : min(n, lib.pv_xs_domains(self.core, domids, n))])
+
+    def _change(self, domid: int, **fields: int) -> None:
+        domain = self.domain_of(domid)
+        for name, value in fields.items():
+            setattr(domain, name, value)
+        lib.pv_xs_set_domain(self.core, domain)
+
+    def known(self, domid: int) -> CoreDomain | None:
+        """The domain, if there is one with this id."""
+        domain = self.domains.get(domid) if domid >= 0 else None
+        if domain is None and 0 <= domid < DOMID_FIRST_RESERVED and self.control.exists(domid):
+            self._change(domid, features=15)
+            domain = CoreDomain(self, domid)
+        return domain
+
+    def introduce(self, domid: int, page: int, port: int) -> Errno | None:
+        """Serve a domain over its ring page. Done again, its event channel is bound anew and its connection reset."""
+        domain = self.known(domid)
+        if domain is None or domid == DOM0:
+            return Errno.EINVAL
+        ring = self._rings.get(domid)
+        connection = ring[0] if ring is not None and not ring[0].closed else self.connect(domid)
+        connection.reset()
+        refusal = self.control.attach_ring(connection, page, port)
+        if refusal is not None:
+            self.stop_ring(domid)
+            self.disconnect(connection)
+            return refusal
+        connection.reset()
+        self._change(domid, gfn=page & 0xFFFFFFFF, port=port)
+        self.served(domain)
+        return None
+
+    def served(self, domain: CoreDomain) -> None:
+        """The domain can use the store from now on: watchers are told, once."""
+        if not domain.introduced:
+            self._change(domain.domid, introduced=1, shut_down=0)
+            lib.pv_xs_fire_special(self.core, _INTRODUCE, domain.domid)
+
+    def release(self, domid: int) -> None:
+        """The domain is over for the store: its watches, connections, nodes and permissions go, watchers are told."""
+        self.forget([domid])
+        lib.pv_xs_fire_special(self.core, _RELEASE, domid)
+
+    def resume(self, domid: int) -> None:
+        """The domain runs again."""
+        self._change(domid, shut_down=0)
+
+    def set_target(self, domid: int, target: int) -> None:
+        """The domain has the rights of another, too."""
+        self._change(domid, has_target=1, target=target)
+
+    def shut_down(self, domid: int) -> None:
+        """The domain has stopped but is still there: watchers are told once, until RESUME."""
+        domain = self.domain_of(domid)
+        if domain.known and domain.introduced and not domain.shut_down:
+            self._change(domid, shut_down=1)
+            lib.pv_xs_fire_special(self.core, _RELEASE, domid)
+
+    def died(self, domids: Iterable[int]) -> None:
+        """These domains are gone."""
+        gone = [domid for domid in domids if domid in self.domains and domid != DOM0]
+        told = [domid for domid in gone if self.domains[domid].introduced]
+        if gone:
+            self.forget(gone)
+        for domid in told:
+            lib.pv_xs_fire_special(self.core, _RELEASE, domid)
+
+    def forget(self, domids: list[int]) -> None:
+        """Take away all that these domains hold, in one pass over the tree."""
+        gone = [connection for connection in self._connections.values() if connection.domain.domid in domids]
+        for domid in domids:
+            self.stop_ring(domid)
+        lib.pv_xs_forget(self.core, domids, len(domids))
+        for connection in gone:
+            self.disconnect(connection)
+            self.control.detach(connection)
+
+    # -- administration
+
+    def set_features(self, domid: int, bits: int) -> None:
+        self._change(domid, features=bits)
+
+    def quota(self, domid: int | None, name: str) -> int:
+        """A domain's quota, or the global one."""
+        return int(lib.pv_xs_quota(self.core, _global(domid), _QUOTA_NUMBER[name]))
+
+    def set_quota(self, domid: int | None, name: str, value: int) -> None:
+        """Set a domain's quota, or the global one, which new domains get; 0 is none."""
+        lib.pv_xs_set_quota(self.core, _global(domid), _QUOTA_NUMBER[name], value)
+
+    def quota_maxima(self, reset: bool) -> Mapping[str, int]:
+        """The highest value seen of each quota's count in any guest; `reset`: forget what was before."""
+        maxima = ffi.new("uint32_t[]", len(QUOTAS))
+        lib.pv_xs_maxima(self.core, maxima, reset)
+        return dict(zip(QUOTAS, maxima, strict=True))
+
+    def check(self) -> list[str]:
+        """What is inconsistent, a line each."""
+        problem = lib.pv_xs_check(self.core)
+        return [ffi.string(problem).decode()] if problem else []
+
+    def counters(self) -> CData:
+        """struct pv_xs_statistics."""
+        counters = ffi.new("struct pv_xs_statistics *")
+        lib.pv_xs_get_statistics(self.core, counters)
+        return counters
+
+    def statistics(self) -> Statistics:
+        """How large the store is now."""
+        counters = self.counters()
+        return Statistics(
+            nodes=counters.nodes,
+            watches=counters.watches,
+            connections=counters.connections,
+            transactions=counters.transactions,
+            memory_bytes=counters.memory_bytes,
+        )
+
+    def trace_lines(self, seq: int) -> tuple[int, list[str]]:
+        """(number of the first line returned, lines) from a number on; requests are traced for a while from now on."""
+        lib.pv_xs_trace_until(self.core, self._steady_ms() + WANTED_MS)
+        first, lost = ffi.new("uint64_t *", seq), ffi.new("uint64_t *")
+        buffer = ffi.new("uint8_t[]", PAYLOAD_MAX_BYTES)
+        n_bytes = lib.pv_xs_trace_read(self.core, first, lost, buffer, PAYLOAD_MAX_BYTES)
+        lines = bytes(ffi.buffer(buffer, n_bytes)).decode("ascii", "replace").splitlines()
+        return first[0] - len(lines), lines
+
+    def _steady_ms(self) -> int:
+        return self._now_ms
+
+    # -- the loop
+
+    def poll(self, timeout_ms: int = -1) -> list[Event]:
+        """Serve without the GIL until there is something for the caller. Parked requests are answered already."""
+        core, events = self.core, self._events
+        n = lib.pv_xs_poll(core, timeout_ms, events, _EVENTS_MAX)
+        self._now_ms = lib.pv_now_ns() // 1_000_000
+        found = []
+        for event in events[0:n]:
+            if event.kind == lib.PV_XS_EVENT_PARKED:
+                self.answer_parked()
+            else:
+                reason = ffi.string(event.reason).decode() if event.reason else None
+                found.append(Event(event.kind, event.fd, event.mask, event.domid, reason))
+        return found
+
+    def wake(self) -> None:
+        """Make `poll` return; from any thread or signal handler."""
+        lib.pv_xs_wake(self.core)
+
+    def close(self) -> None:
+        """End all connections and let go of everything. Harmless when repeated."""
+        core, self._core = self._core, None
+        if core is None:
+            return
+        for domid in list(self._rings):
+            connection, pointer = self._rings.pop(domid)
+            lib.pv_xs_stop_ring(connection.core)
+            ffi.release(pointer)
+        for connection in self._connections.values():
+            connection.free()
+        self._connections.clear()
+        lib.pv_xs_free(core)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_core", None) is not None:
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._core is None:
+            return "<CoreHub closed>"
+        total = self.statistics()
+        return f"<CoreHub: {total.nodes} nodes, {total.connections} connections>"
+
+
+def _global(domid: int | None) -> int:
+    return lib.PV_XS_GLOBAL if domid is None else domid

@@ -61,6 +61,12 @@ class StoreGone(PeerGone):
     """xenstored died or closed the connection; the call may or may not have run."""
 
 
+class OutcomeUnknown(ParavirtError):
+    """The connection to xenstored broke before the reply came: the request has run, or it has not. The client goes on
+    over a new connection; look at what the request was to change before it is sent again.
+    """
+
+
 class IoError(ParavirtError, OSError):
     """The device answered with an error status; `status` is the wire value."""
 
@@ -91,3 +97,68 @@ class XenstoreError(ParavirtError):
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
         self.name = name
+
+
+class NoSuchNode(XenstoreError):
+    """There is no such node, domain, watch or transaction (ENOENT)."""
+
+
+class AccessRefused(XenstoreError):
+    """The permissions of the node or the rights of the domain do not allow it (EACCES, EPERM, EROFS)."""
+
+
+class MalformedRequest(XenstoreError):
+    """The path, the number or the form of the request is not valid (EINVAL, EISDIR, ENOTEMPTY)."""
+
+
+class AlreadyThere(XenstoreError):
+    """The watch or the connection exists already (EEXIST, EISCONN)."""
+
+
+class QuotaReached(XenstoreError):
+    """The domain has as many nodes, watches or transactions, or as large ones, as it may have (ENOSPC)."""
+
+
+class TooLarge(XenstoreError):
+    """The request or its reply does not fit the 4096 bytes of a packet (E2BIG)."""
+
+
+class StoreBusy(XenstoreError):
+    """Not now: a transaction inside a transaction, a domain that is served already (EBUSY)."""
+
+
+class NotSupported(XenstoreError):
+    """This daemon does not know the operation (ENOSYS)."""
+
+
+class TransactionConflict(XenstoreError):
+    """Something the transaction has seen was changed meanwhile (EAGAIN): nothing was done, try again."""
+
+
+class TransactionFailed(XenstoreError):
+    """A call in the transaction has failed in such a way that it cannot be committed (ENOMEM)."""
+
+
+class StoreFailure(XenstoreError):
+    """The daemon failed, or the transaction found nodes at odds that it saw at different times (EIO)."""
+
+
+XENSTORE_ERRORS: dict[str, type[XenstoreError]] = {
+    "ENOENT": NoSuchNode,
+    "EACCES": AccessRefused,
+    "EPERM": AccessRefused,
+    "EROFS": AccessRefused,
+    "EINVAL": MalformedRequest,
+    "EISDIR": MalformedRequest,
+    "ENOTEMPTY": MalformedRequest,
+    "EEXIST": AlreadyThere,
+    "EISCONN": AlreadyThere,
+    "ENOSPC": QuotaReached,
+    "E2BIG": TooLarge,
+    "EBUSY": StoreBusy,
+    "ENOSYS": NotSupported,
+    "EAGAIN": TransactionConflict,
+    "ENOMEM": TransactionFailed,
+    "EIO": StoreFailure,
+}
+"""The class of each errno name that exists on the wire; another name is a plain `XenstoreError`."""

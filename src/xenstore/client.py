@@ -2,22 +2,48 @@
 """The client of xenstored: blocking calls from any thread over one connection.
 
 One thread of the client reads everything that comes and hands replies to the calls that wait, watch events to their
-queues; so any number of threads may have requests under way at once.
+queues; so any number of threads may have requests under way at once. With reconnection it is also the thread that makes
+the next connection (see `protocol_state` for what becomes of what was under way).
 """
 
-import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError, StoreGone, XenstoreError
-from paravirt.xenstore.calls import StoreCalls, TransactionConflict, encode_string, error_of
-from paravirt.xenstore.transport import SocketTransport, Transport
-from paravirt.xenstore.watch_queue import PENDING_MAX, Subscription, Watcher, WatchEvent, WatchQueue
-from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Op, PacketParser, encode
+from paravirt.errors import (
+    AccessRefused,
+    Closed,
+    NoSuchNode,
+    ParavirtError,
+    StoreFailure,
+    StoreGone,
+    TimedOut,
+    XenstoreError,
+)
+from paravirt.xenstore.calls import DomainCalls, StoreCalls, TransactionConflict
+from paravirt.xenstore.pipeline import Pipeline
+from paravirt.xenstore.protocol_state import (
+    RECONNECT_TIMEOUT_S,
+    ClientProtocol,
+    Request,
+    Subscription,
+    delays_s,
+    gone,
+    not_back,
+    not_in_time,
+)
+from paravirt.xenstore.transaction_steps import Requests, TransactionSteps
+from paravirt.xenstore.transport import CallConnector, Connector, SocketConnector, SocketTransport, Transport
+from paravirt.xenstore.watch_queue import PENDING_MAX, Watcher, WatchEvent, WatchQueue
+from paravirt.xenstore.wire import Op
+
+if TYPE_CHECKING:
+    from paravirt.ring.event import EventPort, EventWaiter
+    from paravirt.ring.memory import Mapping
 
 __all__ = ["Transaction", "TransactionConflict", "WatchEvent", "WatchQueue", "XenstoreClient"]
 
@@ -25,87 +51,183 @@ ATTEMPTS: Final = 100
 T = TypeVar("T")
 
 
-class _Call:
-    """A request under way. `done` is locked until its reply has come or cannot come any more."""
+class XenstoreClient(DomainCalls):
+    """A connection to xenstored. A context manager; not usable in a forked child (`Closed`).
 
-    __slots__ = ("done", "op", "payload")
+    With a `connector` the client outlives its connections: when one breaks, others are tried for
+    `reconnect_timeout_s`, and only then calls raise `StoreGone`. Meanwhile calls wait.
+    """
 
-    def __init__(self) -> None:
-        self.done = threading.Lock()
-        self.done.acquire()
-        self.op = -1
-        self.payload = b""
-
-
-class XenstoreClient(StoreCalls):
-    """A connection to xenstored. A context manager; not usable in a forked child (`Closed`)."""
-
-    def __init__(self, transport: Transport) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        connector: Connector | None = None,
+        reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
+    ) -> None:
         """Over a byte stream, which it owns from now on."""
         self._transport = transport
+        self._connector = connector
+        self._reconnect_timeout_s = reconnect_timeout_s
         self._pid = os.getpid()
-        self._send_lock = threading.Lock()  # may be held for long: the reader must never need it
-        self._lock = threading.Lock()  # guards the four below
-        self._calls: dict[int, _Call] = {}
-        self._subscriptions: dict[str, Subscription] = {}
-        self._queues: set[WatchQueue] = set()
-        self._ended: ParavirtError | None = None
-        self._request_ids = itertools.cycle(range(1, 1 << 32))
-        self._tokens = itertools.count(1)
+        self._send_lock = threading.Lock()  # taken first, and may be held for long: reading must never need it
+        self._lock = threading.Lock()  # guards the two below
+        self._protocol = ClientProtocol(reconnects=connector is not None)
+        self._broken: Exception | None = None  # what a sender has met
+        self._closing = threading.Event()
+        self._flusher: threading.Thread | None = None
         self._watcher = Watcher(self._watch, self._unwatch, self._forget_queue)
-        self._reader = threading.Thread(target=self._read_replies, name="xenstore-client", daemon=True)
+        self._reader = threading.Thread(target=self._run, name="xenstore-client", daemon=True)
         self._reader.start()
 
     @classmethod
-    def connect(cls, path: str | os.PathLike[str]) -> Self:
-        """To a daemon's Unix socket. `NotFound` if nobody serves it."""
-        return cls(SocketTransport.connect(path))
+    def connect(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        reconnect: bool = False,
+        reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
+    ) -> Self:
+        """To a daemon's Unix socket. `NotFound` if nobody serves it.
+
+        `reconnect`: outlive the daemon, for a program that has to go on after its restart. Off by default, so that a
+        command says at once that the daemon is gone.
+        """
+        connector = SocketConnector(path) if reconnect else None
+        return cls(SocketTransport.connect(path), connector=connector, reconnect_timeout_s=reconnect_timeout_s)
 
     @classmethod
-    def from_socket(cls, connected: socket.socket) -> Self:
-        """Over a connected socket, which it owns from now on."""
-        return cls(SocketTransport(connected))
+    def from_socket(
+        cls,
+        connected: socket.socket,
+        *,
+        again: Callable[[], socket.socket] | None = None,
+        reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
+    ) -> Self:
+        """Over a connected socket, which it owns from now on. `again` makes another one when it breaks."""
+        connector = CallConnector(again) if again is not None else None
+        return cls(SocketTransport(connected), connector=connector, reconnect_timeout_s=reconnect_timeout_s)
+
+    @classmethod
+    def over_ring(
+        cls,
+        page: "Mapping | memoryview",
+        waiter: "EventWaiter",
+        port: "EventPort",
+        *,
+        reconnect: bool = False,
+        reconnect_timeout_s: float = RECONNECT_TIMEOUT_S,
+    ) -> Self:
+        """Over a guest's xenstore page. It owns none of what it is given, and waits on `waiter` in a thread of its own.
+
+        `reconnect`: when the daemon stops serving the page, have it start anew, by the page's reconnection feature.
+        """
+        from paravirt.xenstore.ring_transport import RingConnector, RingTransport
+
+        connector = RingConnector(page, waiter, port) if reconnect else None
+        transport = RingTransport(page, waiter, port)
+        return cls(transport, connector=connector, reconnect_timeout_s=reconnect_timeout_s)
 
     # -- requests
 
     def request(self, op: Op, payload: bytes, what: str = "") -> bytes:
-        return self.request_in(0, op, payload, what)
+        request = Request(op, payload, what)
+        self.exchange(request)
+        return request.outcome()
 
-    def request_in(self, transaction_id: int, op: Op, payload: bytes, what: str = "") -> bytes:
-        """One request (in a transaction unless 0) and its reply's payload; waits for it."""
-        what = what or op.name
-        if len(payload) > PAYLOAD_MAX_BYTES:
-            raise error_of("E2BIG", what)
-        call = _Call()
+    def exchange(self, request: Request) -> None:
+        """Send one request and wait until it is done."""
+        done = threading.Lock()
+        done.acquire()
+        request.wake = done.release
         with self._lock:
             self._check()
-            request_id = next(self._request_ids)
-            self._calls[request_id] = call
-        packet = encode(op, request_id, transaction_id, payload)
+            self._protocol.submit(request)
+        if not request.done:
+            self._flush()
+            done.acquire()
+
+    def follow(self, requests: Requests[T]) -> T:
+        """Make requests that depend on each other."""
         try:
-            with self._send_lock:
-                self._transport.send(packet)
-        except (OSError, PeerError) as error:
-            self._end(_gone(error))
-            self._transport.shut_down()
-        call.done.acquire()
-        if call.op == op:
-            return call.payload
-        if call.op == Op.ERROR:
-            raise error_of(call.payload.rstrip(b"\0").decode("ascii", "replace"), what)
-        self._check()
-        raise PeerError(f"xenstored answered {op.name} with operation {call.op}")
+            while True:
+                self.exchange(next(requests))
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+    def make(self, op: Op, payload: bytes, what: str) -> Request:
+        """For a pipeline: a request that is not sent yet."""
+        return Request(op, payload, what)
+
+    def send(self, requests: list[Request]) -> None:
+        """For a pipeline: send them together; no reply is waited for."""
+        with self._lock:
+            self._check()
+            for request in requests:
+                self._protocol.submit(request)
+        self._flush()
+
+    def wait(self, request: Request) -> None:
+        """For a pipeline: until a request that was sent is done. One thread at a time."""
+        done = threading.Lock()
+        done.acquire()
+        with self._lock:  # requests are done under the lock only
+            if request.done:
+                return
+            request.wake = done.release
+        done.acquire()
+
+    def pipeline(self) -> Pipeline:
+        """Many requests at once: `with client.pipeline() as p: a = p.read("x"); p.write("y", "1")`, then `a.value`."""
+        return Pipeline(self)
 
     def _check(self) -> None:
         if os.getpid() != self._pid:
             raise Closed("this xenstore client belongs to the parent of this process")
-        if self._ended is not None:
-            raise type(self._ended)(str(self._ended))
+        self._protocol.check()
 
-    def transaction(self) -> "Transaction":
-        """A new transaction: `with client.transaction() as t:` commits at the end, or aborts on an exception."""
-        number = self.request(Op.TRANSACTION_START, b"\0")
-        return Transaction(self, int(number.rstrip(b"\0")))
+    def _flush(self) -> None:
+        """Send what there is to send. The calling thread waits where there is no room."""
+        with self._send_lock:
+            with self._lock:
+                data = self._protocol.output()
+            while data:
+                try:
+                    n_bytes = self._transport.send(data)
+                except (OSError, ParavirtError) as error:
+                    self._broken = self._broken or error
+                    self._transport.shut_down()  # the reader sees that, and does what is to be done
+                    return
+                except BaseException:
+                    self._transport.shut_down()  # nobody knows where in the stream we are
+                    raise
+                with self._lock:
+                    self._protocol.sent(n_bytes)
+                    data = self._protocol.output()
+
+    # -- transactions
+
+    def transaction(self, *, attempts: int = 1) -> "Transaction":
+        """A new transaction: `with client.transaction() as t:` commits at the end, or aborts on an exception.
+
+        A `with` block cannot run twice. With more `attempts`, a conflict at its end makes the requests of the block
+        again in a new transaction, and commits if all of them get the answers that the block has got: then the block
+        would have done just the same. If one gets another answer (or after the last attempt) `TransactionConflict` is
+        raised and nothing was done; `transact` is for what has to look again.
+        """
+        steps = TransactionSteps(attempts)
+        requests = steps.start()
+        request = next(requests)
+        try:
+            self.exchange(request)
+        except BaseException:
+            with self._lock:
+                self._protocol.abandon_start(request)
+            raise
+        for _ in requests:
+            raise AssertionError("a start is one request")
+        return Transaction(self, steps)
 
     def transact(self, function: Callable[["Transaction"], T], *, attempts: int = ATTEMPTS) -> T:
         """Run `function` in a transaction and commit; again, up to `attempts` times, when there was a conflict.
@@ -113,123 +235,175 @@ class XenstoreClient(StoreCalls):
         Returns what the last run returned. `TransactionConflict` when no attempt came through. EIO inside a transaction
         is one too: it found nodes at odds that it first saw at different times.
         """
-        for attempt in itertools.count(1):
+        while True:
+            attempts -= 1
             try:
                 with self.transaction() as transaction:
                     return function(transaction)
-            except XenstoreError as error:
-                conflict = isinstance(error, TransactionConflict) or error.name == "EIO"
-                if not conflict or attempt >= attempts:
+            except (TransactionConflict, StoreFailure):
+                if attempts < 1:
                     raise
-        raise AssertionError("not reached")
-
-    # -- domains
-
-    def get_domain_path(self, domid: int) -> str:
-        """The home of a domain, whether it exists or not."""
-        return self.request(Op.GET_DOMAIN_PATH, b"%d\0" % domid).rstrip(b"\0").decode()
-
-    def introduce(self, domid: int, gfn: int, port: int) -> None:
-        """Serve a domain over its ring page, with the event channel `port` of that domain. Dom0 only."""
-        self.request(Op.INTRODUCE, b"%d\0%d\0%d\0" % (domid, gfn, port), f"domain {domid}")
-
-    def release(self, domid: int) -> None:
-        """The domain is over for the store: what it has there goes. Dom0 only."""
-        self.request(Op.RELEASE, b"%d\0" % domid, f"domain {domid}")
-
-    def resume(self, domid: int) -> None:
-        """The domain runs again after it was shut down. Dom0 only."""
-        self.request(Op.RESUME, b"%d\0" % domid, f"domain {domid}")
-
-    def set_target(self, domid: int, target: int) -> None:
-        """Give a domain the rights of another one. Dom0 only."""
-        self.request(Op.SET_TARGET, b"%d\0%d\0" % (domid, target), f"domain {domid}")
-
-    def is_domain_introduced(self, domid: int) -> bool:
-        """Whether a domain is served. Dom0 only."""
-        return self.request(Op.IS_DOMAIN_INTRODUCED, b"%d\0" % domid, f"domain {domid}") == b"T\0"
 
     # -- watches
 
     def watch_queue(self, *, pending_max: int = PENDING_MAX) -> WatchQueue:
         """A new queue; add watches to it."""
-        queue = WatchQueue(self._watcher, lambda: f"{next(self._tokens):x}", pending_max=pending_max)
+        queue = WatchQueue(self._watcher, self._protocol.new_token, pending_max=pending_max)
         with self._lock:
             self._check()
-            self._queues.add(queue)
+            self._protocol.sinks.add(queue)
         return queue
+
+    def watch(self, path: str, token: str | None = None, *, depth: int | None = None) -> WatchQueue:
+        """Watch one path: `with client.watch(path) as events: for event in events: ...`. The first comes at once.
+
+        `depth`: only so many levels below it (a feature of newer daemons).
+        """
+        queue = self.watch_queue()
+        try:
+            queue.add(path, token, depth=depth)
+        except BaseException:
+            queue.close()
+            raise
+        return queue
+
+    def wait_for(
+        self, path: str, predicate: Callable[[bytes | None], object], timeout_s: float | None = None
+    ) -> bytes | None:
+        """Wait until `predicate` is true of the value of a node, and return that value.
+
+        The value is None while there is no such node, or none that may be read. `TimedOut` (a `TimeoutError` too) after
+        `timeout_s`, naming the path and its last value.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self.watch(path) as events:
+            while True:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                event = events.get(left)
+                value = self._value(path)
+                if predicate(value):
+                    return value
+                if event is None:
+                    raise TimedOut(not_in_time(path, value, timeout_s))
+
+    def _value(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except (NoSuchNode, AccessRefused):
+            return None
 
     def reset_watches(self) -> None:
         """Drop all watches and transactions of this connection."""
         self.request(Op.RESET_WATCHES, b"")
-        with self._lock:
-            self._subscriptions.clear()
-            queues = list(self._queues)
-        for queue in queues:
-            queue.forget_watches()
 
     def _watch(self, subscription: Subscription) -> None:
-        with self._lock:
-            self._subscriptions[subscription.wire_token] = subscription
+        request = subscription.watch()
         try:
-            depth = b"" if subscription.depth is None else b"%d\0" % subscription.depth
-            self.request(Op.WATCH, _watch_arguments(subscription) + depth, subscription.path)
-        except BaseException:
-            with self._lock:
-                self._subscriptions.pop(subscription.wire_token, None)
+            self.exchange(request)
+            request.outcome()
+        except XenstoreError:
             raise
+        except BaseException:
+            self._give_up_watch(subscription)
+            raise
+
+    def _give_up_watch(self, subscription: Subscription) -> None:
+        """Nobody waits any more for a watch that may have been sent: take it away without waiting for that either."""
+        with self._lock:
+            if self._protocol.subscriptions.pop(subscription.wire_token, None) is not None:
+                self._protocol.submit(subscription.unwatch())
+        self._flush()
 
     def _unwatch(self, subscription: Subscription) -> None:
         with self._lock:
-            self._subscriptions.pop(subscription.wire_token, None)
+            self._protocol.subscriptions.pop(subscription.wire_token, None)
+        request = subscription.unwatch()
+        self.exchange(request)
         try:
-            self.request(Op.UNWATCH, _watch_arguments(subscription), subscription.path)
-        except XenstoreError as error:
-            if error.name != "ENOENT":  # dropped meanwhile by reset_watches
-                raise
+            request.outcome()
+        except NoSuchNode:
+            pass  # dropped meanwhile by reset_watches
 
     def _forget_queue(self, queue: WatchQueue) -> None:
         with self._lock:
-            self._queues.discard(queue)
+            self._protocol.sinks.discard(queue)
 
     # -- the reader
 
-    def _read_replies(self) -> None:
-        parser = PacketParser()
+    def _run(self) -> None:
+        error = self._read()
+        while self._connect_again(error):
+            error = self._read()
+
+    def _read(self) -> Exception | None:
+        """Until the connection breaks; why it did, None at its end."""
         try:
-            while parser.broken is None and (data := self._transport.receive()):
-                for op, request_id, _, payload in parser.feed(data):
-                    if op == Op.WATCH_EVENT:
-                        self._deliver(payload)
-                    else:
-                        self._complete(request_id, op, payload)
-            self._end(_gone(parser.broken))
-        except (OSError, PeerError) as error:
-            self._end(_gone(error))
+            while data := self._transport.receive():
+                with self._lock:
+                    self._protocol.receive(data)
+        except (OSError, ParavirtError) as error:
+            return error
+        return None
 
-    def _complete(self, request_id: int, op: int, payload: bytes) -> None:
-        with self._lock:
-            call = self._calls.pop(request_id, None)
-        if call is not None:
-            call.op, call.payload = op, payload
-            call.done.release()
+    def _connect_again(self, error: Exception | None) -> bool:
+        """Whether there is another connection; if not, everything that waited has been told why."""
+        self._transport.shut_down()
+        with self._send_lock, self._lock:  # no sender is under way now: what was sent is known
+            error, self._broken = self._broken or error, None
+            self._protocol.lost(gone(error))
+            if self._protocol.ended is not None:
+                return False
+        self._transport.close()
+        try:
+            transport = self._find_daemon(gone(error))
+        except ParavirtError as end:
+            with self._lock:
+                self._protocol.end(end)
+            return False
+        if not self._adopt(transport):
+            return False
+        self._join_flusher()
+        # Not by this thread: it has to read while there is no room.
+        self._flusher = threading.Thread(target=self._flush, name="xenstore-flush", daemon=True)
+        self._flusher.start()
+        return True
 
-    def _deliver(self, payload: bytes) -> None:
-        words = payload.split(b"\0")
-        subscription = self._subscriptions.get(words[1].decode("ascii", "replace")) if len(words) > 1 else None
-        if subscription is not None:
-            subscription.queue.put(subscription, words[0].decode("ascii", "replace"))
+    def _find_daemon(self, failure: StoreGone) -> Transport:
+        """The next connection. `StoreGone` when there is none in time, `Closed` when the client is closed."""
+        assert self._connector is not None
+        deadline = time.monotonic() + self._reconnect_timeout_s
+        for delay in delays_s():
+            why = ""
+            try:
+                transport = self._connector.connect_nowait()
+            except (OSError, ParavirtError) as error:
+                transport, why = None, f" ({error})"
+            if transport is not None:
+                return transport
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise not_back(failure, self._reconnect_timeout_s, why)
+            if self._closing.wait(min(delay, left)):
+                raise Closed("this xenstore client is closed")
+        raise AssertionError("not reached")
 
-    def _end(self, error: ParavirtError) -> None:
-        with self._lock:
-            if self._ended is None:
-                self._ended = error
-            calls, self._calls = list(self._calls.values()), {}
-            queues, self._queues = list(self._queues), set()
-        for call in calls:
-            call.done.release()
-        for queue in queues:
-            queue.end(self._ended)
+    def _adopt(self, transport: Transport) -> bool:
+        """Go on over a new connection, unless the client was closed meanwhile."""
+        with self._send_lock, self._lock:
+            ended = self._protocol.ended
+            if ended is None:
+                self._transport = transport
+                self._protocol.connected()
+            else:
+                self._protocol.end(ended)
+        if ended is not None:
+            transport.close()
+        return ended is None
+
+    def _join_flusher(self) -> None:
+        if self._flusher is not None:
+            self._flusher.join()
+            self._flusher = None
 
     # -- end
 
@@ -238,18 +412,26 @@ class XenstoreClient(StoreCalls):
         if os.getpid() != self._pid:
             self._transport.close()
             return
+        self._closing.set()
         with self._lock:
-            if self._ended is None:
-                self._ended = Closed("this xenstore client is closed")
-        self._transport.shut_down()
+            if self._protocol.ended is None:
+                self._protocol.ended = Closed("this xenstore client is closed")
+            transport = self._transport
+        transport.shut_down()
         if threading.current_thread() is not self._reader:
             self._reader.join()
+            self._join_flusher()
         self._transport.close()
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed or the daemon is gone."""
-        return self._ended is not None
+        """Whether it was closed or the daemon is gone for good."""
+        return self._protocol.ended is not None
+
+    @property
+    def n_reconnects(self) -> int:
+        """Connections that broke and were, or are being, replaced."""
+        return self._protocol.epoch
 
     def __enter__(self) -> Self:
         return self
@@ -260,35 +442,43 @@ class XenstoreClient(StoreCalls):
         self.close()
 
     def __repr__(self) -> str:
-        state = self._ended or f"{len(self._calls)} calls under way, {len(self._subscriptions)} watches"
-        return f"<XenstoreClient: {state}>"
+        protocol = self._protocol
+        watches = f"{len(protocol.subscriptions)} watches"
+        return f"<XenstoreClient: {protocol.ended or f'{protocol.n_under_way} calls under way, {watches}'}>"
 
 
 class Transaction(StoreCalls):
     """The calls of a client, all done at once at the end or not at all."""
 
-    def __init__(self, client: XenstoreClient, number: int) -> None:
+    def __init__(self, client: XenstoreClient, steps: TransactionSteps) -> None:
+        """Made, and started, by `XenstoreClient.transaction`."""
         self._client = client
-        self._number = number
+        self._steps = steps
 
     def request(self, op: Op, payload: bytes, what: str = "") -> bytes:
-        if not self._number:
-            raise InvalidRequest("this transaction is over")
-        return self._client.request_in(self._number, op, payload, what)
+        return self._client.follow(self._steps.ask(op, payload, what))
+
+    def pipeline(self) -> Pipeline:
+        """Many requests at once inside this transaction; as `XenstoreClient.pipeline`."""
+        return Pipeline(self)
+
+    def make(self, op: Op, payload: bytes, what: str) -> Request:
+        """For a pipeline: a request that is not sent yet."""
+        return self._steps.make(op, payload, what)
+
+    def send(self, requests: list[Request]) -> None:
+        self._client.send(requests)
+
+    def wait(self, request: Request) -> None:
+        self._client.wait(request)
 
     def commit(self) -> None:
         """Make it real. `TransactionConflict`: something it has seen was changed meanwhile, nothing was done."""
-        self._finish(b"T\0")
+        self._client.follow(self._steps.commit())
 
     def abort(self) -> None:
         """Give it up."""
-        self._finish(b"F\0")
-
-    def _finish(self, verdict: bytes) -> None:
-        try:
-            self.request(Op.TRANSACTION_END, verdict, "transaction")
-        finally:
-            self._number = 0
+        self._client.follow(self._steps.abort())
 
     def __enter__(self) -> Self:
         return self
@@ -296,7 +486,7 @@ class Transaction(StoreCalls):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._number:
+        if not self._steps.number:
             return
         if kind is None:
             self.commit()
@@ -307,12 +497,4 @@ class Transaction(StoreCalls):
             pass  # the first error tells more; the daemon forgets the transaction with the connection
 
     def __repr__(self) -> str:
-        return f"<Transaction {self._number or 'over'}>"
-
-
-def _gone(why: Exception | str | None) -> StoreGone:
-    return StoreGone(f"xenstored is gone: {getattr(why, 'strerror', None) or why}" if why else "xenstored is gone")
-
-
-def _watch_arguments(subscription: Subscription) -> bytes:
-    return encode_string(subscription.path) + encode_string(subscription.wire_token)
+        return f"<Transaction {self._steps.number or 'over'}>"

@@ -9,6 +9,7 @@ from paravirt.ring.event import EventPort, EventWaiter, WaitResult
 from paravirt.ring.memory import Mapping
 from paravirt.ring.stream import XENSTORE_FRONT, ByteStream
 from paravirt.xenstore.ring_page import Feature, RingError, RingPage, State
+from paravirt.xenstore.transport import Transport
 
 RECONNECT_TIMEOUT_S: Final = 10.0
 
@@ -18,6 +19,8 @@ class RingTransport:
 
     The thread that receives is the one that waits on `waiter`; one that sends and finds no room waits for that thread.
     """
+
+    polls_for_room = False
 
     def __init__(
         self, page: Mapping | memoryview, waiter: EventWaiter, port: EventPort, *, reconnect: bool = False
@@ -35,23 +38,19 @@ class RingTransport:
         self._stream = ByteStream(self._page.view, XENSTORE_FRONT, port=port)
 
     def _reconnect(self) -> None:
-        if not self._page.features & Feature.RECONNECTION:
-            raise StoreGone("this xenstored cannot start a connection anew")
-        self._page.state = State.RECONNECT
-        self._port.notify()
+        _ask_for_a_new_start(self._page, self._port)
         while self._page.state == State.RECONNECT:
             if self._waiter.wait(self._port, timeout_s=RECONNECT_TIMEOUT_S) is WaitResult.TIMEOUT:
                 raise StoreGone("xenstored did not start the connection anew")
 
-    def send(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
+    def send(self, data: bytes) -> int:
+        while True:
             with self._changed:
                 self._check()
-                n_bytes = self._stream.write_nowait(rest)
-                if not n_bytes:
-                    self._changed.wait()
-            rest = rest[n_bytes:]
+                n_bytes = self._stream.write_nowait(data)
+                if n_bytes:
+                    return n_bytes
+                self._changed.wait()
 
     def receive(self) -> bytes:
         while True:
@@ -59,14 +58,33 @@ class RingTransport:
             data = self._stream.read_nowait()
             if data:
                 return data
-            if self._waiter.wait(self._port) is WaitResult.STALE:
-                self._port.notify()  # learns the new binding; an extra event is harmless
-                if not self._port.bound:
-                    return b""
+            if self._waiter.wait(self._port) is WaitResult.STALE and not self._still_bound():
+                return b""
             with self._changed:
                 self._changed.notify_all()
             if self._ended:
                 return b""
+
+    def send_nowait(self, data: bytes) -> int:
+        self._check()
+        return self._stream.write_nowait(data)
+
+    def receive_nowait(self) -> bytes | None:
+        """What has come; looks for events first, so that `fileno` is not readable again until there are more."""
+        self._check()
+        stale = self._waiter.drain_bells() is WaitResult.STALE
+        self._port.take_pending()
+        data = self._stream.read_nowait()
+        if data:
+            return data
+        return b"" if stale and not self._still_bound() else None
+
+    def _still_bound(self) -> bool:
+        self._port.notify()  # learns the new binding; an extra event is harmless
+        return self._port.bound
+
+    def fileno(self) -> int:
+        return self._waiter.fileno()
 
     def _check(self) -> None:
         error = self._page.error
@@ -78,9 +96,39 @@ class RingTransport:
 
     def shut_down(self) -> None:
         with self._changed:
+            if self._ended:
+                return
             self._ended = True
             self._changed.notify_all()
         self._waiter.kick()
 
     def close(self) -> None:
         self._stream.close()
+
+
+class RingConnector:
+    """Has the daemon, or the one that took its place, start the connection over the same page anew."""
+
+    def __init__(self, page: Mapping | memoryview, waiter: EventWaiter, port: EventPort) -> None:
+        """Owns none of what it is given."""
+        self._memory = page
+        self._page = RingPage(page)
+        self._waiter = waiter
+        self._port = port
+        self._asked = False
+
+    def connect_nowait(self) -> Transport | None:
+        if self._asked and self._page.state == State.CONNECTED:
+            self._asked = False
+            return RingTransport(self._memory, self._waiter, self._port)
+        self._asked = True
+        # Each time: a daemon that has just started may have bound the channel after the last kick.
+        _ask_for_a_new_start(self._page, self._port)
+        return None
+
+
+def _ask_for_a_new_start(page: RingPage, port: EventPort) -> None:
+    if not page.features & Feature.RECONNECTION:
+        raise StoreGone("this xenstored cannot start a connection anew")
+    page.state = State.RECONNECT
+    port.notify()

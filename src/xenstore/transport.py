@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What a client's bytes go through: a blocking byte stream that another thread can end."""
+"""What a client's bytes go through: a byte stream to the daemon, blocking or not, that another thread can end."""
 
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import Protocol, Self
 
 from paravirt.errors import InvalidRequest, NotFound, PermissionRefused
@@ -12,23 +13,49 @@ READ_BYTES = 65536
 
 
 class Transport(Protocol):
-    """A byte stream to the daemon. `OSError`, `PeerError` or the end of the stream: the daemon is gone."""
+    """A byte stream to the daemon. `OSError`, `PeerError` or the end of the stream: the daemon is gone.
 
-    def send(self, data: bytes) -> None:
-        """All of `data`; waits for room. One thread at a time."""
+    One thread sends, one receives; they may be two. The blocking calls are for the blocking client, the others and
+    `fileno` for an event loop.
+    """
+
+    polls_for_room: bool
+    """Whether an event loop has to poll `fileno` for writing when `send_nowait` takes nothing; else it becomes readable
+    when there is room."""
+
+    def send(self, data: bytes) -> int:
+        """Waits for room; how many bytes, from the start of `data`, went out: at least one."""
 
     def receive(self) -> bytes:
-        """The next bytes, waiting for some; empty at the end. One thread at a time."""
+        """The next bytes, waiting for some; empty at the end."""
+
+    def send_nowait(self, data: bytes) -> int:
+        """How many bytes went out: 0 when there is no room."""
+
+    def receive_nowait(self) -> bytes | None:
+        """The bytes that are there; None when there are none yet, empty at the end."""
+
+    def fileno(self) -> int:
+        """Readable when `receive_nowait` has something to say."""
 
     def shut_down(self) -> None:
-        """End the stream: `receive` of another thread returns at once. Twice is harmless."""
+        """End the stream: calls of other threads return at once. Twice is harmless, also after `close`."""
 
     def close(self) -> None:
         """Let go of the descriptors; nobody uses it any more."""
 
 
+class Connector(Protocol):
+    """Where a client that has lost its connection gets another one."""
+
+    def connect_nowait(self) -> Transport | None:
+        """A new connection; None while it is being made: ask again soon. `ParavirtError` when it cannot be now."""
+
+
 class SocketTransport:
     """A connected stream socket, which it owns."""
+
+    polls_for_room = True
 
     def __init__(self, connected: socket.socket) -> None:
         connected.setblocking(True)
@@ -50,11 +77,26 @@ class SocketTransport:
             raise NotFound(f"no xenstored serves {path}: {error.strerror}") from error
         return cls(connected)
 
-    def send(self, data: bytes) -> None:
-        self._socket.sendall(data)
+    def send(self, data: bytes) -> int:
+        return self._socket.send(data)
 
     def receive(self) -> bytes:
         return self._socket.recv(READ_BYTES)
+
+    def send_nowait(self, data: bytes) -> int:
+        try:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def receive_nowait(self) -> bytes | None:
+        try:
+            return self._socket.recv(READ_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def shut_down(self) -> None:
         with contextlib.suppress(OSError):
@@ -62,3 +104,23 @@ class SocketTransport:
 
     def close(self) -> None:
         self._socket.close()
+
+
+class SocketConnector:
+    """Connects to the same path again."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+
+    def connect_nowait(self) -> Transport | None:
+        return SocketTransport.connect(self._path)
+
+
+class CallConnector:
+    """Asks somebody for a connected socket, such as `Hypervisor.store_connection`."""
+
+    def __init__(self, make: Callable[[], socket.socket]) -> None:
+        self._make = make
+
+    def connect_nowait(self) -> Transport | None:
+        return SocketTransport(self._make())

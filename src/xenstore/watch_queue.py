@@ -3,12 +3,13 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError
+from paravirt.xenstore.protocol_state import Subscription
 
 PENDING_MAX: Final = 4096
 
@@ -21,17 +22,47 @@ class WatchEvent:
     token: str
 
 
-class Subscription:
-    """One watch as the daemon has it; `wire_token` is unique in the client."""
+class PendingEvents:
+    """Events that wait to be taken, in order. Pure; whoever owns it has a lock.
 
-    __slots__ = ("depth", "path", "queue", "token", "wire_token")
+    Events that are equal to one still waiting are merged. If more than `pending_max` different ones wait, they are
+    replaced by one event for each watch, at the watch's own path: look at everything again.
+    """
 
-    def __init__(self, queue: "WatchQueue", path: str, token: str, wire_token: str, depth: int | None) -> None:
-        self.queue = queue
-        self.path = path
-        self.token = token
-        self.wire_token = wire_token
-        self.depth = depth
+    def __init__(self, pending_max: int) -> None:
+        self._pending_max = pending_max
+        self._events: dict[WatchEvent, None] = {}
+        self.n_merged = 0
+        self.n_overflows = 0
+
+    def put(self, event: WatchEvent, watched: Iterable[Subscription]) -> None:
+        """One more; `watched` are all watches whose events come here."""
+        if event in self._events:
+            self.n_merged += 1
+        elif len(self._events) >= self._pending_max:
+            self.n_overflows += 1
+            self._events = {WatchEvent(other.path, other.token): None for other in watched}
+        else:
+            self._events[event] = None
+
+    def take(self) -> WatchEvent | None:
+        """The oldest, if there is any."""
+        if not self._events:
+            return None
+        event = next(iter(self._events))
+        del self._events[event]
+        return event
+
+    def drop(self, subscription: Subscription) -> None:
+        """Those of a watch that was taken away."""
+        for event in [event for event in self._events if _belongs(event, subscription)]:
+            del self._events[event]
+
+    def clear(self) -> None:
+        self._events.clear()
+
+    def __len__(self) -> int:
+        return len(self._events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +77,19 @@ class Watcher:
 class WatchQueue:
     """Events of some watches, in order. Any thread may use it; a context manager.
 
-    Events that are equal to one still waiting are merged. If more than `PENDING_MAX` different ones wait, they are
-    replaced by one event for each watch, at the watch's own path: look at everything again.
+    Events are merged and bounded as `PendingEvents` says. `for event in queue` takes them until `close`, or a `kick`.
+    When the client has connected anew, each watch gives one event at its own path.
     """
 
     def __init__(self, watcher: Watcher, new_wire_token: Callable[[], str], *, pending_max: int = PENDING_MAX) -> None:
         self._watcher = watcher
         self._new_wire_token = new_wire_token
-        self._pending_max = pending_max
         self._subscriptions: dict[tuple[str, str], Subscription] = {}
-        self._pending: dict[WatchEvent, None] = {}
+        self._pending = PendingEvents(pending_max)
         self._changed = threading.Condition()
         self._pid = os.getpid()
         self._kicked = False
         self._ended: ParavirtError | None = None
-        self.n_merged = 0
-        self.n_overflows = 0
 
     def add(self, path: str, token: str | None = None, *, depth: int | None = None) -> None:
         """Watch `path` and everything (or `depth` levels) below it; an event comes at once.
@@ -96,8 +124,7 @@ class WatchQueue:
             self._watcher.unwatch(subscription)
         finally:
             with self._changed:
-                for event in [event for event in self._pending if _belongs(event, subscription)]:
-                    del self._pending[event]
+                self._pending.drop(subscription)
 
     def get(self, timeout_s: float | None = None) -> WatchEvent | None:
         """The next event, waiting for one; None after `timeout_s`, or when `kick` was called.
@@ -106,16 +133,14 @@ class WatchQueue:
         """
         self._check_process()
         with self._changed:
-            self._changed.wait_for(lambda: self._kicked or bool(self._pending) or self._ended is not None, timeout_s)
+            self._changed.wait_for(lambda: self._kicked or len(self._pending) > 0 or self._ended is not None, timeout_s)
             if self._kicked:
                 self._kicked = False
                 return None
-            if self._pending:
-                event = next(iter(self._pending))
-                del self._pending[event]
-                return event
-            self._check()
-            return None
+            event = self._pending.take()
+            if event is None:
+                self._check()
+            return event
 
     def get_nowait(self) -> WatchEvent | None:
         """The next event if there is one."""
@@ -142,28 +167,41 @@ class WatchQueue:
             except ParavirtError:
                 return  # the connection is over, and its watches with it
 
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WatchEvent:
+        """The next event, waiting for one. The end is when this queue or its client is closed or `kick` was called."""
+        try:
+            event = self.get()
+        except Closed:
+            raise StopIteration from None
+        if event is None:
+            raise StopIteration
+        return event
+
     def __len__(self) -> int:
         """Events that wait."""
         return len(self._pending)
+
+    @property
+    def n_merged(self) -> int:
+        """Events that were equal to one that waited."""
+        return self._pending.n_merged
+
+    @property
+    def n_overflows(self) -> int:
+        """How often too many waited."""
+        return self._pending.n_overflows
 
     # -- the client's side
 
     def put(self, subscription: Subscription, path: str) -> None:
         """An event has come."""
-        event = WatchEvent(path, subscription.token)
         with self._changed:
-            if self._ended is not None:
-                return
-            if event in self._pending:
-                self.n_merged += 1
-                return
-            if len(self._pending) >= self._pending_max:
-                self.n_overflows += 1
-                watched = self._subscriptions.values()
-                self._pending = {WatchEvent(other.path, other.token): None for other in watched}
-            else:
-                self._pending[event] = None
-            self._changed.notify_all()
+            if self._ended is None:
+                self._pending.put(WatchEvent(path, subscription.token), self._subscriptions.values())
+                self._changed.notify_all()
 
     def forget_watches(self) -> None:
         """The daemon has dropped all watches of the connection."""

@@ -252,8 +252,8 @@ def test_a_queue_that_is_closed_leaves_nothing_behind(server: XenstoreServer, cl
         with client.watch_queue() as queue:
             queue.add("/a")
     assert server.hub.domains[0].n_watches == 0
-    assert client._queues == set()
-    assert client._subscriptions == {}
+    assert client._protocol.sinks == set()
+    assert client._protocol.subscriptions == {}
 
 
 def test_a_killed_daemon_is_an_error_for_whoever_waits(daemon: "subprocess.Popen[str]", tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from paravirt.xenstore.wire import Op
 BATCH: Final = 128
 """Requests that are sent together."""
 UNDER_WAY_MAX: Final = 8 * BATCH
+_ANSWERS_ONLY: Final = frozenset({Op.READ, Op.DIRECTORY, Op.DIRECTORY_PART, Op.GET_PERMS})
+"""Without a result that somebody keeps it does not matter how these end."""
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -58,7 +60,7 @@ class Result(Generic[T]):
     @property
     def value(self) -> T:
         """What the call of that name would have returned, or raised; waits for it, and sends it before if need be."""
-        self._pipeline.wait_for(self._request)
+        self._pipeline.look_at(self._request)
         try:
             reply = self._request.outcome()
         except Exception as error:
@@ -80,14 +82,15 @@ class Pipeline:
 
     Each call gives a `Result` at once; its requests go out together, with few writes, and are handled in order. Any
     number may be made: when many are under way, a call first waits for the oldest. The end of the block waits for all.
-    An error belongs to its result and comes when one asks for its `value`; the first error whose result nobody has kept
-    is raised at the end of the block.
+    An error belongs to its result and comes when one asks for its `value`. Of requests that change something and whose
+    result nobody has kept, the first error is raised at the end of the block.
     """
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
         self._batch: list[Request] = []
         self._under_way: deque[tuple[Request, weakref.ref[Result[Any]]]] = deque()
+        self._looked_at: set[Request] = set()
         self._unseen: Exception | None = None
         self._closed = False
 
@@ -111,24 +114,31 @@ class Pipeline:
         if batch:
             self._sender.send(batch)
 
-    def wait_for(self, request: Request) -> None:
-        """Until a request of this pipeline is done."""
+    def look_at(self, request: Request) -> None:
+        """Somebody asks what became of a request of this pipeline: wait until it is done."""
+        if not self._closed:
+            self._looked_at.add(request)
+        self._wait_for(request)
+
+    def _wait_for(self, request: Request) -> None:
         if not request.done:
             self.flush()
             self._sender.wait(request)
 
     def _take_oldest(self) -> None:
         request, result = self._under_way[0]
-        self.wait_for(request)
+        self._wait_for(request)
         self._under_way.popleft()
-        if self._unseen is None and result() is None:
+        if request in self._looked_at:
+            self._looked_at.remove(request)
+        elif self._unseen is None and result() is None and request.op not in _ANSWERS_ONLY:
             try:
                 request.outcome()
             except Exception as error:
                 self._unseen = error
 
     def close(self) -> None:
-        """Wait for all replies; raises the first error whose result nobody has kept. Harmless when repeated."""
+        """Wait for all replies; raises the first error of a change whose result nobody has kept. Twice is harmless."""
         self._closed = True
         while self._under_way:
             self._take_oldest()

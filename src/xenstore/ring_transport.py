@@ -121,9 +121,9 @@ class RingConnector:
         if self._asked and self._page.state == State.CONNECTED:
             self._asked = False
             return RingTransport(self._memory, self._waiter, self._port)
-        self._asked = True
         # Each time: a daemon that has just started may have bound the channel after the last kick.
         _ask_for_a_new_start(self._page, self._port)
+        self._asked = True
         return None
 
 

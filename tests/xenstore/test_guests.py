@@ -240,6 +240,35 @@ def test_a_guest_on_its_ring_sees_the_daemon_go(machine: Machine) -> None:
             queue.get(DEADLINE_S)
 
 
+def test_a_guest_on_its_ring_outlives_the_daemon(machine: Machine) -> None:
+    domid = machine.domain("stays")
+    ring = Ring(machine, domid)
+    with XenstoreClient.over_ring(ring.memory, ring.waiter, ring.channel, reconnect=True) as guest:
+        with guest.watch("x") as events:
+            assert next(events).path == "x"
+            machine.server.stop()
+            with XenstoreServer(hypervisor=machine.hypervisor(0)).start() as server:
+                with XenstoreClient.from_socket(server.connect()) as store:
+                    store.mkdir(f"/local/domain/{domid}")
+                    store.set_perms(f"/local/domain/{domid}", [f"n{domid}"])
+                    store.introduce(domid, XENSTORE_GREF, ring.channel.port)
+                assert next(events).path == "x"
+                guest.write("x", "1")
+                assert guest.read("x") == b"1"
+
+
+def test_a_guest_on_a_socket_outlives_the_daemon(machine: Machine) -> None:
+    domid = machine.domain("stays")
+    connection = machine.hypervisor(domid)
+    with XenstoreClient.from_socket(connection.store_connection(), again=connection.store_connection) as guest:
+        with guest.watch("x") as events:
+            assert next(events).path == "x"
+            machine.server.stop()
+            with XenstoreServer(hypervisor=machine.hypervisor(0)).start():
+                assert next(events).path == "x"
+                assert guest.get_domain_path(domid) == f"/local/domain/{domid}"
+
+
 def test_sockets_of_a_dead_domain_are_closed(machine: Machine) -> None:
     domid = machine.domain("gone")
     with machine.store.watch_queue() as queue:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The ring transport, end to end: a client of the ring page and a loop that serves it, without a hypervisor."""
 
+import asyncio
 import os
 import struct
 import threading
@@ -8,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from paravirt.errors import StoreGone, XenstoreError
+from paravirt.errors import StoreGone, TransactionConflict, XenstoreError
 from paravirt.ring.event import EventPort, EventWaiter, from_half, make_pair
 from paravirt.ring.memory import PAGE_BYTES, Mapping, create_object
-from paravirt.xenstore.client import XenstoreClient
+from paravirt.xenstore.async_client import AsyncXenstoreClient
+from paravirt.xenstore.client import WatchEvent, XenstoreClient
 from paravirt.xenstore.domains import FEATURES
 from paravirt.xenstore.hub import Hub
 from paravirt.xenstore.loop import Loop
@@ -32,7 +34,7 @@ class Served:
         self.guest_memory = Mapping(fd, PAGE_BYTES)
         os.close(fd)
         server_half, guest_half = make_pair()
-        self.server_waiter, server_port = from_half(server_half)
+        self.server_waiter, self.link_port = from_half(server_half)
         self.waiter: EventWaiter
         self.port: EventPort
         self.waiter, self.port = from_half(guest_half)
@@ -43,7 +45,7 @@ class Served:
         self.hub.connect(0).feed(
             encode(Op.WRITE, 0, 0, b"/local/domain/5\0") + encode(Op.SET_PERMS, 0, 0, b"/local/domain/5\0n5\0")
         )
-        self.link = RingLink(self.memory, server_port, self.connection, self.loop.call, lambda: None)
+        self.link = RingLink(self.memory, self.link_port, self.connection, self.loop.call, lambda: None)
         self.loop.add(self.server_waiter.fileno(), self._on_event)
         self.thread = threading.Thread(target=self.loop.run, args=(self._flush,))
         self.thread.start()
@@ -64,6 +66,11 @@ class Served:
     def wait_for_error(self, error: RingError) -> None:
         while self.page.error != error:
             self.waiter.wait(self.port, timeout_s=DEADLINE_S)
+
+    def fail(self, error: RingError) -> None:
+        """As a daemon does that has lost the stream."""
+        self.page.error = error
+        self.link_port.notify()
 
     def stop(self) -> None:
         self.loop.stop()
@@ -184,3 +191,63 @@ def test_closing_the_client_does_not_wait_for_the_daemon(served: Served) -> None
     client.close()
     thread.join(DEADLINE_S)
     assert [type(error).__name__ for error in caught] == ["Closed"]
+
+
+def test_a_client_on_the_ring_starts_anew_by_itself(served: Served) -> None:
+    with XenstoreClient.over_ring(served.guest_memory, served.waiter, served.port, reconnect=True) as client:
+        with client.watch("data") as events:
+            assert next(events) == WatchEvent("data", "data")
+            for error in (RingError.COMMUNICATION, RingError.PROTOCOL):
+                served.fail(error)
+                assert next(events) == WatchEvent("data", "data")
+                client.write("data/x", "1" * 1500)
+                assert next(events) == WatchEvent("data/x", "data")
+                assert served.hub.domains[5].n_watches == 1
+        assert client.n_reconnects == 2
+        struct.pack_into("<I", served.guest_memory.view, 2060, 9999)  # the index of replies
+        served.link_port.notify()
+        assert client.read("data/x") == b"1" * 1500
+
+
+def test_a_transaction_on_the_ring_ends_with_the_connection(served: Served) -> None:
+    with XenstoreClient.over_ring(served.guest_memory, served.waiter, served.port, reconnect=True) as client:
+        transaction = client.transaction()
+        transaction.write("data", "1")
+        served.fail(RingError.COMMUNICATION)
+        while not client.n_reconnects:
+            threading.Event().wait(0.001)
+        with pytest.raises(TransactionConflict):
+            transaction.commit()
+        assert not client.exists("data")
+
+
+def test_a_daemon_that_cannot_start_anew_is_gone(served: Served) -> None:
+    served.page.features = 0
+    client = XenstoreClient.over_ring(
+        served.guest_memory, served.waiter, served.port, reconnect=True, reconnect_timeout_s=0.05
+    )
+    served.fail(RingError.COMMUNICATION)
+    with pytest.raises(StoreGone, match="anew"):
+        client.read("data")
+    client.close()
+
+
+def test_the_asyncio_client_on_the_ring(served: Served) -> None:
+    async def use() -> None:
+        ring = AsyncXenstoreClient.over_ring(served.guest_memory, served.waiter, served.port, reconnect=True)
+        async with ring as client:
+            await client.write("data", "x" * 2000)
+            assert await client.read("data") == b"x" * 2000
+            async with client.watch("data") as events:
+                assert await anext(events) == WatchEvent("data", "data")
+                await asyncio.gather(*(client.write(f"many/{i % 50}", str(i) * 50) for i in range(500)))
+                assert len(await client.ls("many")) == 50
+                served.fail(RingError.COMMUNICATION)
+                assert await anext(events) == WatchEvent("data", "data")
+                await client.write("data/x", "1")
+                assert await anext(events) == WatchEvent("data/x", "data")
+            assert client.n_reconnects == 1
+
+    asyncio.run(asyncio.wait_for(use(), DEADLINE_S))
+    with served.client() as client:  # the waiter can be used by a thread again
+        assert client.read("data/x") == b"1"

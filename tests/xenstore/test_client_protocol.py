@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: MIT
+"""The client's state without I/O: what becomes of requests, watches and transactions when a connection breaks."""
+
+import pytest
+
+from paravirt.errors import (
+    XENSTORE_ERRORS,
+    Closed,
+    OutcomeUnknown,
+    ParavirtError,
+    PeerError,
+    StoreGone,
+    TransactionConflict,
+    XenstoreError,
+)
+from paravirt.xenstore.operations import error_of
+from paravirt.xenstore.protocol_state import REPEATED, ClientProtocol, Request, Subscription
+from paravirt.xenstore.wire import ACK, Errno, Op, Packet, PacketParser, encode
+
+
+class Sink:
+    """What a watch queue is for the client."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def put(self, subscription: Subscription, path: str) -> None:
+        self.seen.append(path)
+
+    def forget_watches(self) -> None:
+        self.seen.append("forget")
+
+    def end(self, error: ParavirtError) -> None:
+        self.seen.append(f"end {type(error).__name__}")
+
+
+def send_all(protocol: ClientProtocol) -> list[Packet]:
+    """Everything that waits to go out goes out."""
+    parser, packets = PacketParser(), []
+    while data := protocol.output():
+        packets += parser.feed(data)
+        protocol.sent(len(data))
+    return packets
+
+
+def submit(protocol: ClientProtocol, op: Op, payload: bytes = b"x\0", *, transaction_id: int = 0) -> Request:
+    request = Request(op, payload, "x", transaction_id, protocol.epoch)
+    protocol.submit(request)
+    return request
+
+
+def watching(protocol: ClientProtocol, path: str = "/a") -> tuple[Subscription, Sink]:
+    """A watch that is registered."""
+    sink = Sink()
+    protocol.sinks.add(sink)
+    subscription = Subscription(sink, path, "token", protocol.new_token(), None)
+    request = subscription.watch()
+    protocol.submit(request)
+    send_all(protocol)
+    protocol.receive(encode(Op.WATCH, request.request_id, 0, ACK))
+    assert request.outcome() == ACK
+    return subscription, sink
+
+
+@pytest.fixture
+def protocol() -> ClientProtocol:
+    return ClientProtocol(reconnects=True)
+
+
+GONE = StoreGone("gone")
+REQUESTS = [op for op in Op if op not in (Op.WATCH_EVENT, Op.ERROR, Op.RESTRICT, Op.UNWATCH, Op.TRANSACTION_END)]
+
+
+def test_every_errno_of_the_wire_has_a_class() -> None:
+    assert set(XENSTORE_ERRORS) == {errno.name for errno in Errno}
+    for name, kind in XENSTORE_ERRORS.items():
+        error = error_of(name, "/what")
+        assert type(error) is kind
+        assert error.name == name
+        assert issubclass(kind, XenstoreError)
+        assert "/what" in str(error)
+    assert type(error_of("EQUOTA", "/what")) is XenstoreError
+
+
+@pytest.mark.parametrize("op", REQUESTS, ids=lambda op: op.name)
+def test_a_request_that_was_sent_is_repeated_or_has_an_unknown_outcome(protocol: ClientProtocol, op: Op) -> None:
+    request = submit(protocol, op)
+    [first] = send_all(protocol)
+    protocol.lost(GONE)
+    if op in REPEATED:
+        assert not request.done
+        protocol.connected()
+        [again] = send_all(protocol)
+        assert again == first
+        protocol.receive(encode(op, again[1], 0, b"reply"))
+        assert request.outcome() == b"reply"
+    else:
+        with pytest.raises(OutcomeUnknown, match=op.name):
+            request.outcome()
+        protocol.connected()
+        assert send_all(protocol) == []
+
+
+@pytest.mark.parametrize("op", REQUESTS, ids=lambda op: op.name)
+def test_a_request_that_was_not_sent_is_sent_later(protocol: ClientProtocol, op: Op) -> None:
+    before = submit(protocol, op)
+    protocol.lost(GONE)
+    between = submit(protocol, op)
+    assert protocol.output() == b""
+    protocol.connected()
+    sent = send_all(protocol)
+    assert [packet[1] for packet in sent] == [before.request_id, between.request_id]
+    assert not before.done
+
+
+def test_half_a_write_has_an_unknown_outcome_and_the_ones_behind_it_are_sent(protocol: ClientProtocol) -> None:
+    first, second = submit(protocol, Op.WRITE, b"/a\x001"), submit(protocol, Op.WRITE, b"/b\x002")
+    protocol.sent(5)
+    protocol.lost(GONE)
+    with pytest.raises(OutcomeUnknown):
+        first.outcome()
+    protocol.connected()
+    assert [packet[3] for packet in send_all(protocol)] == [b"/b\x002"]
+    assert not second.done
+
+
+def test_output_goes_on_where_it_stopped(protocol: ClientProtocol) -> None:
+    for i in range(3):
+        submit(protocol, Op.READ, b"/%d\0" % i)
+    whole = protocol.output()
+    protocol.sent(21)
+    assert protocol.output() == whole[21:]
+    protocol.sent(len(whole) - 21)
+    assert protocol.output() == b""
+
+
+def test_transactions_are_over(protocol: ClientProtocol) -> None:
+    start = submit(protocol, Op.TRANSACTION_START, b"\0")
+    send_all(protocol)
+    protocol.receive(encode(Op.TRANSACTION_START, start.request_id, 0, b"7\0"))
+    assert start.epoch == protocol.epoch
+    read = submit(protocol, Op.READ, transaction_id=7)
+    write = submit(protocol, Op.WRITE, transaction_id=7)
+    abort = submit(protocol, Op.TRANSACTION_END, b"F\0", transaction_id=7)
+    send_all(protocol)
+    commit = submit(protocol, Op.TRANSACTION_END, b"T\0", transaction_id=7)
+    protocol.lost(GONE)
+    late = Request(Op.READ, b"x\0", "x", 7, start.epoch)
+    protocol.submit(late)
+    for request in (read, write, commit, late):
+        with pytest.raises(TransactionConflict):
+            request.outcome()
+    assert abort.outcome() == ACK
+    protocol.connected()
+    assert send_all(protocol) == []
+
+
+def test_a_commit_that_was_sent_has_an_unknown_outcome(protocol: ClientProtocol) -> None:
+    commit = submit(protocol, Op.TRANSACTION_END, b"T\0", transaction_id=7)
+    send_all(protocol)
+    protocol.lost(GONE)
+    with pytest.raises(OutcomeUnknown, match="commit"):
+        commit.outcome()
+
+
+def test_watches_are_registered_again_before_anything_else(protocol: ClientProtocol) -> None:
+    subscription, sink = watching(protocol)
+    read = submit(protocol, Op.READ)
+    protocol.lost(GONE)
+    protocol.connected()
+    protocol.lost(GONE)  # also when that is lost too
+    protocol.connected()
+    sent = send_all(protocol)
+    assert [packet[0] for packet in sent] == [Op.WATCH, Op.READ]
+    assert sent[0][3] == b"/a\0%b\0" % subscription.wire_token.encode()
+    protocol.receive(encode(Op.WATCH, sent[0][1], 0, ACK))
+    protocol.receive(encode(Op.WATCH_EVENT, 0, 0, sent[0][3]))
+    assert sink.seen == ["/a"]
+    assert not read.done
+
+
+def test_a_watch_that_waits_for_its_reply_is_registered_once(protocol: ClientProtocol) -> None:
+    subscription = Subscription(Sink(), "/a", "token", protocol.new_token(), 2)
+    request = subscription.watch()
+    protocol.submit(request)
+    [first] = send_all(protocol)
+    protocol.lost(GONE)
+    protocol.connected()
+    assert send_all(protocol) == [first]
+    assert first[3].endswith(b"\x002\0")
+
+
+def test_a_watch_that_cannot_be_registered_again_ends_its_queue(protocol: ClientProtocol) -> None:
+    subscription, sink = watching(protocol)
+    protocol.lost(GONE)
+    protocol.connected()
+    [again] = send_all(protocol)
+    protocol.receive(encode(Op.ERROR, again[1], 0, b"ENOSPC\0"))
+    assert sink.seen == ["end QuotaReached"]
+    assert subscription.wire_token not in protocol.subscriptions
+
+
+def test_a_watch_that_is_taken_away_goes_with_the_connection(protocol: ClientProtocol) -> None:
+    subscription, sink = watching(protocol)
+    other, _ = watching(protocol, "/b")
+    del protocol.subscriptions[subscription.wire_token]
+    sent_before = subscription.unwatch()
+    protocol.submit(sent_before)
+    send_all(protocol)
+    protocol.lost(GONE)
+    assert sent_before.outcome() == ACK
+    del protocol.subscriptions[other.wire_token]
+    while_lost = other.unwatch()
+    protocol.submit(while_lost)
+    assert while_lost.outcome() == ACK
+    protocol.connected()
+    assert send_all(protocol) == []
+    assert sink.seen == []
+
+
+def test_reset_forgets_all_watches(protocol: ClientProtocol) -> None:
+    _, sink = watching(protocol)
+    reset = submit(protocol, Op.RESET_WATCHES, b"")
+    send_all(protocol)
+    protocol.lost(GONE)
+    protocol.connected()
+    watch, again = send_all(protocol)
+    protocol.receive(encode(Op.WATCH, watch[1], 0, ACK) + encode(Op.RESET_WATCHES, again[1], 0, ACK))
+    assert reset.outcome() == ACK
+    assert sink.seen == ["forget"]
+    assert protocol.subscriptions == {}
+
+
+def test_a_start_that_nobody_waits_for_is_aborted(protocol: ClientProtocol) -> None:
+    start = submit(protocol, Op.TRANSACTION_START, b"\0")
+    send_all(protocol)
+    protocol.abandon_start(start)
+    protocol.receive(encode(Op.TRANSACTION_START, start.request_id, 0, b"9\0"))
+    [abort] = send_all(protocol)
+    assert (abort[0], abort[2], abort[3]) == (Op.TRANSACTION_END, 9, b"F\0")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        encode(Op.READ, 77, 0, b"reply to nobody"),
+        encode(Op.READ, 1, 0, b"")[:12] + (4097).to_bytes(4, "little"),
+        b"\xff" * 64,
+    ],
+    ids=["unknown request", "too long", "garbage"],
+)
+def test_a_peer_that_breaks_the_protocol_is_an_error(protocol: ClientProtocol, stream: bytes) -> None:
+    submit(protocol, Op.READ)
+    send_all(protocol)
+    with pytest.raises(PeerError):
+        protocol.receive(stream)
+    protocol.lost(GONE)
+    protocol.connected()
+    [again] = send_all(protocol)
+    protocol.receive(encode(Op.READ, again[1], 0, b"right"))
+
+
+def test_a_reply_to_another_operation_is_an_error_of_that_call(protocol: ClientProtocol) -> None:
+    request = submit(protocol, Op.READ)
+    send_all(protocol)
+    protocol.receive(encode(Op.MKDIR, request.request_id, 0, ACK))
+    with pytest.raises(PeerError, match="READ"):
+        request.outcome()
+
+
+@pytest.mark.parametrize("payload", [b"", b"/a", b"/a\0nobody\0", b"\xff\0\xff\0", b"\0\0\0"])
+def test_events_for_nobody_are_harmless(protocol: ClientProtocol, payload: bytes) -> None:
+    _, sink = watching(protocol)
+    protocol.receive(encode(Op.WATCH_EVENT, 0, 0, payload))
+    assert sink.seen == []
+
+
+def test_without_another_connection_the_first_is_the_last() -> None:
+    protocol = ClientProtocol(reconnects=False)
+    _, sink = watching(protocol)
+    waits = [submit(protocol, op) for op in (Op.READ, Op.WRITE)]
+    protocol.lost(GONE)
+    waits.append(submit(protocol, Op.READ))
+    for request in waits:
+        with pytest.raises(StoreGone):
+            request.outcome()
+    assert sink.seen == ["end StoreGone"]
+    with pytest.raises(StoreGone):
+        protocol.check()
+
+
+def test_the_end_is_told_to_all_who_wait(protocol: ClientProtocol) -> None:
+    _, sink = watching(protocol)
+    request = submit(protocol, Op.READ)
+    protocol.end(Closed("closed"))
+    protocol.end(GONE)
+    protocol.lost(GONE)
+    with pytest.raises(Closed):
+        request.outcome()
+    assert sink.seen == ["end Closed"]
+
+
+def test_a_request_longer_than_a_packet_is_never_sent(protocol: ClientProtocol) -> None:
+    request = submit(protocol, Op.WRITE, b"x" * 4097)
+    with pytest.raises(XenstoreError) as caught:
+        request.outcome()
+    assert caught.value.name == "E2BIG"
+    assert protocol.output() == b""

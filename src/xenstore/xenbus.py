@@ -3,15 +3,20 @@
 
 Source: the rules of Linux' xenbus_client.c: a state is written only if it changes, in a transaction that first reads
 our own `state` node, so that a device directory that was removed is never brought back.
+
+Everything here may be done twice without harm. So over a client that reconnects, what has an unknown outcome is just
+done again; when the store is gone for good, `StoreGone` ends that.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
-from paravirt.errors import PeerError, XenstoreError
+from paravirt.errors import OutcomeUnknown, PeerError, XenstoreError
 from paravirt.protocol.xenbus import XenbusState, parse_state
 from paravirt.xenstore.client import Transaction, XenstoreClient
 
 Reader = XenstoreClient | Transaction
+T = TypeVar("T")
 
 
 def read_key(store: Reader, path: str) -> str | None:
@@ -44,6 +49,14 @@ def read_state(store: Reader, directory: str) -> XenbusState:
     return parse_state(read_key(store, f"{directory}/state"))
 
 
+def _until_known(change: Callable[[], T]) -> T:
+    while True:
+        try:
+            return change()
+        except OutcomeUnknown:
+            continue
+
+
 def switch_state(
     store: XenstoreClient, directory: str, state: XenbusState, keys: Mapping[str, str] | None = None
 ) -> bool:
@@ -61,13 +74,14 @@ def switch_state(
             transaction.write(f"{directory}/state", str(int(state)))
         return True
 
-    return store.transact(write)
+    return _until_known(lambda: store.transact(write))
 
 
 def write_error(store: XenstoreClient, directory: str, code: int, text: str) -> None:
     """Leave `"<errno> text"` where people look for a device's error: `error/<device>/error` in our home."""
     home, _, node = directory.removeprefix("/local/domain/").partition("/")
-    store.write(f"/local/domain/{home}/error/{node}/error", f"{code} {text}"[:1000])
+    value = f"{code} {text}"[:1000]
+    _until_known(lambda: store.write(f"/local/domain/{home}/error/{node}/error", value))
 
 
 def write_hotplug(store: XenstoreClient, directory: str, status: str, error: str = "") -> None:
@@ -78,13 +92,13 @@ def write_hotplug(store: XenstoreClient, directory: str, status: str, error: str
             transaction.write(f"{directory}/hotplug-error", error[:1000])
             transaction.write(f"{directory}/hotplug-status", status)
 
-    store.transact(write)
+    _until_known(lambda: store.transact(write))
 
 
 def remove(store: XenstoreClient, path: str) -> None:
     """Remove a subtree; one that is gone already is fine."""
     try:
-        store.rm(path)
+        _until_known(lambda: store.rm(path))
     except XenstoreError as error:
         if error.name != "ENOENT":
             raise
@@ -103,4 +117,4 @@ def remove_backend(store: XenstoreClient, directory: str) -> None:
             if error.name != "ENOENT":
                 raise
 
-    store.transact(take_away)
+    _until_known(lambda: store.transact(take_away))

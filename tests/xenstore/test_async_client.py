@@ -83,6 +83,13 @@ async def test_the_tree(client: AsyncXenstoreClient, server: XenstoreServer) -> 
         await client.set_target(5, 6)
     with pytest.raises(MalformedRequest):
         await client.introduce(5, 1, 1)
+    assert await client.get_feature() > 0
+    assert "nodes" in await client.quota_names()
+    await client.set_quota("nodes", 777)
+    assert await client.get_quota("nodes") == 777
+    assert "check" in await client.control("help")
+    with pytest.raises(NoSuchNode):
+        await client.set_feature(77, 0)
 
 
 @on_a_server

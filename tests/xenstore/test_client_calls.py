@@ -329,6 +329,22 @@ def test_waiting_ends_with_the_client(server: XenstoreServer) -> None:
 # -- domains
 
 
+def test_a_daemon_is_asked_about_itself(client: XenstoreClient) -> None:
+    assert client.get_feature() > 0
+    assert {"nodes", "watches"} <= set(client.quota_names())
+    former = client.get_quota("nodes")
+    client.set_quota("nodes", former + 1)
+    assert client.get_quota("nodes") == former + 1
+    with pytest.raises(MalformedRequest):
+        client.get_quota("no-such-quota")
+    assert "check" in client.control("help")
+    with pytest.raises(MalformedRequest):
+        client.control("no-such-command")
+    for call in (lambda: client.get_feature(77), lambda: client.set_feature(77, 0), lambda: client.set_target(77, 78)):
+        with pytest.raises(XenstoreError):
+            call()
+
+
 def test_calls_about_domains(tmp_path: Path) -> None:
     """Each request as it is on the wire, and what its reply means."""
     with FakeStore(tmp_path / "s") as fake, XenstoreClient.connect(fake.path) as client:

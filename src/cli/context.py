@@ -22,6 +22,8 @@ class Context:
     run: str | None
     log_level: str
     log_file: str | None
+    store_socket: str | None = None
+    """The socket of the store, when it is not this host's."""
 
     @cached_property
     def rundir(self) -> RunDir:
@@ -35,9 +37,11 @@ class Context:
         return Hypervisor.connect(self.rundir.hypervisor_socket)
 
     def store(self) -> "XenstoreClient":
-        """A new connection to this host's xenstored as Dom0; the caller closes it."""
+        """A new connection to this host's xenstored (or the one that was named) as Dom0; the caller closes it."""
         from paravirt.xenstore.client import XenstoreClient
 
+        if self.store_socket is not None:
+            return XenstoreClient.connect(self.store_socket)
         self.rundir.require_running()
         return XenstoreClient.connect(self.rundir.xenstored_socket)
 

@@ -56,7 +56,7 @@ COMMANDS = {
     "domain": ("paravirt.cli.domain:domain", "Create, list and destroy domains."),
     "run": ("paravirt.cli.run:run", "Run a command as a domain, isolated from the host."),
     "vbd": ("paravirt.cli.vbd:vbd", "Attach, detach and list the disks of domains."),
-    "xenstore": ("paravirt.cli.xenstore:xenstore", "List, read and write xenstore."),
+    "xenstore": ("paravirt.cli.xenstore:xenstore", "Look at xenstore and change it."),
     "bench": ("paravirt.cli.main:bench", "Measure."),
     "info": ("paravirt.cli.info:info", "What this host isolates, and what the kernel offers and refuses."),
 }

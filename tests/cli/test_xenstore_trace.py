@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""`paravirt xenstore trace`: what a fake daemon says was asked, and what the real one says."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from paravirt.cli.xenstore.trace import Record, parse
+from paravirt.errors import PeerError, XenstoreError
+from paravirt.xenstore.wire import Op
+from tests.cli.fake_store import FakeStore
+from tests.cli.store import StandIn, ask, mistake, output, run
+
+LINES = [
+    "1700000000.123 0.4 - READ /a OK 12",
+    "1700000000.124 1.9 7 WRITE /local/domain/1/data OK 30",
+    "1700000000.125 1.9 - READ /local/domain/1/database ENOENT 3",
+    "1700000000.126 2.5 - TRANSACTION_START OK 1",
+    "... 12 lines lost",
+    "1700000000.127 2.5 8 SET_PERMS /local/domain/1/data/x n0 r1 OK 1",
+]
+
+
+def tracer(*answers: str) -> Callable[[int, bytes], bytes]:
+    """Answers with these texts, one after the other; then ends the connection."""
+    left = list(answers)
+
+    def answer(op: int, payload: bytes) -> bytes:
+        assert op == Op.CONTROL
+        if not left:
+            raise ConnectionError
+        return left.pop(0).encode()
+
+    return answer
+
+
+class TestParse:
+    def test_records(self) -> None:
+        assert [parse(line) for line in LINES] == [
+            Record(1700000000.123, 0, 4, None, "READ", "/a", "OK", 12),
+            Record(1700000000.124, 1, 9, 7, "WRITE", "/local/domain/1/data", "OK", 30),
+            Record(1700000000.125, 1, 9, None, "READ", "/local/domain/1/database", "ENOENT", 3),
+            Record(1700000000.126, 2, 5, None, "TRANSACTION_START", "", "OK", 1),
+            12,
+            Record(1700000000.127, 2, 5, 8, "SET_PERMS", "/local/domain/1/data/x n0 r1", "OK", 1),
+        ]
+
+    @pytest.mark.parametrize("line", ["", "nonsense", "... lines lost", "x 0.4 - READ /a OK 12"])
+    def test_what_cannot_be_read(self, line: str) -> None:
+        with pytest.raises(PeerError, match="cannot be read"):
+            parse(line)
+
+    @pytest.mark.parametrize(
+        ("path", "yes"), [("/a", True), ("/", True), ("/a/b", True), ("/a/b/c", False), ("/a/bc", False), ("b", False)]
+    )
+    def test_paths(self, path: str, yes: bool) -> None:
+        record = parse("1.0 0.1 - WRITE /a/b value OK 1")
+        assert isinstance(record, Record)
+        assert record.concerns(path) is yes
+
+
+ANSWERS = (f"2\n{LINES[0]}\n{LINES[1]}\n", "2\n", "3\n" + LINES[2] + "\n", "3\n", "18\n" + "\n".join(LINES[3:]) + "\n")
+
+
+class TestFollowing:
+    def test_every_line_once(self) -> None:
+        with FakeStore(tracer(*ANSWERS)) as store:
+            result = run(store, "trace", "-n", "5", "--interval", "0")
+        assert result.exception is None
+        assert result.stdout.splitlines() == [line for line in LINES if "lost" not in line]
+        assert result.stderr == "paravirt: 12 lines lost\n"
+        asked = [payload.split(b"\0")[1] for _, payload in store.asked]
+        assert asked == [b"0", b"2", b"2", b"3", b"3"]
+
+    @pytest.mark.parametrize(
+        ("filters", "numbers"),
+        [
+            (["--domid", "1"], [1, 2]),
+            (["--domid", "0", "--domid", "2"], [0, 3, 5]),
+            (["--op", "read"], [0, 2]),
+            (["--op", "SET_PERMS", "--op", "WRITE"], [1, 5]),
+            (["--path", "/local/domain/1/data"], [1, 5]),
+            (["--path", "/local/domain/1/data", "--domid", "2", "--op", "set_perms"], [5]),
+        ],
+    )
+    def test_filters(self, filters: list[str], numbers: list[int]) -> None:
+        with FakeStore(tracer(*ANSWERS)) as store:
+            said = output(store, "trace", "--interval", "0", "-n", str(len(numbers)), *filters)
+        assert said.splitlines() == [LINES[number] for number in numbers]
+
+    def test_its_own_questions_are_left_out(self) -> None:
+        own = "1700000000.124 0.4 - CONTROL trace 1 OK 2"
+        with FakeStore(tracer(f"2\n{own}\n{LINES[0]}\n")) as store:
+            assert output(store, "trace", "-n", "1") == f"{LINES[0]}\n"
+
+    def test_json(self) -> None:
+        with FakeStore(tracer(*ANSWERS)) as store:
+            said = output(store, "trace", "--json", "-n", "1", "--op", "WRITE", "--interval", "0")
+        assert json.loads(said) == {
+            "time": 1700000000.124,
+            "domid": 1,
+            "connection": 9,
+            "transaction": 7,
+            "op": "WRITE",
+            "arguments": "/local/domain/1/data",
+            "reply": "OK",
+            "us": 30.0,
+        }
+
+    @pytest.mark.parametrize(
+        ("answer", "said"),
+        [
+            ("EINVAL\0", "control trace 0: is not a valid request (EINVAL)"),
+            ("none\n", "xenstored answered a question for the trace with 'none'"),
+            ("1\nwhat\n", "xenstored wrote a trace that cannot be read: 'what'"),
+        ],
+    )
+    def test_a_daemon_that_has_none(self, answer: str, said: str) -> None:
+        with FakeStore(tracer(answer)) as store:
+            assert mistake(store, "trace") == said
+
+    def test_an_operation_that_is_none(self) -> None:
+        with FakeStore(tracer()) as store:
+            assert "'none' is no operation" in mistake(store, "trace", "--op", "none")
+
+
+def test_the_real_daemon(context: StandIn) -> None:
+    with context.store() as store:
+        try:
+            store.request(Op.CONTROL, b"trace\x000\0")
+        except XenstoreError as error:
+            if error.name == "ENOSYS":
+                pytest.skip("this daemon does not trace")
+            raise
+        store.write("/traced/node", "value")
+    said = output(context, "trace", "-n", "1", "--op", "write", "--path", "/traced")
+    record = parse(said.strip())
+    assert isinstance(record, Record)
+    assert (record.domid, record.op, record.reply) == (0, "WRITE", "OK")
+    assert record.concerns("/traced/node")
+    assert ask(context, "trace", "-n", "1", "--op", "write")["arguments"].startswith("/traced/node")

@@ -51,7 +51,7 @@ COMMANDS = {
     "demo": ("paravirt.cli.demo:demo", "Start a whole host and let a guest read and write a real disk."),
     "up": ("paravirt.cli.up:up", "Start a host: hypervisor, xenstored and block backend, in the foreground."),
     "hypervisor": ("paravirt.cli.up:hypervisor", "Run the hypervisor broker alone."),
-    "xenstored": ("paravirt.cli.up:xenstored", "Run xenstored alone."),
+    "xenstored": ("paravirt.cli.xenstored:xenstored", "Run xenstored alone."),
     "backend": ("paravirt.cli.up:backend", "Run the block backend alone."),
     "domain": ("paravirt.cli.domain:domain", "Create, list and destroy domains."),
     "run": ("paravirt.cli.run:run", "Run a command as a domain, isolated from the host."),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""`paravirt up` and the daemons it is made of, each of which also runs alone."""
+"""`paravirt up` and daemons it is made of, each of which also runs alone; xenstored has a file of its own."""
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,13 +24,14 @@ memory_option = click.option(
     help="Shared memory that all domains together may have (else half of what is available).",
 )
 
-_log = logging.getLogger("paravirt")
-
 
 @click.command()
 @memory_option
+@click.option(
+    "--journal", type=Path, metavar="DIR", help="Where xenstored keeps its tree, over restarts (else nowhere)."
+)
 @pass_context
-def up(context: Context, memory_mib: int | None) -> None:
+def up(context: Context, memory_mib: int | None, journal: Path | None) -> None:
     """Start a host: hypervisor, xenstored and block backend, in the foreground.
 
     One line on standard output says that it is ready. Ctrl-C or SIGTERM stops it and leaves nothing behind.
@@ -48,7 +48,7 @@ def up(context: Context, memory_mib: int | None) -> None:
             rundir.sweep()
             stack.callback(rundir.sweep)
             stack.callback(supervisor.stop)
-            for daemon in _daemons(memory_mib):
+            for daemon in _daemons(memory_mib, journal):
                 _start(supervisor, daemon)
             if not supervisor.stopping:
                 click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
@@ -58,12 +58,13 @@ def up(context: Context, memory_mib: int | None) -> None:
         sys.exit(EXIT_LOST)
 
 
-def _daemons(memory_mib: int | None) -> tuple[Daemon, ...]:
+def _daemons(memory_mib: int | None, journal: Path | None) -> tuple[Daemon, ...]:
     """In the order in which they are started."""
     memory = () if memory_mib is None else ("--memory", str(memory_mib))
+    kept = () if journal is None else ("--journal", str(journal.absolute()))
     return (
         Daemon("hypervisor", ("hypervisor", *memory)),
-        Daemon("xenstored", ("xenstored",)),
+        Daemon("xenstored", ("xenstored", *kept)),
         Daemon("backend", ("backend",), restart=True),
     )
 
@@ -91,7 +92,7 @@ def _program(context: Context) -> list[str]:
 @pass_context
 def hypervisor(context: Context, memory_mib: int | None) -> None:
     """Run the hypervisor broker alone."""
-    with _daemon(context, "hypervisor") as request:
+    with daemon_role(context, "hypervisor") as request:
         from paravirt.hypervisor.server import BrokerServer
 
         budget_bytes = None if memory_mib is None else memory_mib << 20
@@ -99,37 +100,18 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
 
 
 @click.command()
-@click.option("--socket", "path", metavar="PATH", help="Where clients of Dom0 connect (else in the run directory).")
-@pass_context
-def xenstored(context: Context, path: str | None) -> None:
-    """Run xenstored alone.
-
-    With a hypervisor of this host it also serves the domains.
-    """
-    with _daemon(context, "xenstored", needs_place=path is None) as request, ExitStack() as stack:
-        from paravirt.xenstore.server import XenstoreServer
-
-        connection = None
-        if context.rundir.running:
-            connection = stack.enter_context(context.hypervisor())
-        else:
-            _log.warning("no hypervisor: only clients of Dom0 are served")
-        serve(XenstoreServer(path or context.rundir.xenstored_socket, hypervisor=connection), request)
-
-
-@click.command()
 @click.option("--spin-us", default=30.0, show_default=True, help="How long to watch an empty ring before sleeping.")
 @pass_context
 def backend(context: Context, spin_us: float) -> None:
     """Run the block backend alone."""
-    with _daemon(context, "backend") as request, context.hypervisor() as connection, context.store() as store:
+    with daemon_role(context, "backend") as request, context.hypervisor() as connection, context.store() as store:
         from paravirt.backend.service import BackendService
 
         serve(BackendService(connection, store, spin_ns=int(spin_us * 1000)), request)
 
 
 @contextmanager
-def _daemon(context: Context, role: str, *, needs_place: bool = True) -> Iterator[StopRequest]:
+def daemon_role(context: Context, role: str, *, needs_place: bool = True) -> Iterator[StopRequest]:
     """Be this host's only `role`; the run directory goes with the last one in it."""
     request = become_daemon()
     log.configure(role, context.log_level, context.log_file)

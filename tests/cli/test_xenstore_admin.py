@@ -49,7 +49,7 @@ class TestControl:
 
     def test_it_is_refused(self, daemon: Daemon) -> None:
         said = mistake(daemon, "control", "unknown", "word")
-        assert said == "control unknown word: is not a valid request (EINVAL)"
+        assert said == "unknown word: is not a valid request (EINVAL)"
 
     def test_nothing_to_say(self, daemon: Daemon) -> None:
         assert "Missing argument" in mistake(daemon, "control")

@@ -239,7 +239,7 @@ class TestRestore:
 
             return send
 
-        monkeypatch.setattr(backup, "_send", disturbed(backup._send))
+        monkeypatch.setattr(backup, "_set_permissions", disturbed(backup._set_permissions))
         output(context, "restore", *options, file)
         assert output(context, "read", "/a/b") == "\\xc3\\xa4\\n\\000\n"
 

@@ -111,7 +111,7 @@ class TestFollowing:
     @pytest.mark.parametrize(
         ("answer", "said"),
         [
-            ("EINVAL\0", "control trace 0: is not a valid request (EINVAL)"),
+            ("EINVAL\0", "trace 0: is not a valid request (EINVAL)"),
             ("none\n", "xenstored answered a question for the trace with 'none'"),
             ("1\nwhat\n", "xenstored wrote a trace that cannot be read: 'what'"),
         ],

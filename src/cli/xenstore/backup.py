@@ -7,22 +7,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final
 
 import click
 
 from paravirt.cli.context import Context, emit_json, json_option, pass_context
-from paravirt.cli.xenstore.batch import Request, ask, fetch, set_permissions, set_value, split, strict
+from paravirt.cli.xenstore.batch import Store, fetch, parts, perform
 from paravirt.cli.xenstore.dumpfile import Node, decode, encode
 from paravirt.cli.xenstore.group import example, store_path, xenstore
 from paravirt.cli.xenstore.walk import Entry, walk
-from paravirt.errors import XenstoreError
-from paravirt.xenstore.calls import StoreCalls
+from paravirt.errors import NoSuchNode, XenstoreError
+from paravirt.xenstore import operations
 from paravirt.xenstore.client import XenstoreClient
-from paravirt.xenstore.wire import Op
 
 BATCH: Final = 500
-T = TypeVar("T")
 
 
 @xenstore.command(epilog=example("dump /local/domain/1 > domain.json"))
@@ -66,7 +64,7 @@ def restore(
     root, nodes = decode(file.read())
     plan = _Plan(root, nodes, prune=prune, dry_run=dry_run)
     with context.store() as store:
-        changes = store.transact(plan.all_at_once) if atomic else list(plan.in_parts(store, batch))
+        changes = store.transact(plan.all_at_once) if atomic else list(plan.inparts(store, batch))
     if as_json:
         emit_json([{"change": change.change, "path": change.path} for change in changes])
         return
@@ -91,49 +89,48 @@ class _Plan:
         self._prune = prune
         self._dry_run = dry_run
 
-    def all_at_once(self, store: StoreCalls) -> list[Change]:
+    def all_at_once(self, store: Store) -> list[Change]:
         changes = self._write(store, self._nodes)
         return changes + (self._remove(store, self._unknown(store)) if self._prune else [])
 
-    def in_parts(self, store: XenstoreClient, size: int) -> Iterator[Change]:
-        for nodes in _parts(self._nodes, size):
+    def inparts(self, store: XenstoreClient, size: int) -> Iterator[Change]:
+        for nodes in parts(self._nodes, size):
             yield from store.transact(partial(self._write, nodes=nodes))
         if self._prune:
-            for paths in _parts(self._unknown(store), size):
+            for paths in parts(self._unknown(store), size):
                 yield from store.transact(partial(self._remove, paths=paths))
 
-    def _write(self, store: StoreCalls, nodes: Sequence[Node]) -> list[Change]:
+    def _write(self, store: Store, nodes: Sequence[Node]) -> list[Change]:
         """Look at the nodes, and write those that differ."""
-        replies = fetch(store, [ask(op, node.path) for node in nodes for op in (Op.READ, Op.GET_PERMS)])
+        values = fetch(store, [operations.read(node.path) for node in nodes])
+        permissions = fetch(store, [operations.get_perms(node.path) for node in nodes])
         changes: list[Change] = []
-        requests: list[Request] = []
-        for node, value, permissions in zip(nodes, replies[::2], replies[1::2], strict=True):
-            writing, choosing = set_value(node.path, node.value), set_permissions(node.path, node.permissions)
-            if isinstance(value, XenstoreError) and value.name == "ENOENT":
-                changes.append(Change("make", node.path))
-                requests += [writing, choosing]
-                continue
-            value, permissions = strict([value, permissions])
-            if value != node.value:
-                changes.append(Change("write", node.path))
-                requests.append(writing)
-            if split(permissions) != list(node.permissions):
-                changes.append(Change("chmod", node.path))
-                requests.append(choosing)
+        to_write: list[Node] = []
+        to_chmod: list[Node] = []
+        for node, value, words in zip(nodes, values, permissions, strict=True):
+            is_new = isinstance(value, NoSuchNode)
+            if isinstance(value, XenstoreError) and not is_new:
+                raise value
+            writes, chooses = value != node.value, words != list(node.permissions)
+            to_write += [node] * writes
+            to_chmod += [node] * chooses
+            kinds = ["make"] if is_new else ["write"] * writes + ["chmod"] * chooses
+            changes += [Change(kind, node.path) for kind in kinds]
         if not self._dry_run:
-            _send(store, requests)
+            perform(store, [operations.write(node.path, node.value) for node in to_write])
+            _set_permissions(store, to_chmod)
         return changes
 
-    def _unknown(self, store: StoreCalls) -> list[str]:
+    def _unknown(self, store: Store) -> list[str]:
         """The highest nodes that are not in the file."""
         if not store.exists(self._root):
             return []
         paths = (entry.path for entry in walk(store, self._root, values=False))
         return [path for path in paths if path not in self._known and _parent(path) in self._known]
 
-    def _remove(self, store: StoreCalls, paths: Sequence[str]) -> list[Change]:
+    def _remove(self, store: Store, paths: Sequence[str]) -> list[Change]:
         if not self._dry_run:
-            _send(store, [ask(Op.RM, path) for path in paths])
+            perform(store, map(operations.rm, paths))
         return [Change("rm", path) for path in paths]
 
 
@@ -141,16 +138,11 @@ def _parent(path: str) -> str:
     return path.rpartition("/")[0] or "/"
 
 
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _send(store: StoreCalls, requests: list[Request]) -> None:
-    for (op, payload, path), reply in zip(requests, fetch(store, requests), strict=True):
-        if not isinstance(reply, XenstoreError):
-            continue
-        if op == Op.SET_PERMS and reply.name == "ENOENT":
-            owner = split(payload)[1][1:]
-            raise XenstoreError(f"{path}: its owner, domain {owner}, does not exist (ENOENT)", "ENOENT") from reply
-        raise reply
+def _set_permissions(store: Store, nodes: Sequence[Node]) -> None:
+    replies = fetch(store, [operations.set_perms(node.path, node.permissions) for node in nodes])
+    for node, reply in zip(nodes, replies, strict=True):
+        if isinstance(reply, NoSuchNode):
+            owner = node.permissions[0][1:]
+            raise NoSuchNode(f"{node.path}: its owner, domain {owner}, does not exist (ENOENT)", reply.name) from reply
+        if isinstance(reply, XenstoreError):
+            raise reply

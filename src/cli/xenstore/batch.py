@@ -3,50 +3,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from paravirt.errors import XenstoreError
-from paravirt.xenstore.calls import StoreCalls, encode_string
-from paravirt.xenstore.wire import Op
+from paravirt.xenstore.client import Transaction, XenstoreClient
+from paravirt.xenstore.operations import Call
 
-Request = tuple[Op, bytes, str]
-"""Operation, payload, and the path that errors name."""
+Store = XenstoreClient | Transaction
+T = TypeVar("T")
 
 
-def fetch(store: StoreCalls, requests: Iterable[Request]) -> list[bytes | XenstoreError]:
-    """The replies to `requests`, in their order; an error reply is a value here."""
-    replies: list[bytes | XenstoreError] = []
-    for op, payload, path in requests:
+def fetch(store: Store, calls: Iterable[Call[T]]) -> list[T | XenstoreError]:
+    """What the calls come to, in their order; an error reply is a value here."""
+    with store.pipeline() as pipeline:
+        results = [pipeline.call(call) for call in calls]
+    outcomes: list[T | XenstoreError] = []
+    for result in results:
         try:
-            replies.append(store.request(op, payload, path))
+            outcomes.append(result.value)
         except XenstoreError as error:
-            replies.append(error)
-    return replies
+            outcomes.append(error)
+    return outcomes
 
 
-def strict(replies: Iterable[bytes | XenstoreError]) -> list[bytes]:
-    """All replies; raises the first error among them."""
-    good = []
-    for reply in replies:
-        if isinstance(reply, XenstoreError):
-            raise reply
-        good.append(reply)
-    return good
+def perform(store: Store, calls: Iterable[Call[T]]) -> list[T]:
+    """What the calls return, in their order; raises the first error among them, when all are done."""
+    values = []
+    for outcome in fetch(store, calls):
+        if isinstance(outcome, XenstoreError):
+            raise outcome
+        values.append(outcome)
+    return values
 
 
-def split(payload: bytes) -> list[str]:
-    """The strings of a payload, each with its NUL."""
-    return [word.decode() for word in payload.split(b"\0")[:-1]]
-
-
-def ask(op: Op, path: str) -> Request:
-    """A request that has nothing but a path."""
-    return op, encode_string(path), path
-
-
-def set_value(path: str, value: bytes) -> Request:
-    return Op.WRITE, encode_string(path) + value, path
-
-
-def set_permissions(path: str, words: Sequence[str]) -> Request:
-    return Op.SET_PERMS, encode_string(path) + b"".join(map(encode_string, words)), path
+def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """`items` in pieces of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

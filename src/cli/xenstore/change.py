@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 import click
 
 from paravirt.cli.context import Context, emit_json, json_option, pass_context
-from paravirt.cli.xenstore.batch import ask, fetch, set_permissions, set_value, strict
+from paravirt.cli.xenstore.batch import Store, perform
 from paravirt.cli.xenstore.group import example, store_path, xenstore
 from paravirt.cli.xenstore.values import unescaped
 from paravirt.cli.xenstore.walk import walk
 from paravirt.errors import InvalidRequest
-from paravirt.xenstore.calls import StoreCalls
+from paravirt.xenstore import operations
 from paravirt.xenstore.permissions import Permissions
-from paravirt.xenstore.wire import Op
 
 
 @xenstore.command(epilog=example("write /tool/name guest /tool/size 12"))
@@ -31,8 +30,8 @@ def write(context: Context, pairs: tuple[str, ...], escapes: bool) -> None:
     values = [unescaped(value) if escapes else value.encode(errors="surrogateescape") for value in pairs[1::2]]
     with context.store() as store:
 
-        def write_all(transaction: StoreCalls) -> None:
-            strict(fetch(transaction, map(set_value, pairs[::2], values)))
+        def write_all(transaction: Store) -> None:
+            perform(transaction, map(operations.write, pairs[::2], values))
 
         store.transact(write_all)
 
@@ -47,8 +46,8 @@ def mkdir(context: Context, paths: tuple[str, ...]) -> None:
     """
     with context.store() as store:
 
-        def make_all(transaction: StoreCalls) -> None:
-            strict(fetch(transaction, [ask(Op.MKDIR, path) for path in paths]))
+        def make_all(transaction: Store) -> None:
+            perform(transaction, map(operations.mkdir, paths))
 
         store.transact(make_all)
 
@@ -63,7 +62,7 @@ def rm(context: Context, paths: tuple[str, ...], and_parents: bool) -> None:
     """Remove PATHS and all below them, all at once."""
     with context.store() as store:
 
-        def remove_all(transaction: StoreCalls) -> None:
+        def remove_all(transaction: Store) -> None:
             for path in paths:
                 transaction.rm(path)
                 if and_parents:
@@ -72,7 +71,7 @@ def rm(context: Context, paths: tuple[str, ...], and_parents: bool) -> None:
         store.transact(remove_all)
 
 
-def _remove_empty_parents(store: StoreCalls, path: str) -> None:
+def _remove_empty_parents(store: Store, path: str) -> None:
     for parent in _parents(path):
         if not store.exists(parent):
             continue  # an earlier path of the command has taken it along
@@ -104,13 +103,13 @@ def chmod(context: Context, path: str, permissions: tuple[str, ...], recursive: 
     check_permissions(permissions)
     with context.store() as store:
 
-        def change_all(transaction: StoreCalls) -> None:
+        def change_all(transaction: Store) -> None:
             paths = [path]
             if upwards:
                 paths += _parents(path)
             if recursive:
                 paths += [entry.path for entry in walk(transaction, path, values=False)[1:]]
-            strict(fetch(transaction, [set_permissions(each, permissions) for each in paths]))
+            perform(transaction, [operations.set_perms(each, permissions) for each in paths])
 
         store.transact(change_all)
 
@@ -137,10 +136,10 @@ def tidy(context: Context, path: str, dry_run: bool, as_json: bool) -> None:
     """
     with context.store() as store:
 
-        def tidy_all(transaction: StoreCalls) -> list[str]:
+        def tidy_all(transaction: Store) -> list[str]:
             paths = _empty_below(transaction, path)
             if not dry_run:
-                strict(fetch(transaction, [ask(Op.RM, each) for each in paths]))
+                perform(transaction, map(operations.rm, paths))
             return paths
 
         removed = store.transact(tidy_all)
@@ -150,7 +149,7 @@ def tidy(context: Context, path: str, dry_run: bool, as_json: bool) -> None:
         click.echo("\n".join(removed))
 
 
-def _empty_below(store: StoreCalls, root: str) -> list[str]:
+def _empty_below(store: Store, root: str) -> list[str]:
     _root, *entries = walk(store, root)
     n_left = {entry.path: len(entry.children) for entry in entries}
     empty = []

@@ -44,3 +44,12 @@ def store_path(value: str) -> str:
     if not value.isascii():
         raise click.BadParameter(f"{value!r} has characters that no path has")
     return value
+
+
+def text(value: str) -> str:
+    """The type of an argument that may be any text, but not the bytes of another encoding."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter(f"{value!r} is no UTF-8") from None
+    return value

@@ -8,9 +8,11 @@ import sys
 import click
 
 from paravirt.cli.context import Context, emit_json, json_option, pass_context
+from paravirt.cli.xenstore.batch import perform
 from paravirt.cli.xenstore.group import EXIT_NO, example, store_path, xenstore
 from paravirt.cli.xenstore.values import json_value, printable
 from paravirt.cli.xenstore.walk import Entry, walk
+from paravirt.xenstore import operations
 
 
 @xenstore.command(epilog=example("ls --flat --perms /local/domain"))
@@ -62,7 +64,7 @@ def read(context: Context, paths: tuple[str, ...], raw: bool, as_json: bool) -> 
     if raw and as_json:
         raise click.UsageError("--raw and --json exclude each other")
     with context.store() as store:
-        values = {path: store.read(path) for path in paths}
+        values = dict(zip(paths, perform(store, map(operations.read, paths)), strict=True))
     if as_json:
         emit_json({path: json_value(value) for path, value in values.items()})
         return

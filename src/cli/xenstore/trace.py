@@ -18,7 +18,6 @@ from typing import Final
 import click
 
 from paravirt.cli.context import Context, pass_context
-from paravirt.cli.xenstore.admin import ask_daemon
 from paravirt.cli.xenstore.group import example, store_path, xenstore
 from paravirt.errors import InvalidRequest, PeerError
 from paravirt.xenstore.client import XenstoreClient
@@ -69,7 +68,7 @@ def follow(store: XenstoreClient, interval_s: float) -> Iterator[str]:
     """All lines from now on, for ever; asks at once after an answer that was rather full, else every `interval_s`."""
     next_line = 0
     while True:
-        head, _, text = ask_daemon(store, ("trace", str(next_line))).partition("\n")
+        head, _, text = store.control("trace", str(next_line)).partition("\n")
         if not head.isdigit():
             raise PeerError(f"xenstored answered a question for the trace with {head!r}")
         yield from text.splitlines()

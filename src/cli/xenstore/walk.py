@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Whole trees, asked for level by level."""
+"""Whole trees, asked for level by level, many nodes at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from paravirt.cli.xenstore.batch import ask, fetch, split, strict
-from paravirt.errors import XenstoreError
-from paravirt.xenstore.calls import StoreCalls
-from paravirt.xenstore.wire import Op
+from paravirt.cli.xenstore.batch import Store, parts
+from paravirt.errors import AccessRefused, NoSuchNode
+
+NODES_AT_ONCE: Final = 4096
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Entry:
     children: list[str]
 
 
-def walk(store: StoreCalls, root: str, *, values: bool = True, permissions: bool = False) -> list[Entry]:
+def walk(store: Store, root: str, *, values: bool = True, permissions: bool = False) -> list[Entry]:
     """`root` and all nodes below it, parents first, children in their order.
 
     Nodes that go away meanwhile or may not be read are left out; for `root` that is a `XenstoreError`.
@@ -33,13 +34,12 @@ def walk(store: StoreCalls, root: str, *, values: bool = True, permissions: bool
     level = [Entry(root, root, -1, b"", [], [])]
     while level:
         below: list[Entry] = []
-        for entry, error in _look(store, level, values=values, permissions=permissions):
-            if error is not None:
-                if entry.depth < 0 or error.name not in ("ENOENT", "EACCES"):
-                    raise error
-                continue
-            found[entry.path] = entry
-            below += [Entry(child_of(entry.path, name), name, entry.depth + 1, b"", [], []) for name in entry.children]
+        for part in parts(level, NODES_AT_ONCE):
+            for entry in _look(store, part, values=values, permissions=permissions):
+                found[entry.path] = entry
+                below += [
+                    Entry(child_of(entry.path, name), name, entry.depth + 1, b"", [], []) for name in entry.children
+                ]
         level = below
     return list(_in_order(found, root))
 
@@ -48,31 +48,28 @@ def child_of(path: str, name: str) -> str:
     return f"{path.rstrip('/')}/{name}"
 
 
-def _look(
-    store: StoreCalls, level: list[Entry], *, values: bool, permissions: bool
-) -> Iterator[tuple[Entry, XenstoreError | None]]:
-    """Fill in the entries of one level."""
-    ops = [Op.DIRECTORY, *([Op.READ] if values else []), *([Op.GET_PERMS] if permissions else [])]
-    replies = fetch(store, [ask(op, entry.path) for entry in level for op in ops])
-    for i, entry in enumerate(level):
-        listing, *others = replies[i * len(ops) : (i + 1) * len(ops)]
+def _look(store: Store, entries: Sequence[Entry], *, values: bool, permissions: bool) -> Iterator[Entry]:
+    """Fill the entries in; those that can be seen."""
+    with store.pipeline() as pipeline:
+        looks = [
+            (
+                entry,
+                pipeline.ls(entry.path),
+                pipeline.read(entry.path) if values else None,
+                pipeline.get_perms(entry.path) if permissions else None,
+            )
+            for entry in entries
+        ]
+    for entry, names, value, words in looks:
         try:
-            entry.children = _names(store, entry.path, listing)
-            good = dict(zip(ops[1:], strict(others), strict=True))
-        except XenstoreError as error:
-            yield entry, error
+            entry.children = names.value
+            entry.value = value.value if value is not None else b""
+            entry.permissions = words.value if words is not None else []
+        except (NoSuchNode, AccessRefused):
+            if entry.depth < 0:
+                raise
             continue
-        entry.value = good.get(Op.READ, b"")
-        entry.permissions = split(good.get(Op.GET_PERMS, b""))
-        yield entry, None
-
-
-def _names(store: StoreCalls, path: str, reply: bytes | XenstoreError) -> list[str]:
-    if isinstance(reply, XenstoreError):
-        if reply.name != "E2BIG":
-            raise reply
-        return store.ls(path)  # in parts
-    return split(reply)
+        yield entry
 
 
 def _in_order(found: dict[str, Entry], root: str) -> Iterator[Entry]:

@@ -13,7 +13,7 @@ import click
 from paravirt.cli.context import Context, pass_context
 from paravirt.cli.xenstore.group import EXIT_NO, example, store_path, xenstore
 from paravirt.cli.xenstore.values import json_value, printable
-from paravirt.errors import XenstoreError
+from paravirt.errors import AccessRefused, NoSuchNode
 from paravirt.xenstore.client import WatchEvent, WatchQueue, XenstoreClient
 
 
@@ -65,10 +65,8 @@ def _value_now(store: XenstoreClient, path: str) -> bytes | None:
         return None
     try:
         return store.read(path)
-    except XenstoreError as error:
-        if error.name in ("ENOENT", "EACCES"):
-            return None
-        raise
+    except (NoSuchNode, AccessRefused):
+        return None
 
 
 def _record(event: WatchEvent, value: bytes | None, values: bool) -> str:

@@ -2,6 +2,12 @@
 """A store without the rest of a host, and how tests ask `paravirt xenstore` about it."""
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,3 +58,18 @@ def mistake(context: Context, *arguments: str, stdin: bytes | None = None) -> st
     message = error.format_message() if isinstance(error, click.ClickException) else str(error)
     assert "\n" not in message
     return message
+
+
+@contextmanager
+def beside(path: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """`paravirt xenstore` as a process of its own, on the store at `path`; its output in pipes. Killed at the end."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "paravirt", "xenstore", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "XENSTORED_PATH": str(path)},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

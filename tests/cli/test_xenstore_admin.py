@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from paravirt.cli.xenstored import QUOTA_FIELDS
+from paravirt.errors import NotSupported
 from paravirt.xenstore.wire import Op
 from tests.cli.fake_store import FakeStore
-from tests.cli.store import mistake, output
+from tests.cli.store import StandIn, ask, mistake, output
 
 
 class Daemon(FakeStore):
@@ -92,3 +94,26 @@ class TestQuota:
     )
     def test_mistakes(self, daemon: Daemon, words: list[str], said: str) -> None:
         assert mistake(daemon, "quota", *words) == said
+
+
+class TestTheRealDaemon:
+    @pytest.fixture(autouse=True)
+    def daemon_with_both(self, context: StandIn) -> None:
+        with context.store() as store:
+            try:
+                store.quota_names()
+                store.control("help")
+            except NotSupported:
+                pytest.skip("this daemon has neither quotas to ask for nor CONTROL")
+
+    def test_quotas(self, context: StandIn) -> None:
+        before = {row["name"]: row["value"] for row in ask(context, "quota")}
+        assert before["nodes"] == int(output(context, "quota", "nodes")) == 1000
+        assert set(before) == set(QUOTA_FIELDS)
+        output(context, "quota", "nodes", "7")
+        assert {row["name"]: row["value"] for row in ask(context, "quota")} == {**before, "nodes": 7}
+        assert "EINVAL" in mistake(context, "quota", "nonsense")
+
+    def test_control(self, context: StandIn) -> None:
+        assert "trace" in output(context, "control", "help")
+        assert "EINVAL" in mistake(context, "control", "nonsense")

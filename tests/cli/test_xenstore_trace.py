@@ -2,23 +2,30 @@
 """`paravirt xenstore trace`: what a fake daemon says was asked, and what the real one says."""
 
 import json
-from collections.abc import Callable
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from paravirt.cli.xenstore.trace import Record, parse
-from paravirt.errors import PeerError, XenstoreError
+from paravirt.cli.xenstore.trace import FROM_NOW, Record, parse
+from paravirt.errors import NotSupported, PeerError
+from paravirt.xenstore.client import XenstoreClient
+from paravirt.xenstore.server import XenstoreServer
 from paravirt.xenstore.wire import Op
 from tests.cli.fake_store import FakeStore
-from tests.cli.store import StandIn, ask, mistake, output, run
+from tests.cli.store import DEADLINE_S, beside, mistake, output, run
+from tests.host.running import read_all, read_line
 
 LINES = [
     "1700000000.123 0.4 - READ /a OK 12",
     "1700000000.124 1.9 7 WRITE /local/domain/1/data OK 30",
     "1700000000.125 1.9 - READ /local/domain/1/database ENOENT 3",
-    "1700000000.126 2.5 - TRANSACTION_START OK 1",
+    "1700000000.126 2.5 - TRANSACTION_START - OK 1",
     "... 12 lines lost",
-    "1700000000.127 2.5 8 SET_PERMS /local/domain/1/data/x n0 r1 OK 1",
+    "1700000000.127 2.5 8 SET_PERMS /local/domain/1/data/x,n0,r1 OK 1",
 ]
 
 
@@ -43,7 +50,7 @@ class TestParse:
             Record(1700000000.125, 1, 9, None, "READ", "/local/domain/1/database", "ENOENT", 3),
             Record(1700000000.126, 2, 5, None, "TRANSACTION_START", "", "OK", 1),
             12,
-            Record(1700000000.127, 2, 5, 8, "SET_PERMS", "/local/domain/1/data/x n0 r1", "OK", 1),
+            Record(1700000000.127, 2, 5, 8, "SET_PERMS", "/local/domain/1/data/x,n0,r1", "OK", 1),
         ]
 
     @pytest.mark.parametrize("line", ["", "nonsense", "... lines lost", "x 0.4 - READ /a OK 12"])
@@ -55,7 +62,7 @@ class TestParse:
         ("path", "yes"), [("/a", True), ("/", True), ("/a/b", True), ("/a/b/c", False), ("/a/bc", False), ("b", False)]
     )
     def test_paths(self, path: str, yes: bool) -> None:
-        record = parse("1.0 0.1 - WRITE /a/b value OK 1")
+        record = parse("1.0 0.1 - WRITE /a/b,more OK 1")
         assert isinstance(record, Record)
         assert record.concerns(path) is yes
 
@@ -71,7 +78,7 @@ class TestFollowing:
         assert result.stdout.splitlines() == [line for line in LINES if "lost" not in line]
         assert result.stderr == "paravirt: 12 lines lost\n"
         asked = [payload.split(b"\0")[1] for _, payload in store.asked]
-        assert asked == [b"0", b"2", b"2", b"3", b"3"]
+        assert asked == [b"%d" % FROM_NOW, b"2", b"2", b"3", b"3"]
 
     @pytest.mark.parametrize(
         ("filters", "numbers"),
@@ -111,7 +118,7 @@ class TestFollowing:
     @pytest.mark.parametrize(
         ("answer", "said"),
         [
-            ("EINVAL\0", "trace 0: is not a valid request (EINVAL)"),
+            ("EINVAL\0", f"trace {FROM_NOW}: is not a valid request (EINVAL)"),
             ("none\n", "xenstored answered a question for the trace with 'none'"),
             ("1\nwhat\n", "xenstored wrote a trace that cannot be read: 'what'"),
         ],
@@ -125,18 +132,34 @@ class TestFollowing:
             assert "'none' is no operation" in mistake(store, "trace", "--op", "none")
 
 
-def test_the_real_daemon(context: StandIn) -> None:
-    with context.store() as store:
-        try:
-            store.request(Op.CONTROL, b"trace\x000\0")
-        except XenstoreError as error:
-            if error.name == "ENOSYS":
+class TestTheRealDaemon:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Iterator[Path]:
+        with XenstoreServer(tmp_path / "s").start(), XenstoreClient.connect(tmp_path / "s") as store:
+            try:
+                store.control("trace", "0")
+            except NotSupported:
                 pytest.skip("this daemon does not trace")
-            raise
-        store.write("/traced/node", "value")
-    said = output(context, "trace", "-n", "1", "--op", "write", "--path", "/traced")
-    record = parse(said.strip())
-    assert isinstance(record, Record)
-    assert (record.domid, record.op, record.reply) == (0, "WRITE", "OK")
-    assert record.concerns("/traced/node")
-    assert ask(context, "trace", "-n", "1", "--op", "write")["arguments"].startswith("/traced/node")
+            yield tmp_path / "s"
+
+    def test_what_it_has_kept(self, path: Path) -> None:
+        with XenstoreClient.connect(path) as store:
+            store.write("/traced/node", "value")
+        with beside(path, "trace", "--kept", "-n", "1", "--op", "write", "--path", "/traced") as trace:
+            record = parse(read_line(trace.stdout))
+            assert trace.wait(DEADLINE_S) == 0
+        assert isinstance(record, Record)
+        assert (record.domid, record.op, record.arguments, record.reply) == (0, "WRITE", "/traced/node", "OK")
+
+    def test_live_and_an_interrupt(self, path: Path) -> None:
+        with XenstoreClient.connect(path) as store, beside(path, "trace", "--path", "/node", "--json") as trace:
+            assert trace.stdout is not None
+            deadline = time.monotonic() + DEADLINE_S
+            while not select.select([trace.stdout], [], [], 0.01)[0]:  # it does not say from when on it looks
+                assert time.monotonic() < deadline, "nothing was traced"
+                store.exists("/node")
+            record = json.loads(read_line(trace.stdout))
+            assert (record["op"], record["arguments"], record["reply"]) == ("READ", "/node", "ENOENT")
+            trace.send_signal(signal.SIGINT)
+            assert read_all(trace.stderr) == b""
+            assert trace.wait(DEADLINE_S) == 130

@@ -2,19 +2,15 @@
 """`paravirt xenstore watch`: in this process where what it sees is known before, else as a process of its own."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from paravirt.xenstore.client import XenstoreClient
 from paravirt.xenstore.server import XenstoreServer
-from tests.cli.store import DEADLINE_S, StandIn, mistake, output, run
+from tests.cli.store import DEADLINE_S, StandIn, beside, mistake, output, run
 from tests.host.running import read_all, read_line
 
 
@@ -63,25 +59,8 @@ class TestAsAProcess:
         with XenstoreServer(tmp_path / "s").start():
             yield tmp_path / "s"
 
-    @contextmanager
-    def watch(self, path: Path, *arguments: str) -> "Iterator[subprocess.Popen[bytes]]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "paravirt", "xenstore", "watch", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "XENSTORED_PATH": str(path)},
-        )
-        try:
-            with process:
-                try:
-                    yield process
-                finally:
-                    process.kill()
-        finally:
-            process.wait(DEADLINE_S)
-
     def test_lines_come_as_it_happens(self, path: Path) -> None:
-        with XenstoreClient.connect(path) as store, self.watch(path, "-n", "4", "--values", "/a") as watch:
+        with XenstoreClient.connect(path) as store, beside(path, "watch", "-n", "4", "--values", "/a") as watch:
             assert read_line(watch.stdout) == "/a /a (none)"
             store.write("/a/b", "one\n")
             assert read_line(watch.stdout) == '/a/b /a = "one\\n"'
@@ -93,21 +72,21 @@ class TestAsAProcess:
             assert watch.wait(DEADLINE_S) == 0
 
     def test_depth(self, path: Path) -> None:
-        with XenstoreClient.connect(path) as store, self.watch(path, "--depth", "1", "/a") as watch:
+        with XenstoreClient.connect(path) as store, beside(path, "watch", "--depth", "1", "/a") as watch:
             assert read_line(watch.stdout) == "/a /a"
             store.write("/a/b/deep", "x")
             store.write("/a/c", "x")
             assert read_line(watch.stdout) == "/a/c /a"
 
     def test_an_interrupt_ends_it_quietly(self, path: Path) -> None:
-        with self.watch(path, "/a") as watch:
+        with beside(path, "watch", "/a") as watch:
             assert read_line(watch.stdout) == "/a /a"
             watch.send_signal(signal.SIGINT)
             assert read_all(watch.stderr) == b""
             assert watch.wait(DEADLINE_S) == 130
 
     def test_the_daemon_goes(self, tmp_path: Path) -> None:
-        with XenstoreServer(tmp_path / "s").start() as server, self.watch(tmp_path / "s", "/a") as watch:
+        with XenstoreServer(tmp_path / "s").start() as server, beside(tmp_path / "s", "watch", "/a") as watch:
             assert read_line(watch.stdout) == "/a /a"
             server.stop()
             assert read_all(watch.stderr) == b"paravirt: xenstored is gone\n"

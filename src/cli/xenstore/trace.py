@@ -24,13 +24,19 @@ from paravirt.xenstore.client import XenstoreClient
 from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Op
 
 INTERVAL_S: Final = 0.2
+FROM_NOW: Final = 10**18
+"""As the number of a line: beyond any there is, so that the answer is where the next one will be."""
+
 _LOST: Final = re.compile(r"\.\.\. ([0-9]+) lines lost")
-_LINE: Final = re.compile(r"([0-9.]+) ([0-9]+)\.([0-9]+) ([0-9]+|-) (\S+) (?:(.*) )?(\S+) ([0-9.]+)")
+_LINE: Final = re.compile(r"([0-9.]+) ([0-9]+)\.([0-9]+) ([0-9]+|-) (\S+) (.+) (\S+) ([0-9.]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request as the daemon saw it; `time` in seconds of the Unix epoch, `us` how long it took."""
+    """One request as the daemon saw it; `time` in seconds of the Unix epoch, `us` how long it took.
+
+    `arguments`: the strings of the request, with commas between.
+    """
 
     time: float
     domid: int
@@ -48,7 +54,7 @@ class Record:
 
     def concerns(self, path: str) -> bool:
         """Whether the request's path is `path` or below it."""
-        mine = self.arguments.partition(" ")[0]
+        mine = self.arguments.partition(",")[0]
         return mine == path or mine.startswith(path.rstrip("/") + "/")
 
 
@@ -61,12 +67,14 @@ def parse(line: str) -> Record | int:
         raise PeerError(f"xenstored wrote a trace that cannot be read: {line!r}")
     at, domid, connection, transaction, op, arguments, reply, us = found.groups()
     number = None if transaction == "-" else int(transaction)
-    return Record(float(at), int(domid), int(connection), number, op, arguments or "", reply, float(us))
+    return Record(
+        float(at), int(domid), int(connection), number, op, "" if arguments == "-" else arguments, reply, float(us)
+    )
 
 
-def follow(store: XenstoreClient, interval_s: float) -> Iterator[str]:
-    """All lines from now on, for ever; asks at once after an answer that was rather full, else every `interval_s`."""
-    next_line = 0
+def follow(store: XenstoreClient, start: int, interval_s: float) -> Iterator[str]:
+    """All lines from number `start` on, for ever; asks every `interval_s`, or at once after a rather full answer."""
+    next_line = start
     while True:
         head, _, text = store.control("trace", str(next_line)).partition("\n")
         if not head.isdigit():
@@ -89,6 +97,7 @@ def _operation(name: str) -> str:
 )
 @click.option("--op", "ops", multiple=True, help="Only this operation, such as READ; repeatable.")
 @click.option("--path", type=store_path, metavar="PATH", help="Only requests for this path or one below it.")
+@click.option("--kept", is_flag=True, help="First the lines that the daemon has kept from earlier tracing.")
 @click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many lines.")
 @click.option(
     "--interval",
@@ -106,13 +115,14 @@ def trace(
     domids: tuple[int, ...],
     ops: tuple[str, ...],
     path: str | None,
+    kept: bool,
     count: int | None,
     interval_s: float,
     as_json: bool,
 ) -> None:
     """Who asks the daemon for what, as it happens.
 
-    A line: time, domain and connection, transaction, operation, path or arguments, OK or the error, microseconds. What
+    A line: time, domain and connection, transaction, operation, its arguments, OK or the error, microseconds. What
     trace itself asks is left out.
     """
     wanted_ops = {_operation(op) for op in ops}
@@ -126,7 +136,7 @@ def trace(
         )
 
     def shown(store: XenstoreClient) -> Iterator[str]:
-        for line in follow(store, interval_s):
+        for line in follow(store, 0 if kept else FROM_NOW, interval_s):
             record = parse(line)
             if isinstance(record, int):
                 click.echo(f"paravirt: {line.removeprefix('... ')}", err=True)

@@ -79,7 +79,7 @@ def parse_quotas(
     return tuple(quotas.items())
 
 
-@click.command()
+@click.command(epilog="\b\nExample:\n  paravirt xenstored --socket ./store.sock --quota nodes=2000")
 @click.option("--socket", "path", metavar="PATH", help="Where clients of Dom0 connect (else in the run directory).")
 @click.option(
     "--hypervisor",

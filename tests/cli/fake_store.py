@@ -19,7 +19,7 @@ Answer = Callable[[int, bytes], bytes]
 class FakeStore(Context):
     """The context of a host whose xenstored is fake. A context manager; one client at a time.
 
-    `asked` has all requests.
+    `asked` has all requests, `most_at_once` how many of them came together.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -27,6 +27,7 @@ class FakeStore(Context):
         self._answer = answer
         self._threads: list[threading.Thread] = []
         self.asked: list[tuple[int, bytes]] = []
+        self.most_at_once = 0
 
     def store(self) -> XenstoreClient:
         ours, theirs = socket.socketpair()
@@ -38,7 +39,9 @@ class FakeStore(Context):
         parser = PacketParser()
         with ours, suppress(OSError):
             while data := ours.recv(65536):
-                for op, request_id, transaction_id, payload in parser.feed(data):
+                packets = parser.feed(data)
+                self.most_at_once = max(self.most_at_once, len(packets))
+                for op, request_id, transaction_id, payload in packets:
                     self.asked.append((op, payload))
                     reply = self._answer(op, payload)
                     is_error = reply[:1] == b"E" and reply[-1:] == b"\0"

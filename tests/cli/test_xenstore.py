@@ -15,6 +15,8 @@ from paravirt.cli.xenstore import xenstore
 from paravirt.errors import InvalidRequest, XenstoreError
 from paravirt.xenstore.client import XenstoreClient
 from paravirt.xenstore.server import XenstoreServer
+from paravirt.xenstore.wire import Op
+from tests.cli.fake_store import FakeStore
 from tests.cli.store import DEADLINE_S, StandIn, ask, mistake, output, run
 
 ALL_BYTES = bytes(range(256))
@@ -60,6 +62,18 @@ class TestLooking:
         names = [f"name-{i}" for i in range(1000)]
         output(context, "mkdir", *(f"/a/{name}" for name in names))
         assert output(context, "ls", "/a") == "".join(f'{name} = ""\n' for name in names)
+
+    def test_many_nodes_are_asked_for_at_once(self) -> None:
+        names = b"".join(b"%d\0" % i for i in range(200))
+
+        def answer(op: int, payload: bytes) -> bytes:
+            if op == Op.DIRECTORY:
+                return names if payload == b"/a\0" else b""
+            return b"n0\0" if op == Op.GET_PERMS else b"value"
+
+        with FakeStore(answer) as store:
+            assert len(output(store, "ls", "-p", "/a").splitlines()) == 200
+        assert store.most_at_once > 50
 
     def test_names(self, context: StandIn) -> None:
         output(context, "write", "/a/z", "1", "/a/b", "1")

@@ -59,10 +59,22 @@ class TestParse:
             parse(line)
 
     @pytest.mark.parametrize(
-        ("path", "yes"), [("/a", True), ("/", True), ("/a/b", True), ("/a/b/c", False), ("/a/bc", False), ("b", False)]
+        ("asked", "path", "yes"),
+        [
+            ("0.1 - WRITE /a/b", "/a", True),
+            ("0.1 - WRITE /a/b", "/", True),
+            ("0.1 - WATCH /a/b,token", "/a/b", True),
+            ("0.1 - WRITE /a/b", "/a/b/c", False),
+            ("0.1 - WRITE /a/bc", "/a/b", False),
+            ("7.1 - READ data/x", "/local/domain/7/data", True),
+            ("7.1 - READ data/x", "/local/domain/0", False),
+            ("7.1 - WATCH @releaseDomain,t", "@releaseDomain", True),
+            ("7.1 - WATCH @releaseDomain,t", "/local/domain/7", False),
+            ("0.1 2 TRANSACTION_END T", "/", False),
+        ],
     )
-    def test_paths(self, path: str, yes: bool) -> None:
-        record = parse("1.0 0.1 - WRITE /a/b,more OK 1")
+    def test_paths(self, asked: str, path: str, yes: bool) -> None:
+        record = parse(f"1.0 {asked} OK 1")
         assert isinstance(record, Record)
         assert record.concerns(path) is yes
 

@@ -59,7 +59,8 @@ def restore(
     """Write what dump has written to FILE ("-": standard input).
 
     The whole file is checked before anything is written. Nodes that are as in the file are left alone. New children are
-    made in the order of the file, behind those that are there.
+    made in the order of the file, behind those that are there. Without --atomic, an error leaves what the transactions
+    before it have written.
     """
     root, nodes = decode(file.read())
     plan = _Plan(root, nodes, prune=prune, dry_run=dry_run)

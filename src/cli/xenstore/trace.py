@@ -27,6 +27,11 @@ INTERVAL_S: Final = 0.2
 FROM_NOW: Final = 10**18
 """As the number of a line: beyond any there is, so that the answer is where the next one will be."""
 
+WITH_PATH: Final = frozenset(
+    ("DIRECTORY", "DIRECTORY_PART", "READ", "WRITE", "MKDIR", "RM", "GET_PERMS", "SET_PERMS", "WATCH", "UNWATCH")
+)
+"""Operations whose first argument is a path."""
+
 _LOST: Final = re.compile(r"\.\.\. ([0-9]+) lines lost")
 _LINE: Final = re.compile(r"([0-9.]+) ([0-9]+)\.([0-9]+) ([0-9]+|-) (\S+) (.+) (\S+) ([0-9.]+)")
 
@@ -53,8 +58,12 @@ class Record:
         return self.op == "CONTROL" and self.arguments.startswith("trace")
 
     def concerns(self, path: str) -> bool:
-        """Whether the request's path is `path` or below it."""
+        """Whether the request is for a path, and that is `path` or below it; a relative one below the domain's home."""
+        if self.op not in WITH_PATH:
+            return False
         mine = self.arguments.partition(",")[0]
+        if not mine.startswith(("/", "@")):
+            mine = f"/local/domain/{self.domid}/{mine}"
         return mine == path or mine.startswith(path.rstrip("/") + "/")
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from paravirt.cli.xenstored import QUOTA_FIELDS
-from paravirt.errors import NotSupported
 from paravirt.xenstore.wire import Op
 from tests.cli.fake_store import FakeStore
 from tests.cli.store import StandIn, ask, mistake, output
@@ -97,15 +96,6 @@ class TestQuota:
 
 
 class TestTheRealDaemon:
-    @pytest.fixture(autouse=True)
-    def daemon_with_both(self, context: StandIn) -> None:
-        with context.store() as store:
-            try:
-                store.quota_names()
-                store.control("help")
-            except NotSupported:
-                pytest.skip("this daemon has neither quotas to ask for nor CONTROL")
-
     def test_quotas(self, context: StandIn) -> None:
         before = {row["name"]: row["value"] for row in ask(context, "quota")}
         assert before["nodes"] == int(output(context, "quota", "nodes")) == 1000

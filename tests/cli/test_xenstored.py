@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from paravirt.cli import up
-from paravirt.cli.xenstored import Choice
+from paravirt.cli.xenstored import QUOTA_FIELDS, Choice
 from paravirt.errors import NotFound, XenstoreError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.server import BrokerServer
 from paravirt.xenstore.client import XenstoreClient
-from paravirt.xenstore.limits import Limits
+from paravirt.xenstore.limits import QUOTAS, Limits
 from tests.host.running import DEADLINE_S, Place, read_all, read_line
 
 
@@ -201,6 +201,20 @@ class TestOptions:
             "sync": True,
             "access_log": Path("log"),
         }
+
+    def test_every_quota_reaches_the_server(self) -> None:
+        assert list(QUOTA_FIELDS) == list(QUOTAS)
+        choice = Choice(quotas=tuple((name, i) for i, name in enumerate(QUOTAS)), watch_event_timeout_s=1.5)
+        limits = choice.server_options()["limits"]
+        assert list(limits.quotas().values()) == list(range(len(QUOTAS)))
+        assert limits.watch_event_timeout_ms == 1500
+
+    def test_the_daemon_says_the_quotas_that_it_was_given(self, place: Place) -> None:
+        path = place.directory / "store"
+        options = ("--quota", "soft-memory=7", "--quota", "watches=0", "--quota", "watches=9")
+        with by_hand(place, "--socket", str(path), *options), XenstoreClient.connect(path) as store:
+            assert (store.get_quota("soft-memory"), store.get_quota("watches")) == (7, 9)
+            assert store.get_quota("nodes") == Limits().nodes
 
     def test_up_passes_the_journal_on(self) -> None:
         daemons = {daemon.name: daemon.arguments for daemon in up._daemons(None, Path("store"))}

@@ -29,9 +29,9 @@ from paravirt.xenstore.client import ATTEMPTS
 from paravirt.xenstore.protocol_state import (
     RECONNECT_TIMEOUT_S,
     ClientProtocol,
+    Patience,
     Request,
     Subscription,
-    delays_s,
     gone,
     not_back,
     not_in_time,
@@ -65,7 +65,7 @@ class AsyncXenstoreClient(AsyncDomainCalls):
         """Over a byte stream, which it owns from now on. Inside the event loop that it is for."""
         self._loop = asyncio.get_running_loop()
         self._connector = connector
-        self._reconnect_timeout_s = reconnect_timeout_s
+        self._patience = Patience(reconnect_timeout_s, time.monotonic())
         self._pid = os.getpid()
         self._protocol = ClientProtocol(reconnects=connector is not None)
         self._watcher = AsyncWatcher(self._watch, self._unwatch, self._protocol.sinks.discard)
@@ -220,29 +220,39 @@ class AsyncXenstoreClient(AsyncDomainCalls):
 
     def _lost(self, error: Exception | None) -> None:
         self._let_go()
+        self._patience.lost(time.monotonic(), answered=self._protocol.answered)
         self._protocol.lost(gone(error))
         if self._protocol.ended is None:
             self._reconnecting = self._loop.create_task(self._connect_again(gone(error)))
 
     async def _connect_again(self, failure: StoreGone) -> None:
+        try:
+            transport = await self._find_daemon(failure)
+        except StoreGone as late:
+            self._protocol.end(late)
+            return
+        except Exception as defect:  # of a connector: nobody may wait for ever
+            self._protocol.end(StoreGone(f"the store's client has failed: {defect!r}"))
+            raise
+        self._patience.connected(time.monotonic())
+        self._protocol.connected()
+        self._use(transport)
+        self._flush()
+
+    async def _find_daemon(self, failure: StoreGone) -> Transport:
+        """The next connection. `StoreGone` when there is none in time."""
         assert self._connector is not None
-        deadline = time.monotonic() + self._reconnect_timeout_s
-        for delay in delays_s():
-            why = ""
+        why = ""
+        while (delay := self._patience.next_delay_s(time.monotonic())) is not None:
+            await asyncio.sleep(delay)
             try:
                 transport = self._connector.connect_nowait()
             except (OSError, ParavirtError) as error:
-                transport, why = None, f" ({error})"
-            if transport is not None:
-                self._protocol.connected()
-                self._use(transport)
-                self._flush()
-                return
-            left = deadline - time.monotonic()
-            if left <= 0:
-                self._protocol.end(not_back(failure, self._reconnect_timeout_s, why))
-                return
-            await asyncio.sleep(min(delay, left))
+                why = f" ({error})"
+            else:
+                if transport is not None:
+                    return transport
+        raise not_back(failure, self._patience.timeout_s, why)
 
     async def close(self) -> None:
         """End the connection; calls and queues that wait get `Closed`. Harmless when repeated, or in a forked child."""

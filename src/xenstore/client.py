@@ -29,9 +29,9 @@ from paravirt.xenstore.pipeline import Pipeline
 from paravirt.xenstore.protocol_state import (
     RECONNECT_TIMEOUT_S,
     ClientProtocol,
+    Patience,
     Request,
     Subscription,
-    delays_s,
     gone,
     not_back,
     not_in_time,
@@ -68,7 +68,7 @@ class XenstoreClient(DomainCalls):
         """Over a byte stream, which it owns from now on."""
         self._transport = transport
         self._connector = connector
-        self._reconnect_timeout_s = reconnect_timeout_s
+        self._patience = Patience(reconnect_timeout_s, time.monotonic())
         self._pid = os.getpid()
         self._send_lock = threading.Lock()  # taken first, and may be held for long: reading must never need it
         self._lock = threading.Lock()  # guards the two below
@@ -331,9 +331,14 @@ class XenstoreClient(DomainCalls):
     # -- the reader
 
     def _run(self) -> None:
-        error = self._read()
-        while self._connect_again(error):
+        try:
             error = self._read()
+            while self._connect_again(error):
+                error = self._read()
+        except BaseException as defect:  # of ours or of a connector: nobody may wait for ever
+            with self._lock:
+                self._protocol.end(StoreGone(f"the store's client has failed: {defect!r}"))
+            raise
 
     def _read(self) -> Exception | None:
         """Until the connection breaks; why it did, None at its end."""
@@ -350,6 +355,7 @@ class XenstoreClient(DomainCalls):
         self._transport.shut_down()
         with self._send_lock, self._lock:  # no sender is under way now: what was sent is known
             error, self._broken = self._broken or error, None
+            self._patience.lost(time.monotonic(), answered=self._protocol.answered)
             self._protocol.lost(gone(error))
             if self._protocol.ended is not None:
                 return False
@@ -371,21 +377,18 @@ class XenstoreClient(DomainCalls):
     def _find_daemon(self, failure: StoreGone) -> Transport:
         """The next connection. `StoreGone` when there is none in time, `Closed` when the client is closed."""
         assert self._connector is not None
-        deadline = time.monotonic() + self._reconnect_timeout_s
-        for delay in delays_s():
-            why = ""
+        why = ""
+        while (delay := self._patience.next_delay_s(time.monotonic())) is not None:
+            if self._closing.wait(delay):
+                raise Closed("this xenstore client is closed")
             try:
                 transport = self._connector.connect_nowait()
             except (OSError, ParavirtError) as error:
-                transport, why = None, f" ({error})"
-            if transport is not None:
-                return transport
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise not_back(failure, self._reconnect_timeout_s, why)
-            if self._closing.wait(min(delay, left)):
-                raise Closed("this xenstore client is closed")
-        raise AssertionError("not reached")
+                why = f" ({error})"
+            else:
+                if transport is not None:
+                    return transport
+        raise not_back(failure, self._patience.timeout_s, why)
 
     def _adopt(self, transport: Transport) -> bool:
         """Go on over a new connection, unless the client was closed meanwhile."""
@@ -393,6 +396,7 @@ class XenstoreClient(DomainCalls):
             ended = self._protocol.ended
             if ended is None:
                 self._transport = transport
+                self._patience.connected(time.monotonic())
                 self._protocol.connected()
             else:
                 self._protocol.end(ended)

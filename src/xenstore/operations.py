@@ -38,7 +38,14 @@ def encode_string(text: str) -> bytes:
     """A string argument with its NUL."""
     if "\0" in text:
         raise InvalidRequest(f"{text!r} has a NUL inside")
-    return text.encode() + b"\0"
+    return _encode(text) + b"\0"
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{text!r} is not UTF-8") from error
 
 
 class Call(NamedTuple, Generic[T]):
@@ -73,8 +80,15 @@ def _number(what: str) -> Callable[[bytes], int]:
     return decode
 
 
+def _text(reply: bytes, what: str) -> str:
+    try:
+        return reply.decode()
+    except UnicodeDecodeError as error:
+        raise PeerError(f"{what} is not text") from error
+
+
 def _names(reply: bytes) -> list[str]:
-    return [name.decode() for name in reply.split(b"\0")[:-1]]
+    return _text(reply, "the list that xenstored answered with").split("\0")[:-1]
 
 
 # -- the tree
@@ -85,17 +99,11 @@ def read(path: str) -> Call[bytes]:
 
 
 def read_text(path: str) -> Call[str]:
-    def decode(reply: bytes) -> str:
-        try:
-            return reply.decode()
-        except UnicodeDecodeError as error:
-            raise PeerError(f"{path} is not text") from error
-
-    return Call(Op.READ, encode_string(path), path, decode)
+    return Call(Op.READ, encode_string(path), path, lambda reply: _text(reply, path))
 
 
 def write(path: str, value: str | bytes) -> Call[None]:
-    data = value.encode() if isinstance(value, str) else bytes(value)
+    data = _encode(value) if isinstance(value, str) else bytes(value)
     return Call(Op.WRITE, encode_string(path) + data, path, _nothing)
 
 
@@ -158,7 +166,10 @@ def exists(path: str) -> Steps[bool]:
 
 
 def get_domain_path(domid: int) -> Call[str]:
-    return Call(Op.GET_DOMAIN_PATH, b"%d\0" % domid, f"domain {domid}", lambda reply: reply.rstrip(b"\0").decode())
+    def decode(reply: bytes) -> str:
+        return _text(reply.rstrip(b"\0"), f"the path of domain {domid}")
+
+    return Call(Op.GET_DOMAIN_PATH, b"%d\0" % domid, f"domain {domid}", decode)
 
 
 def introduce(domid: int, gfn: int, port: int) -> Call[None]:

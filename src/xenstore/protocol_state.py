@@ -13,7 +13,7 @@ After a connection broke (`lost`) and another one was made (`connected`):
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from paravirt.errors import OutcomeUnknown, ParavirtError, PeerError, StoreGone, TimedOut
@@ -21,6 +21,9 @@ from paravirt.xenstore.operations import encode_string, error_of
 from paravirt.xenstore.wire import ACK, PAYLOAD_MAX_BYTES, Op, PacketParser, encode
 
 RECONNECT_TIMEOUT_S: Final = 30.0
+FIRST_DELAY_S: Final = 0.002
+LAST_DELAY_S: Final = 0.5
+PROVEN_AFTER_S: Final = 1.0
 OUTPUT_MAX_BYTES: Final = 65536
 COMMIT: Final = b"T\0"
 ABORT: Final = b"F\0"
@@ -151,12 +154,14 @@ class Request:
 class ClientProtocol:
     """The state of one client. Not safe for threads: its shell has a lock.
 
-    `epoch` counts the connections that broke; `ended` is None, or why the client is of no use any more.
+    `epoch` counts the connections that broke; `ended` is None, or why the client is of no use any more. `answered` says
+    whether the present connection has brought a reply.
     """
 
     def __init__(self, *, reconnects: bool) -> None:
         """`reconnects`: whether there may be another connection after the first."""
         self.epoch = 0
+        self.answered = False
         self.ended: ParavirtError | None = None
         self.subscriptions: dict[str, Subscription] = {}
         self.sinks: set[EventSink] = set()
@@ -256,6 +261,7 @@ class ClientProtocol:
             raise PeerError(self._parser.broken)
 
     def _complete(self, request: Request, op: int, payload: bytes) -> None:
+        self.answered = True
         if request.op == Op.TRANSACTION_START:
             request.epoch = self.epoch
         subscription = request.subscription
@@ -302,7 +308,7 @@ class ClientProtocol:
 
     def connected(self) -> None:
         """There is a new connection: watches first, then what waits."""
-        self._connected = True
+        self._connected, self.answered = True, False
         waiting, self._under_way = self._under_way, {}
         for subscription in self.subscriptions.values():
             if subscription.registered:
@@ -343,12 +349,37 @@ def not_in_time(path: str, value: bytes | None, timeout_s: float | None) -> Time
     return TimedOut(f"{path} did not become what was waited for in {timeout_s or 0:g} s: {state}")
 
 
-def delays_s() -> Iterator[float]:
-    """How long to wait before each further attempt to connect."""
-    delay = 0.002
-    while True:
-        yield delay
-        delay = min(2 * delay, 0.5)
+class Patience:
+    """When to try to connect again, and when to give up. Times in seconds of any monotonic clock.
+
+    A connection that broke at once without one answer does not count: the time limit and the pauses go on from the one
+    before, so that a daemon which refuses its clients is not asked for ever.
+    """
+
+    def __init__(self, timeout_s: float, now_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._connected_at = now_s
+        self._deadline = 0.0
+        self._delay = 0.0
+        self._counts = True
+
+    def connected(self, now_s: float) -> None:
+        self._connected_at = now_s
+        self._counts = False
+
+    def lost(self, now_s: float, *, answered: bool) -> None:
+        """`answered`: whether the connection has brought anything."""
+        if self._counts or answered or now_s - self._connected_at >= PROVEN_AFTER_S:
+            self._deadline = now_s + self.timeout_s
+            self._delay = 0.0
+
+    def next_delay_s(self, now_s: float) -> float | None:
+        """How long to wait before the next attempt, also the first; None: give up."""
+        left = self._deadline - now_s
+        if left <= 0:
+            return None
+        delay, self._delay = self._delay, min(max(2 * self._delay, FIRST_DELAY_S), LAST_DELAY_S)
+        return min(delay, left)
 
 
 def _again(error: ParavirtError) -> ParavirtError:

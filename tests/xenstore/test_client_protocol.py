@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The client's state without I/O: what becomes of requests, watches and transactions when a connection breaks."""
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paravirt.errors import (
     XENSTORE_ERRORS,
@@ -14,7 +18,7 @@ from paravirt.errors import (
     XenstoreError,
 )
 from paravirt.xenstore.operations import error_of
-from paravirt.xenstore.protocol_state import REPEATED, ClientProtocol, Request, Subscription
+from paravirt.xenstore.protocol_state import REPEATED, ClientProtocol, Patience, Request, Subscription
 from paravirt.xenstore.wire import ACK, Errno, Op, Packet, PacketParser, encode
 
 
@@ -306,3 +310,86 @@ def test_a_request_longer_than_a_packet_is_never_sent(protocol: ClientProtocol) 
         request.outcome()
     assert caught.value.name == "E2BIG"
     assert protocol.output() == b""
+
+
+def test_patience_ends_and_begins_anew() -> None:
+    patience = Patience(10.0, 0.0)
+    patience.lost(100.0, answered=False)  # the first connection counts
+    delays = [patience.next_delay_s(100.0) for _ in range(20)]
+    assert delays[:4] == [0.0, 0.002, 0.004, 0.008]
+    assert delays[-1] == 0.5
+    assert patience.next_delay_s(109.9) == pytest.approx(0.1)
+    patience.connected(109.9)
+    patience.lost(109.95, answered=False)  # broke at once
+    assert patience.next_delay_s(109.95) == pytest.approx(0.05)
+    assert patience.next_delay_s(110.0) is None
+    for answered, lost_at in ((True, 109.95), (False, 112.0)):
+        patience.connected(109.9)
+        patience.lost(lost_at, answered=answered)
+        assert patience.next_delay_s(lost_at) == 0.0
+        assert patience.next_delay_s(lost_at + 9.9) is not None
+
+
+@given(st.lists(st.binary(max_size=40) | st.just(encode(Op.WATCH_EVENT, 0, 0, b"/a\x001\0")), max_size=8))
+def test_any_bytes_of_a_daemon_are_a_reply_or_a_peer_error(chunks: list[bytes]) -> None:
+    protocol = ClientProtocol(reconnects=True)
+    watching(protocol)
+    requests = [submit(protocol, op) for op in (Op.READ, Op.WRITE, Op.RESET_WATCHES)]
+    send_all(protocol)
+    try:
+        for chunk in chunks:
+            protocol.receive(chunk)
+    except PeerError:
+        protocol.lost(GONE)
+        protocol.connected()
+        assert send_all(protocol)
+    for request in requests:
+        if request.done:
+            with contextlib.suppress(ParavirtError):
+                request.outcome()
+
+
+STEPS = st.lists(
+    st.tuples(st.just("ask"), st.sampled_from([Op.READ, Op.WRITE, Op.RM, Op.GET_PERMS]))
+    | st.tuples(st.just("send"), st.integers(1, 60))
+    | st.tuples(st.just("serve"), st.integers(1, 4))
+    | st.tuples(st.just("break"), st.just(0)),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_nothing_runs_twice_that_must_not_and_nothing_is_forgotten(steps: list[tuple[str, int]]) -> None:
+    """A daemon that runs what reaches it whole, and answers some of it, over connections that break anywhere."""
+    protocol = ClientProtocol(reconnects=True)
+    requests: list[Request] = []
+    ran: list[bytes] = []
+    parser, unanswered = PacketParser(), list[Packet]()
+    for step, argument in [*steps, ("break", 0), ("send", 1 << 20), ("serve", 1 << 20)]:
+        if step == "ask":
+            requests.append(submit(protocol, Op(argument), b"%d\0" % len(requests)))
+        elif step == "send":
+            data = protocol.output()[:argument]
+            protocol.sent(len(data))
+            packets = parser.feed(data)
+            ran += [packet[3] for packet in packets]
+            unanswered += packets
+        elif step == "serve":
+            for op, request_id, _, _ in unanswered[:argument]:
+                protocol.receive(encode(op, request_id, 0, ACK))
+            del unanswered[:argument]
+        else:
+            protocol.lost(GONE)
+            parser, unanswered = PacketParser(), []
+            protocol.connected()
+    for request in requests:
+        assert request.done
+        times = ran.count(request.payload)
+        if request.error is not None:
+            assert isinstance(request.error, OutcomeUnknown)
+            assert request.op not in REPEATED
+            assert times <= 1
+        elif request.op not in REPEATED:
+            assert times == 1
+        else:
+            assert times >= 1

@@ -244,6 +244,35 @@ def test_much_that_waits_is_sent_while_replies_are_read(tmp_path: Path) -> None:
             assert {len(result.value) for result in results} == {4000}
 
 
+def test_a_daemon_that_closes_each_connection_at_once_is_not_asked_for_ever() -> None:
+    n_connections = 0
+
+    def again() -> socket.socket:
+        nonlocal n_connections
+        n_connections += 1
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
+
+    with XenstoreClient.from_socket(again(), again=again, reconnect_timeout_s=0.1) as client:
+        with pytest.raises(StoreGone, match=r"0\.1 s"):
+            client.read("/a")
+    assert 1 < n_connections < 50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_of_whoever_makes_connections_leaves_nobody_waiting() -> None:
+    ours, theirs = socket.socketpair()
+
+    def again() -> socket.socket:
+        raise RuntimeError("a defect")
+
+    with XenstoreClient.from_socket(ours, again=again) as client:
+        theirs.close()
+        with pytest.raises(StoreGone, match="a defect"):
+            client.read("/a")
+
+
 def restart(server: XenstoreServer, path: Path) -> XenstoreServer:
     server.stop()
     return XenstoreServer(path).start()

@@ -193,18 +193,17 @@ class XenstoreClient(DomainCalls):
             with self._lock:
                 data = self._protocol.output()
             while data:
+                counts: list[int] = []
                 try:
-                    n_bytes = self._transport.send(data)
+                    self._transport.send(data, counts)
                 except (OSError, ParavirtError) as error:
                     self._broken = self._broken or error
                     self._transport.shut_down()  # the reader sees that, and does what is to be done
                     return
-                except BaseException:
-                    self._transport.shut_down()  # nobody knows where in the stream we are
-                    raise
-                with self._lock:
-                    self._protocol.sent(n_bytes)
-                    data = self._protocol.output()
+                finally:
+                    with self._lock:
+                        self._protocol.sent(sum(counts))
+                        data = self._protocol.output()
 
     # -- transactions
 

@@ -43,13 +43,19 @@ class RingTransport:
             if self._waiter.wait(self._port, timeout_s=RECONNECT_TIMEOUT_S) is WaitResult.TIMEOUT:
                 raise StoreGone("xenstored did not start the connection anew")
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes, counts: list[int]) -> None:
         while True:
             with self._changed:
                 self._check()
-                n_bytes = self._stream.write_nowait(data)
+                before = self._stream.statistics().bytes_written
+                try:
+                    self._stream.write_nowait(data)
+                finally:
+                    n_bytes = self._stream.statistics().bytes_written - before
+                    if n_bytes:
+                        counts.append(n_bytes)
                 if n_bytes:
-                    return n_bytes
+                    return
                 self._changed.wait()
 
     def receive(self) -> bytes:

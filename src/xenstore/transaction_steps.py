@@ -10,7 +10,7 @@ run again, which only its owner can do: `TransactionConflict`.
 from collections.abc import Generator
 from typing import TypeVar
 
-from paravirt.errors import InvalidRequest, PeerError, StoreFailure, TransactionConflict
+from paravirt.errors import InvalidRequest, PeerError, StoreFailure, TransactionConflict, XenstoreError
 from paravirt.xenstore.operations import error_of
 from paravirt.xenstore.protocol_state import ABORT, COMMIT, Request
 from paravirt.xenstore.wire import Op
@@ -132,10 +132,9 @@ def _answer(request: Request) -> tuple[int, bytes, str]:
 
 
 def _conflicts(request: Request) -> bool:
+    """Whether it is worth another attempt; raises what is no answer at all."""
     try:
         request.outcome()
-    except (TransactionConflict, StoreFailure):
-        return True
-    except Exception:
-        return False
+    except XenstoreError as error:
+        return isinstance(error, (TransactionConflict, StoreFailure))
     return False

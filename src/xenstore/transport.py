@@ -23,8 +23,11 @@ class Transport(Protocol):
     """Whether an event loop has to poll `fileno` for writing when `send_nowait` takes nothing; else it becomes readable
     when there is room."""
 
-    def send(self, data: bytes) -> int:
-        """Waits for room; how many bytes, from the start of `data`, went out: at least one."""
+    def send(self, data: bytes, counts: list[int]) -> None:
+        """Waits for room, sends at least one byte from the start of `data`, and appends to `counts` how many.
+
+        That way it is known also when the handler of a signal raises as soon as the bytes are out.
+        """
 
     def receive(self) -> bytes:
         """The next bytes, waiting for some; empty at the end."""
@@ -77,8 +80,9 @@ class SocketTransport:
             raise NotFound(f"no xenstored serves {path}: {error.strerror}") from error
         return cls(connected)
 
-    def send(self, data: bytes) -> int:
-        return self._socket.send(data)
+    def send(self, data: bytes, counts: list[int]) -> None:
+        # No bytecode runs between the system call and the append, so no signal handler does.
+        counts.extend(map(self._socket.send, (data,)))
 
     def receive(self) -> bytes:
         return self._socket.recv(READ_BYTES)

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -394,6 +395,38 @@ def test_watches_outlive_the_daemon_and_nothing_is_left(tmp_path: Path) -> None:
             await waits
         with XenstoreServer(path).start():
             assert count() == before
+
+    asyncio.run(asyncio.wait_for(use(), DEADLINE_S))
+
+
+def test_what_waits_for_room_when_the_connection_breaks() -> None:
+    async def use(server: XenstoreServer) -> None:
+        ours, theirs = socket.socketpair()
+        async with AsyncXenstoreClient.from_socket(ours, again=server.connect) as client:
+            writes = [asyncio.create_task(client.write(f"/n/{i}", "x" * 4000)) for i in range(500)]
+            while not client._polls_for_room:
+                await asyncio.sleep(0)
+            theirs.close()
+            ends = await asyncio.gather(*writes, return_exceptions=True)
+            n_unknown = sum(isinstance(end, OutcomeUnknown) for end in ends)
+            assert 0 < n_unknown < 500
+            assert len(await client.ls("/n")) == 500 - n_unknown
+
+    with XenstoreServer().start() as server:
+        asyncio.run(asyncio.wait_for(use(server), DEADLINE_S))
+
+
+def test_a_defect_of_whoever_makes_connections_leaves_nobody_waiting() -> None:
+    async def use() -> None:
+        ours, theirs = socket.socketpair()
+
+        def again() -> socket.socket:
+            raise RuntimeError("a defect")
+
+        async with AsyncXenstoreClient.from_socket(ours, again=again) as client:
+            theirs.close()
+            with pytest.raises(StoreGone, match="a defect"):
+                await client.read("/a")
 
     asyncio.run(asyncio.wait_for(use(), DEADLINE_S))
 

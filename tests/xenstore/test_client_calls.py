@@ -242,6 +242,25 @@ def test_attempts_come_to_an_end(tmp_path: Path) -> None:
             used.result()
 
 
+def test_a_store_that_goes_while_it_is_tried_again(tmp_path: Path) -> None:
+    with FakeStore(tmp_path / "s") as fake, XenstoreClient.connect(fake.path) as client:
+        peer = fake.accept()
+
+        def use() -> None:
+            with client.transaction(attempts=3) as transaction:
+                transaction.write("/a", "1")
+
+        used = Background(use)
+        peer.answer(peer.next(Op.TRANSACTION_START), b"1\0")
+        peer.answer(peer.next(Op.WRITE))
+        peer.refuse(peer.next(Op.TRANSACTION_END), "EAGAIN")
+        peer.answer(peer.next(Op.TRANSACTION_START), b"2\0")
+        peer.next(Op.WRITE)
+        peer.close()
+        with pytest.raises(StoreGone):
+            used.result()
+
+
 def test_a_listing_in_parts_may_have_another_generation(client: XenstoreClient, other: XenstoreClient) -> None:
     for i in range(600):
         client.mkdir(f"/many/child-number-{i}")

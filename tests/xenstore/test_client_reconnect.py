@@ -2,9 +2,10 @@
 """The blocking client over connections that break: fake daemons for each fault, and real ones that start anew."""
 
 import os
+import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -94,6 +95,59 @@ def test_a_wrong_operation_in_a_reply_is_an_error_of_that_call(peer: Peer, clien
         read.result()
 
 
+class Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """Make a signal handler raise in the main thread."""
+
+    def handler(_number: int, _frame: object) -> None:
+        raise Interrupted
+
+    former = signal.signal(signal.SIGUSR1, handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, former)
+
+
+def test_an_interrupted_watch_is_taken_away(peer: Peer, client: XenstoreClient, interrupt: Callable[[], None]) -> None:
+    asked = Background(lambda: (peer.next(Op.WATCH), interrupt()))
+    with pytest.raises(Interrupted):
+        client.watch("/a")
+    asked.result()
+    peer.next(Op.UNWATCH)
+    assert client._protocol.subscriptions == {}
+    assert client._protocol.sinks == set()
+
+
+def test_an_interrupted_start_is_aborted(peer: Peer, client: XenstoreClient, interrupt: Callable[[], None]) -> None:
+    asked = Background(lambda: (peer.next(Op.TRANSACTION_START), interrupt()))
+    with pytest.raises(Interrupted):
+        client.transaction()
+    start, _ = asked.result()
+    peer.answer(start, b"9\0")
+    while not client._protocol.output():  # the next call sends it
+        threading.Event().wait(0.001)
+    read = Background(lambda: client.read("/a"))
+    abort = peer.next(Op.TRANSACTION_END)
+    assert (abort[2], abort[3]) == (9, b"F\0")
+    peer.answer(abort)
+    peer.answer(peer.next(Op.READ), b"1")
+    assert read.result() == b"1"
+
+
+def test_an_interrupted_call_harms_no_other(peer: Peer, client: XenstoreClient, interrupt: Callable[[], None]) -> None:
+    asked = Background(lambda: (peer.next(Op.READ), interrupt()))
+    with pytest.raises(Interrupted):
+        client.read("/a")
+    late, _ = asked.result()
+    peer.answer(late, b"nobody waits for this")
+    read = Background(lambda: client.read("/b"))
+    peer.answer(peer.next(Op.READ), b"1")
+    assert read.result() == b"1"
+
+
 def test_half_a_request(fake: FakeStore, client: XenstoreClient, peer: Peer) -> None:
     """The daemon never saw the end of it, but the client cannot know that."""
     write = Background(lambda: client.write("/a", "x" * 3000))
@@ -107,7 +161,7 @@ def test_half_a_request(fake: FakeStore, client: XenstoreClient, peer: Peer) -> 
 class Unsendable(SocketTransport):
     """Nothing can be sent over it."""
 
-    def send(self, data: bytes) -> int:
+    def send(self, data: bytes, counts: list[int]) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
 

@@ -151,7 +151,7 @@ def test_a_client_is_told_that_its_ring_is_not_served_any_more(served: Served) -
 def test_a_payload_that_is_too_long_is_told(served: Served) -> None:
     client = served.client()
     stream_bytes = encode(Op.READ, 1, 0, b"")[:12] + (0x80000000).to_bytes(4, "little")
-    client._transport.send(stream_bytes)
+    client._transport.send(stream_bytes, [])
     with pytest.raises(StoreGone):
         client.read("data")
     client.close()

@@ -63,7 +63,7 @@ class Hub:
         self._stalled: set[Domain] = set()
         self._n_connected = 0
         self._maxima: dict[str, int] = {}
-        self._trace_log = TraceLog()
+        self.trace_log = TraceLog()
 
     # -- connections
 
@@ -303,7 +303,7 @@ class Hub:
 
     def traces(self, packet: Packet) -> bool:
         """Whether a request is traced. Who asks for the trace is not in it."""
-        if self.trace is None and not self._trace_log.wants(self.now_ms):
+        if self.trace is None and not self.trace_log.wants(self.now_ms):
             return False
         return packet[0] != Op.CONTROL or not packet[3].startswith(b"trace\0")
 
@@ -311,9 +311,9 @@ class Hub:
         """A request was handled."""
         if self.trace is not None:
             self.trace(line)
-        if self._trace_log.wants(self.now_ms):
-            self._trace_log.add(line)
+        if self.trace_log.wants(self.now_ms):
+            self.trace_log.add(line)
 
     def trace_lines(self, seq: int) -> tuple[int, list[str]]:
         """(number of the first line returned, lines) from a number on; requests are traced for a while from now on."""
-        return self._trace_log.since(seq, self.now_ms)
+        return self.trace_log.since(seq, self.now_ms)

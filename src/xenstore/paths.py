@@ -26,9 +26,18 @@ def canonical(path: bytes, home: bytes) -> bytes | None:
         if len(path) > RELATIVE_MAX_BYTES or path[:1] == b"@":
             return None
         path = home + b"/" + path
-    if path.translate(None, ALLOWED) or b"//" in path or (path[-1:] == b"/" and path != ROOT):
-        return None
-    return path
+    return path if _is_well_formed(path) else None
+
+
+def canonical_to_watch(path: bytes, home: bytes) -> bytes | None:
+    """The same for what may be watched: beside nodes, special names, which begin with @."""
+    if path[:1] != b"@":
+        return canonical(path, home)
+    return path if len(path) <= RELATIVE_MAX_BYTES and _is_well_formed(path) else None
+
+
+def _is_well_formed(path: bytes) -> bool:
+    return not (path.translate(None, ALLOWED) or b"//" in path or (path[-1:] == b"/" and path != ROOT))
 
 
 def quota_length(path: bytes) -> int:

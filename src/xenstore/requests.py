@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from paravirt.xenstore import control, domain_requests, tree
 from paravirt.xenstore.admin import Administer
 from paravirt.xenstore.domains import FEATURE_DOMID_ANY, FEATURE_WATCH_DEPTH
-from paravirt.xenstore.paths import RELATIVE_MAX_BYTES, canonical, quota_length
+from paravirt.xenstore.paths import canonical, canonical_to_watch, quota_length
 from paravirt.xenstore.permissions import DOMID_ANY, OWNER, READ, WRITE, Permissions
 from paravirt.xenstore.store import Node, View
 from paravirt.xenstore.transaction import Transaction
@@ -35,9 +35,18 @@ def node_path(connection: Connection, path: bytes | None) -> bytes | None:
     """The canonical form of a path this client may name, or None."""
     if path is None:
         return None
-    domain = connection.domain
     if path not in connection.hub.store.nodes:
-        path = canonical(path, domain.home)
+        path = canonical(path, connection.domain.home)
+    return _of_fair_length(connection, path)
+
+
+def watch_path(connection: Connection, path: bytes) -> bytes | None:
+    """The same for a path that is watched, which may be special."""
+    return _of_fair_length(connection, canonical_to_watch(path, connection.domain.home))
+
+
+def _of_fair_length(connection: Connection, path: bytes | None) -> bytes | None:
+    domain = connection.domain
     if path is None or (not domain.privileged and domain.over("path-max", quota_length(path))):
         return None
     return path
@@ -170,37 +179,26 @@ def _set_special(connection: Connection, name: bytes, permissions: Permissions) 
     return ACK
 
 
-def _watch_path(connection: Connection, path: bytes) -> tuple[bytes, int] | None:
-    """(canonical path, bytes to cut from the paths of its events), or None for a path that cannot be watched."""
-    if path.startswith(b"@"):
-        return (path, 0) if len(path) <= RELATIVE_MAX_BYTES else None
-    full = node_path(connection, path)
-    if full is None:
-        return None
-    return full, 0 if path.startswith(b"/") else len(connection.domain.home) + 1
-
-
 def _watch(connection: Connection, view: View, payload: bytes) -> Reply:
     words = strings(payload)
     if not payload.endswith(b"\0") or len(words) not in (2, 3):
         return Errno.EINVAL
     depth = UNLIMITED_DEPTH
     if len(words) == 3:
-        depth = number(words[2]) if words[2].isdigit() else UNLIMITED_DEPTH
-        if depth < 0 or not connection.domain.features & FEATURE_WATCH_DEPTH:
+        depth = number(words[2])
+        if not words[2].isdigit() or len(words[2]) > 9 or not connection.domain.features & FEATURE_WATCH_DEPTH:
             return Errno.EINVAL
-    place = _watch_path(connection, words[0])
-    if place is None:
+    path = watch_path(connection, words[0])
+    if path is None:
         return Errno.EINVAL
-    path, n_prefix = place
-    key = (path, words[1])
-    if key in connection.watches:
+    if (path, words[1]) in connection.watches:
         return Errno.EEXIST
     domain = connection.domain
     if domain.over("watches", domain.n_watches + 1):
         return Errno.ENOSPC
     if domain.over("memory", domain.memory_bytes + len(path) + len(words[1])):
         return Errno.ENOMEM
+    n_prefix = 0 if words[0][:1] in (b"/", b"@") else len(domain.home) + 1
     connection.tell_after_reply(connection.add_watch(path, words[1], n_prefix=n_prefix, depth=depth))
     return ACK
 
@@ -209,9 +207,9 @@ def _unwatch(connection: Connection, view: View, payload: bytes) -> Reply:
     words = strings(payload)
     if len(words) != 2 or not payload.endswith(b"\0"):
         return Errno.EINVAL
-    path = words[0]
-    if path[:1] not in (b"/", b"@"):
-        path = connection.domain.home + b"/" + path
+    path = watch_path(connection, words[0])
+    if path is None:
+        return Errno.EINVAL
     watch = connection.watches.get((path, words[1]))
     if watch is None:
         return Errno.ENOENT

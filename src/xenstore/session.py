@@ -73,7 +73,7 @@ class Connection:
     def wants_input(self) -> bool:
         """Whether more should be read: not while replies pile up or its domain is over a limit. Once it may be read
         again, the connection is in the hub's `dirty`."""
-        if self.broken is not None or self._waiting or self._outbox.n_bytes > HIGH_WATER_BYTES:
+        if self.closed or self.broken is not None or self._waiting or self._outbox.n_bytes > HIGH_WATER_BYTES:
             return False
         return self.domain.may_be_read() or self.hub.stall(self.domain)
 
@@ -121,7 +121,7 @@ class Connection:
     def _handle(self, packet: Packet) -> None:
         hub, domain = self.hub, self.domain
         hub.n_causes += 1
-        started_us = hub.clock_us() if hub.traces(packet) else None
+        started_us = hub.clock_us() if (hub.trace is not None or hub.trace_log.on) and hub.traces(packet) else None
         request = hub.request = None if domain.privileged else Request(domain)
         try:
             reply = self._run(packet)

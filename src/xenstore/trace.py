@@ -56,16 +56,14 @@ class TraceLog:
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._next = 0
-        self._wanted_until_ms: int | None = None
+        self._wanted_until_ms = 0
+        self.on = False
+        """Whether somebody asked, and it is not known yet that it was too long ago."""
 
     def wants(self, now_ms: int) -> bool:
         """Whether lines are kept now."""
-        if self._wanted_until_ms is None:
-            return False
-        if now_ms < self._wanted_until_ms:
-            return True
-        self._wanted_until_ms = None
-        return False
+        self.on = self.on and now_ms < self._wanted_until_ms
+        return self.on
 
     def add(self, text: str) -> None:
         self._lines.append(text)
@@ -73,7 +71,7 @@ class TraceLog:
 
     def since(self, number: int, now_ms: int) -> tuple[int, list[str]]:
         """(number of the first line returned, lines) from a number on, as far as they are kept; starts keeping."""
-        self._wanted_until_ms = now_ms + WANTED_MS
+        self._wanted_until_ms, self.on = now_ms + WANTED_MS, True
         oldest = self._next - len(self._lines)
         first = min(max(number, oldest), self._next)
         return first, list(self._lines)[first - oldest :]

@@ -168,6 +168,139 @@ def test_a_domain_that_was_never_introduced_dies_silently_but_its_nodes_go() -> 
     """)
 
 
+def test_special_watches_of_one_domain_or_of_all() -> None:
+    world = tell("""
+        dom0> WATCH @introduceDomain|plain|
+        dom0< OK
+        dom0< * @introduceDomain|plain|
+        dom0> WATCH @introduceDomain|flat|0|
+        dom0< OK
+        dom0< * @introduceDomain|flat|
+        dom0> WATCH @introduceDomain|which|1|
+        dom0< OK
+        dom0< * @introduceDomain|which|
+        dom6> WATCH @releaseDomain/5|mine|
+        dom6< OK
+        dom6< * @releaseDomain/5|mine|
+        dom6> WATCH @introduceDomain/5|never|  # it may not
+        dom6< OK
+        dom6< * @introduceDomain/5|never|
+        dom0b> INTRODUCE 5|1|7|
+        dom0b< OK
+        dom0< * @introduceDomain|plain|
+        dom0< * @introduceDomain|flat|
+        dom0< * @introduceDomain/5|which|
+        dom0b> INTRODUCE 7|1|7|
+        dom0b< OK
+        dom0< * @introduceDomain|plain|
+        dom0< * @introduceDomain|flat|
+        dom0< * @introduceDomain/7|which|
+        dom0b> RELEASE 7|
+        dom0b< OK
+        dom0b> RELEASE 5|
+        dom0b< OK
+        dom6< * @releaseDomain/5|mine|
+        dom0> SET_PERMS @releaseDomain|n0|
+        dom0< OK
+        dom0> INTRODUCE 5|1|7|
+        dom0< * @introduceDomain|plain|
+        dom0< * @introduceDomain|flat|
+        dom0< * @introduceDomain/5|which|
+        dom0< OK
+        dom0> RELEASE 5|
+        dom0< OK
+    """)
+    assert world.hub.check() == []
+
+
+def test_special_events_are_not_merged() -> None:
+    world = World()
+    world.send("dom0", Op.WATCH, b"@releaseDomain\0t\0")
+    for _ in range(3):
+        world.send("dom0b", Op.INTRODUCE, b"5\x001\x007\0")
+        world.send("dom0b", Op.RELEASE, b"5\0")
+    assert world.received("dom0") == ["OK", *["* @releaseDomain|t|"] * 4]
+
+
+def test_a_permission_made_in_a_transaction_does_not_outlive_its_domain() -> None:
+    world = tell("""
+        dom0> MKDIR /a|
+        dom0< OK
+        dom5> READ /a|
+        dom5< ! EACCES
+        dom0> TRANSACTION_START |
+        dom0< 1|
+        dom0> SET_PERMS@1 /a|n6|r5|
+        dom0< OK
+        dom0> TRANSACTION_START |
+        dom0< 2|
+        dom0> WRITE@2 /b|
+        dom0< OK
+        dom0> SET_PERMS@2 /b|n5|
+        dom0< OK
+        dom0> RELEASE 5|
+        dom0< ! ENOENT
+    """)
+    world.hub.died([5])
+    del world.clients["dom5"]
+    world.tell("""
+        dom0> TRANSACTION_END@1 T|
+        dom0< OK
+        dom0> GET_PERMS /a|
+        dom0< n6|
+        dom0> TRANSACTION_END@2 T|      # nobody owns that
+        dom0< ! EAGAIN
+        dom5> READ /a|
+        dom5< ! EACCES
+    """)
+    assert world.hub.check() == []
+
+
+def test_a_dead_domain_leaves_nothing_behind() -> None:
+    world = World()
+    for _ in range(3):
+        world.tell("""
+            dom0> MKDIR /local/domain/5|
+            dom0< OK
+            dom0> SET_PERMS /local/domain/5|n5|
+            dom0< OK
+            dom0> SET_FEATURE 5|1|
+            dom0< OK
+            dom0> SET_QUOTA 5|nodes|4|
+            dom0< OK
+            dom0> INTRODUCE 5|1|7|
+            dom0< OK
+            dom0> TRANSACTION_START |
+            dom0< 1|
+            dom5> WRITE a|1
+            dom5< OK
+            dom5> WATCH a|t|
+            dom5< OK
+            dom5< * a|t|
+            dom5> TRANSACTION_START |
+            dom5< 1|
+            dom5> WRITE@1 b|1
+            dom5< OK
+        """)
+        world.client("dom5").feed(encode(Op.READ, 42, 0, b"a\0") * 100)
+        assert world.client("dom5").has_waiting
+        world.hub.died([5])
+        assert (world.hub.domains.keys(), world.hub.n_transactions, world.hub.rate.n_domains) == ({0}, 1, 0)
+        assert world.hub.next_timeout_ms() is None
+        world.clients.clear()
+        world.hub.disconnect(next(iter(world.hub.connections)))
+        assert world.hub.statistics().nodes == 5  # /local and /local/domain stay
+        assert world.hub.check() == []
+        world.tell("""
+            dom0> GET_FEATURE 5|
+            dom0< 15|
+            dom0> GET_QUOTA 5|nodes|
+            dom0< 1000|
+        """)
+        world.hub.died([5])
+        world.hub.disconnect(world.clients.pop("dom0"))
+
+
 def test_homes_and_the_like() -> None:
     tell("""
         dom5> GET_DOMAIN_PATH 7|

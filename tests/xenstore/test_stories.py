@@ -179,7 +179,13 @@ def test_the_order_of_checks() -> None:
     """)
 
 
-@pytest.mark.parametrize("op", ["INTRODUCE", "RELEASE", "RESUME", "SET_TARGET", "IS_DOMAIN_INTRODUCED"])
+DOM0_ONLY = (
+    "CONTROL", "INTRODUCE", "RELEASE", "RESUME", "SET_TARGET", "IS_DOMAIN_INTRODUCED", "GET_FEATURE", "SET_FEATURE",
+    "GET_QUOTA", "SET_QUOTA",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("op", DOM0_ONLY)
 def test_what_only_dom0_may_ask(op: str) -> None:
     assert World().ask("dom5", op, "5|5|5|") == "! EACCES"
 

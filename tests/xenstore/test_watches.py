@@ -110,6 +110,12 @@ def test_malformed_and_double_watches() -> None:
         dom0< ! EINVAL
         dom0> UNWATCH /a|t|x|
         dom0< ! EINVAL
+        dom0> UNWATCH /a/|t|
+        dom0< ! EINVAL
+        dom0> WATCH @a b|t|
+        dom0< ! EINVAL
+        dom0> WATCH /a|t|1234567890|
+        dom0< ! EINVAL
         dom0> UNWATCH /a|t|
         dom0< OK
         dom0> UNWATCH /a|t|
@@ -196,6 +202,54 @@ def test_a_transaction_tells_of_each_path_once_when_it_commits() -> None:
         dom0> TRANSACTION_END@2 F|
         dom0< OK
     """)
+
+
+def test_the_kind_of_an_event_in_a_transaction_is_the_widest() -> None:
+    tell("""
+        dom0> WRITE /a/old|1
+        dom0< OK
+        dom0b> WATCH /a|top|
+        dom0b< OK
+        dom0b< * /a|top|
+        dom0b> WATCH /a/old|deep|
+        dom0b< OK
+        dom0b< * /a/old|deep|
+        dom0> TRANSACTION_START |
+        dom0< 1|
+        dom0> WRITE@1 /a/old|2          # for all watches,
+        dom0< OK
+        dom0> RM@1 /a|                  # and then for those of exactly this path
+        dom0< OK
+        dom0> TRANSACTION_END@1 T|
+        dom0< OK
+        dom0b< * /a/old|top|
+        dom0b< * /a/old|deep|
+        dom0b< * /a|top|
+        dom0> WRITE /a/old|1
+        dom0< OK
+        dom0b< * /a/old|top|
+        dom0b< * /a/old|deep|
+        dom0> TRANSACTION_START |
+        dom0< 2|
+        dom0> RM@2 /a|
+        dom0< OK
+        dom0> WRITE@2 /a/old|2          # the other way round
+        dom0< OK
+        dom0> TRANSACTION_END@2 T|
+        dom0< OK
+        dom0b< * /a|top|
+        dom0b< * /a/old|top|
+        dom0b< * /a/old|deep|
+    """)
+
+
+def test_equal_events_of_one_wake_up_are_one() -> None:
+    world = World()
+    world.send("dom0", 4, b"/a\0t\0")
+    world.received("dom0").clear()
+    for value in "123":
+        world.send("dom0b", 11, f"/a\0{value}".encode())
+    assert world.received("dom0") == ["* /a|t|"]
 
 
 def test_reset_drops_watches_and_transactions() -> None:

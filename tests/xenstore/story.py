@@ -17,7 +17,7 @@ from paravirt.xenstore.core import CoreHub
 from paravirt.xenstore.hub import Hub
 from paravirt.xenstore.limits import Limits
 from paravirt.xenstore.session import Connection
-from paravirt.xenstore.wire import Errno, Op, PacketParser, encode
+from paravirt.xenstore.wire import Errno, Op, Packet, PacketParser, encode
 
 REQUEST_ID = 42
 engine = "python"
@@ -72,15 +72,24 @@ class World:
         inbox = self._inboxes[name]
         self.let_go_on()
         while connection.n_output_bytes:
-            data = connection.output()
-            connection.sent(len(data))
-            for op, request_id, _, payload in self._parsers[name].feed(data):
+            for op, request_id, _, payload in self.read(name):
                 assert request_id == (0 if op == Op.WATCH_EVENT else REQUEST_ID)
                 mark = {Op.ERROR: "! ", Op.WATCH_EVENT: "* "}.get(Op(op), "")
                 text = payload.rstrip(b"\0") if op == Op.ERROR or payload == b"OK\0" else payload
                 inbox.append(mark + text.decode("latin-1").replace("\0", "|"))
             self.let_go_on()
         return inbox
+
+    def read(self, name: str, at_most: int = 1 << 20) -> list[Packet]:
+        """Have a client read bytes; the packets they complete. `received` has to read the rest of what was begun."""
+        connection = self.client(name)
+        if not connection.n_output_bytes:
+            return []
+        data = connection.output()[:at_most]
+        connection.sent(len(data))
+        packets = self._parsers[name].feed(data)
+        assert self._parsers[name].broken is None
+        return packets
 
     def let_go_on(self) -> None:
         """What whoever moves bytes does: requests that waited are handled as soon as they may."""

@@ -5,15 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paravirt.xenstore.limits import Limits
-from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Errno, Op, PacketParser, encode
+from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Errno, Op, Packet, encode
 from tests.xenstore.story import World
 
-LIMITS = Limits(nodes=12, watches=4, transactions=3, transaction_nodes=10, node_bytes=120, path_bytes=40)
+LIMITS = Limits(
+    nodes=12, watches=4, transactions=3, transaction_nodes=10, node_bytes=120, path_bytes=40, outstanding=4,
+    memory_bytes=1500, soft_memory_bytes=500, watch_event_timeout_ms=50,
+)  # fmt: skip
 CLIENTS = ("dom0", "dom0b", "dom5", "dom5b", "dom6")
 WORDS = (
     b"/", b"/a", b"/a/b", b"/a/b/c", b"a", b"b/c", b"/local/domain/5", b"/local/domain/5/x", b"/local/domain/6",
     b"@releaseDomain", b"@introduceDomain", b"n5", b"r0", b"b6", b"n0", b"5", b"6", b"1", b"0", b"-1", b"T", b"F", b"t",
-    b"", b"//", b"/a/", b"x" * 60,
+    b"", b"//", b"/a/", b"x" * 60, b"r32757", b"@releaseDomain/5", b"7", b"15", b"log", b"quota", b"set", b"nodes",
+    b"memory", b"outstanding", b"trace", b"help", b"check", b"max", b"-r", b"live-update", b"-s", b"-f", b"print",
+    b"memreport",
 )  # fmt: skip
 
 payloads = st.one_of(
@@ -22,78 +27,95 @@ payloads = st.one_of(
     st.binary(max_size=30),
 )
 requests = st.tuples(st.sampled_from(CLIENTS), st.integers(0, 27), st.integers(0, 3), payloads)
-deaths = st.tuples(st.sampled_from(["dies", "shuts down", "leaves"]), st.sampled_from([5, 6]))
+happenings = st.tuples(
+    st.sampled_from(["dies", "shuts down", "leaves", "reads a little", "reads", "waits"]), st.sampled_from([5, 6])
+)
 
 
 def check_books(world: World) -> None:
     """Everything that is counted twice agrees."""
     hub = world.hub
-    nodes = hub.store.nodes
-    owners: dict[int, int] = {}
-    for path, node in nodes.items():
-        owners[node.permissions.owner] = owners.get(node.permissions.owner, 0) + 1
-        assert node.listing == b"".join(name + b"\0" for name in node.children or ())
-        assert node.n_name_bytes == len(node.listing)
-        for name in node.children or ():
-            assert path.rstrip(b"/") + b"/" + name in nodes
-        if path != b"/":
-            parent, _, name = path.rpartition(b"/")
-            assert nodes[parent or b"/"].has_child(name)
-    assert hub.store.statistics() == owners
-    assert all(owner in hub.domains for owner in owners)
+    assert hub.check() == []
     for domain in hub.domains.values():
-        assert domain.n_watches == sum(len(connection.watches) for connection in domain.connections)
-        assert domain.n_transactions == sum(len(connection.transactions) for connection in domain.connections)
-        if not domain.privileged:
-            assert hub.store.owned(domain.domid) <= 40  # Dom0 may give a guest more than it may make
+        assert domain.n_outstanding >= 0
+        assert hub.statistics().memory_bytes >= domain.memory_bytes >= 0
+        if domain.privileged:
+            assert domain.n_outstanding == 0
+        else:
+            assert domain.n_outstanding <= 4 or domain.quotas["outstanding"] != 4
             assert domain.n_watches < LIMITS.watches
             assert domain.n_transactions < LIMITS.transactions
-    n_watches = sum(map(len, hub.watches._by_path.values()))
-    assert n_watches == sum(domain.n_watches for domain in hub.domains.values())
+
+
+def check_that_all_go_on(world: World) -> None:
+    """Once everybody reads and some time has passed nobody is held back, unless he holds too much memory."""
+    for _ in range(50):
+        for name in world.clients:
+            drain(world, name)
+        world.pass_time(1000)
+    for domain in world.hub.domains.values():
+        assert domain.n_outstanding == 0
+        assert domain.may_be_handled()
+    for connection in world.clients.values():
+        assert not connection.has_waiting
+        assert connection.wants_input == (connection.broken is None and connection.domain.may_be_read())
+    assert world.hub.next_timeout_ms() is None
 
 
 def drain(world: World, name: str) -> None:
     """Read what a client got: well-formed packets, and errors that exist."""
-    connection = world.client(name)
-    parser = PacketParser()
-    while connection.n_output_bytes:
-        data = connection.output()
-        connection.sent(len(data))
-        for op, _, _, payload in parser.feed(data):
-            assert len(payload) <= PAYLOAD_MAX_BYTES
-            if op == Op.ERROR:
-                assert payload in {errno.value for errno in Errno}
-    assert parser.broken is None
+    while world.client(name).n_output_bytes:
+        check_packets(world.read(name))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.one_of(requests, deaths), max_size=60))
-def test_any_requests_and_deaths(steps: list[tuple[str, int, int, bytes] | tuple[str, int]]) -> None:
+def check_packets(packets: list[Packet]) -> None:
+    for op, _, _, payload in packets:
+        assert len(payload) <= PAYLOAD_MAX_BYTES
+        if op == Op.ERROR:
+            assert payload in {errno.value for errno in Errno}
+
+
+def happen(world: World, what: str, domid: int) -> None:
+    hub, client = world.hub, world.client(f"dom{domid}")
+    if what == "dies":
+        hub.died([domid])
+    elif what == "shuts down":
+        hub.shut_down(domid)
+    elif what == "leaves":
+        hub.disconnect(client)
+    elif what.startswith("reads"):
+        check_packets(world.read(f"dom{domid}", 20 if what == "reads a little" else 1 << 20))
+    elif what == "waits":
+        world.pass_time(30)
+
+
+def forget_the_closed(world: World) -> None:
+    for name in [name for name, connection in world.clients.items() if connection.closed]:
+        del world.clients[name]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.one_of(requests, requests, happenings), max_size=80))
+def test_any_requests_and_happenings(steps: list[tuple[str, int, int, bytes] | tuple[str, int]]) -> None:
     world = World(limits=LIMITS)
     for path, owner in (("/a", "b0"), ("/local/domain/5", "n5"), ("/local/domain/6", "n6")):
         assert world.ask("dom0", "MKDIR", f"{path}|") == "OK"
         assert world.ask("dom0", "SET_PERMS", f"{path}|{owner}|") == "OK"
     for step in steps:
         if len(step) == 2:
-            what, domid = step
-            if what == "dies":
-                world.hub.died([domid])
-            elif what == "shuts down":
-                world.hub.shut_down(domid)
-            else:
-                world.hub.disconnect(world.client(f"dom{domid}"))
-            for name in [name for name, connection in world.clients.items() if connection.closed]:
-                del world.clients[name]
+            happen(world, *step)
         else:
             name, op, transaction, payload = step
             client = world.client(name)
             client.feed(encode(op, 1, transaction, payload))
             assert client.broken is None
-            for other in [name for name, connection in world.clients.items() if connection.closed]:
-                del world.clients[other]
-            if not client.closed:
+            if client.domain.privileged:
                 drain(world, name)
+        world.let_go_on()
+        forget_the_closed(world)
         check_books(world)
+    check_that_all_go_on(world)
+    check_books(world)
 
 
 @settings(max_examples=200, deadline=None)

@@ -96,7 +96,7 @@ class Connection:
     def resume(self) -> None:
         """Go on with requests that waited, as far as they may be handled now."""
         waiting = self._waiting
-        if waiting and self._outbox.n_bytes <= HIGH_WATER_BYTES and self.domain.may_be_handled():
+        if waiting:
             self._waiting = deque()
             self.domain.held_bytes -= _n_bytes(waiting)
             self._handle_all(waiting)

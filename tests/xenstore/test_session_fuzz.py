@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Any bytes, from any client, in any order: only the protocol's own answers, and the store's books stay right."""
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,9 +30,8 @@ payloads = st.one_of(
     st.binary(max_size=30),
 )
 requests = st.tuples(st.sampled_from(CLIENTS), st.integers(0, 27), st.integers(0, 3), payloads)
-happenings = st.tuples(
-    st.sampled_from(["dies", "shuts down", "leaves", "reads a little", "reads", "waits"]), st.sampled_from([5, 6])
-)
+HAPPENINGS = ("dies", "shuts down", "leaves", "reads a little", "reads", "waits")
+happenings = st.tuples(st.sampled_from(HAPPENINGS), st.sampled_from(("dom5", "dom5b", "dom6")))
 
 
 def check_books(world: World) -> None:
@@ -49,10 +51,12 @@ def check_books(world: World) -> None:
 
 def check_that_all_go_on(world: World) -> None:
     """Once everybody reads and some time has passed nobody is held back, unless he holds too much memory."""
-    for _ in range(50):
+    for _ in range(1000):
         for name in world.clients:
             drain(world, name)
         world.pass_time(1000)
+        if not any(connection.has_waiting or connection.n_output_bytes for connection in world.clients.values()):
+            break
     for domain in world.hub.domains.values():
         assert domain.n_outstanding == 0
         assert domain.may_be_handled()
@@ -75,45 +79,77 @@ def check_packets(packets: list[Packet]) -> None:
             assert payload in {errno.value for errno in Errno}
 
 
-def happen(world: World, what: str, domid: int) -> None:
-    hub, client = world.hub, world.client(f"dom{domid}")
-    if what == "dies":
-        hub.died([domid])
-    elif what == "shuts down":
-        hub.shut_down(domid)
-    elif what == "leaves":
-        hub.disconnect(client)
-    elif what.startswith("reads"):
-        check_packets(world.read(f"dom{domid}", 20 if what == "reads a little" else 1 << 20))
-    elif what == "waits":
-        world.pass_time(30)
-
-
-def forget_the_closed(world: World) -> None:
-    for name in [name for name, connection in world.clients.items() if connection.closed]:
-        del world.clients[name]
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.lists(st.one_of(requests, requests, happenings), max_size=80))
-def test_any_requests_and_happenings(steps: list[tuple[str, int, int, bytes] | tuple[str, int]]) -> None:
+def world_with_homes() -> World:
     world = World(limits=LIMITS)
     for path, owner in (("/a", "b0"), ("/local/domain/5", "n5"), ("/local/domain/6", "n6")):
         assert world.ask("dom0", "MKDIR", f"{path}|") == "OK"
         assert world.ask("dom0", "SET_PERMS", f"{path}|{owner}|") == "OK"
+    return world
+
+
+def happen(world: World, what: str, name: str) -> None:
+    hub, client = world.hub, world.client(name)
+    if what == "dies":
+        hub.died([client.domain.domid])
+    elif what == "shuts down":
+        hub.shut_down(client.domain.domid)
+    elif what == "leaves":
+        hub.disconnect(client)
+    elif what.startswith("reads"):
+        check_packets(world.read(name, 20 if what == "reads a little" else 1 << 20))
+    else:
+        world.pass_time(30)
+
+
+def send(world: World, name: str, op: int, transaction: int, payload: bytes) -> None:
+    """A request; Dom0 reads at once, others when it happens."""
+    client = world.client(name)
+    client.feed(encode(op, 1, transaction, payload))
+    assert client.broken is None
+    if client.domain.privileged:
+        drain(world, name)
+
+
+def settle(world: World) -> None:
+    world.let_go_on()
+    for name in [name for name, connection in world.clients.items() if connection.closed]:
+        del world.clients[name]
+    check_books(world)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.one_of(requests, requests, happenings), max_size=80))
+def test_any_requests_and_happenings(steps: list[tuple[str, int, int, bytes] | tuple[str, str]]) -> None:
+    world = world_with_homes()
     for step in steps:
         if len(step) == 2:
             happen(world, *step)
         else:
-            name, op, transaction, payload = step
-            client = world.client(name)
-            client.feed(encode(op, 1, transaction, payload))
-            assert client.broken is None
-            if client.domain.privileged:
-                drain(world, name)
-        world.let_go_on()
-        forget_the_closed(world)
-        check_books(world)
+            send(world, *step)
+        settle(world)
+    check_that_all_go_on(world)
+    check_books(world)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_long_lives(seed: int) -> None:
+    """Guests that mostly read what they are sent and wait while they are told to, for long."""
+    dice = random.Random(seed)
+    world = world_with_homes()
+    n_held_back = n_dropped = 0
+    for _ in range(1500):
+        name = dice.choice(CLIENTS)
+        if name.startswith("dom0") or (dice.random() < 0.5 and world.client(name).wants_input):
+            op = dice.choice((*range(27), *([Op.WRITE, Op.MKDIR, Op.WATCH, Op.TRANSACTION_START, Op.SET_PERMS] * 4)))
+            words = dice.choices(WORDS, k=dice.randrange(4))
+            send(world, name, op, dice.choice((0, 0, 0, 1, 2, 3)), b"".join(word + b"\0" for word in words))
+        else:
+            happen(world, dice.choices(HAPPENINGS, (1, 1, 1, 60, 60, 20))[0], name)
+        n_held_back += any(not domain.may_be_read() for domain in world.hub.domains.values())
+        n_dropped += any(connection.n_dropped_events for connection in world.clients.values())
+        settle(world)
+    assert n_held_back
+    assert n_dropped
     check_that_all_go_on(world)
     check_books(world)
 

@@ -98,7 +98,7 @@ def happen(world: World, what: str, name: str) -> None:
     elif what.startswith("reads"):
         check_packets(world.read(name, 20 if what == "reads a little" else 1 << 20))
     else:
-        world.pass_time(30)
+        world.pass_time(5)
 
 
 def send(world: World, name: str, op: int, transaction: int, payload: bytes) -> None:
@@ -136,7 +136,7 @@ def test_long_lives(seed: int) -> None:
     """Guests that mostly read what they are sent and wait while they are told to, for long."""
     dice = random.Random(seed)
     world = world_with_homes()
-    n_held_back = n_dropped = 0
+    n_held_back = 0
     for _ in range(1500):
         name = dice.choice(CLIENTS)
         if name.startswith("dom0") or (dice.random() < 0.5 and world.client(name).wants_input):
@@ -146,10 +146,8 @@ def test_long_lives(seed: int) -> None:
         else:
             happen(world, dice.choices(HAPPENINGS, (1, 1, 1, 60, 60, 20))[0], name)
         n_held_back += any(not domain.may_be_read() for domain in world.hub.domains.values())
-        n_dropped += any(connection.n_dropped_events for connection in world.clients.values())
         settle(world)
     assert n_held_back
-    assert n_dropped
     check_that_all_go_on(world)
     check_books(world)
 

@@ -15,7 +15,7 @@
  * given up (`broken`), never the process. Memory that a guest can make the engine hold is bounded by its quotas; when the
  * machine has no memory left the process ends (abort), as its journal allows.
  *
- * Threads: one at a time; only pv_xs_wake may come from any other and from signal handlers. Fork: not in a child.
+ * Threads: one at a time. Fork: not in a child.
  */
 #ifndef PV_XS_H
 #define PV_XS_H
@@ -190,6 +190,7 @@ int pv_xs_journal_load(struct pv_xs *hub, const uint8_t *data, uint64_t n, uint6
 /* From now on every change is written to fd, at its position, before it is acknowledged. n_bytes: what is there. sync: and
  * to the disk. fd -1: no longer. The fd stays the caller's. */
 void pv_xs_journal_to(struct pv_xs *hub, int fd, uint64_t n_bytes, int sync);
+void pv_xs_journal_sync(struct pv_xs *hub, int sync);
 /* Start to write a snapshot to a new file, which follows all changes from now on. The loop goes on with it. */
 void pv_xs_snapshot_start(struct pv_xs *hub, int fd);
 /* Write up to n_nodes nodes more: 1 done (the new file is complete), 0 not yet, -errno. */
@@ -220,6 +221,8 @@ struct pv_xs_event {
 
 /* 0 or -errno. */
 int pv_xs_loop_open(struct pv_xs *hub);
+/* Descriptors of the sockets it serves: how many, of which max are written. */
+uint32_t pv_xs_sockets(struct pv_xs *hub, int32_t *fds, uint32_t max);
 /* A descriptor of the caller's: told by PV_XS_EVENT_FD while it is ready. */
 int pv_xs_loop_add(struct pv_xs *hub, int fd, uint32_t mask);
 int pv_xs_loop_remove(struct pv_xs *hub, int fd);
@@ -236,6 +239,8 @@ void pv_xs_serve_ring(struct pv_xs_conn *connection, void *page, struct pv_port 
 void pv_xs_stop_ring(struct pv_xs_conn *connection);
 /* The port knows its peer again. */
 void pv_xs_ring_bound(struct pv_xs_conn *connection);
+/* Its port was pending. */
+void pv_xs_ring_look(struct pv_xs_conn *connection);
 /* The connection over a domain's ring, or NULL. */
 struct pv_xs_conn *pv_xs_ring_of(struct pv_xs *hub, uint32_t domid);
 /* Hear the ports of rings at this waiter, which is always armed. What is pending there and is no ring's is told by
@@ -243,8 +248,6 @@ struct pv_xs_conn *pv_xs_ring_of(struct pv_xs *hub, uint32_t domid);
 int pv_xs_loop_waiter(struct pv_xs *hub, struct pv_waiter *waiter, int64_t spin_ns);
 /* Serve until something is there for the caller, at most timeout_ms (-1: no limit): how many events. Without the GIL. */
 int pv_xs_poll(struct pv_xs *hub, int64_t timeout_ms, struct pv_xs_event *events, uint32_t max);
-/* Make pv_xs_poll return. */
-void pv_xs_wake(struct pv_xs *hub);
 
 /* -- live update: the state beside the journal's, as bytes */
 /* Connections with their descriptors, watches, half-read requests and unsent output: how many bytes; the caller frees

@@ -69,6 +69,11 @@ uint8_t *xs_put_reply(struct pv_xs_conn *connection, uint32_t op, uint32_t reque
 	return out->data + XS_HEADER_BYTES;
 }
 
+uint8_t *xs_put_raw(struct pv_xs_conn *connection, uint32_t n)
+{
+	return append(connection, n)->data;
+}
+
 static uint32_t hash_of_event(const struct pv_xs *hub, const uint8_t *payload, uint32_t n)
 {
 	return xs_mix(xs_hash_bytes(hub->seed, payload, n));
@@ -354,18 +359,6 @@ static uint32_t handle_all(struct pv_xs_conn *connection, const uint8_t *data, u
 	return at;
 }
 
-static void keep_input(struct pv_xs_conn *connection, const uint8_t *data, uint32_t n)
-{
-	if (!n)
-		return;
-	if (connection->n_in + n > connection->in_room) {
-		connection->in_room = (connection->n_in + n) * 2;
-		connection->in = xs_resize(connection->in, connection->in_room);
-	}
-	memcpy(connection->in + connection->n_in, data, n);
-	connection->n_in += n;
-}
-
 /* Whole requests that wait count in their domain's memory. */
 static void count_waiting(struct pv_xs_conn *connection)
 {
@@ -381,6 +374,19 @@ static void count_waiting(struct pv_xs_conn *connection)
 	}
 	xs_account(connection->hub, connection->domain, (int64_t)n - connection->n_waiting);
 	connection->n_waiting = n;
+}
+
+void xs_keep_input(struct pv_xs_conn *connection, const uint8_t *data, uint32_t n)
+{
+	if (!n)
+		return;
+	if (connection->n_in + n > connection->in_room) {
+		connection->in_room = (connection->n_in + n) * 2;
+		connection->in = xs_resize(connection->in, connection->in_room);
+	}
+	memcpy(connection->in + connection->n_in, data, n);
+	connection->n_in += n;
+	count_waiting(connection);
 }
 
 void xs_consume_input(struct pv_xs_conn *connection, uint32_t n)
@@ -412,15 +418,13 @@ int pv_xs_feed(struct pv_xs_conn *connection, const uint8_t *data, uint32_t n)
 	if (connection->closed || connection->broken)
 		return PV_XS_DONE;
 	if (connection->n_in) {
-		keep_input(connection, data, n);
+		xs_keep_input(connection, data, n);
 		xs_handle_waiting(connection);
 	} else {
 		uint32_t done = handle_all(connection, data, n);
 
-		if (!connection->closed && !connection->broken && done < n) {
-			keep_input(connection, data + done, n - done);
-			count_waiting(connection);
-		}
+		if (!connection->closed && !connection->broken)
+			xs_keep_input(connection, data + done, n - done);
 	}
 	xs_settle(connection->hub);
 	return connection->parked ? PV_XS_PARKED : PV_XS_DONE;

@@ -294,6 +294,11 @@ void pv_xs_journal_to(struct pv_xs *hub, int fd, uint64_t n_bytes, int sync)
 	hub->loop.full_told = 0;
 }
 
+void pv_xs_journal_sync(struct pv_xs *hub, int sync)
+{
+	hub->journal.sync = sync;
+}
+
 static void start_file(struct xs_log *log)
 {
 	uint32_t words[2] = { VERSION, 0 };

@@ -6,11 +6,9 @@
  */
 #include <errno.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "pv_atomic.h"
 #include "xs_private.h"
 
 #define EPOLL_BATCH 128
@@ -29,22 +27,15 @@ void xs_tell(struct pv_xs *hub, uint32_t kind, int fd, uint32_t mask, uint32_t d
 
 void xs_loop_init(struct pv_xs *hub)
 {
-	hub->loop.epoll_fd = hub->loop.wake_fd = -1;
+	hub->loop.epoll_fd = -1;
 	hub->loop.due_ms = -1;
 	hub->loop.scratch = xs_alloc(XS_SCRATCH_BYTES);
 }
 
 int pv_xs_loop_open(struct pv_xs *hub)
 {
-	struct xs_loop *loop = &hub->loop;
-	struct epoll_event event = { .events = EPOLLIN };
-
-	loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	loop->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (loop->epoll_fd < 0 || loop->wake_fd < 0)
-		return -errno;
-	event.data.u64 = (uint64_t)loop->wake_fd << 1 | 1;
-	return epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->wake_fd, &event) ? -errno : 0;
+	hub->loop.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	return hub->loop.epoll_fd < 0 ? -errno : 0;
 }
 
 static void free_dead(struct pv_xs *hub)
@@ -62,8 +53,6 @@ void xs_loop_close(struct pv_xs *hub)
 	free_dead(hub);
 	if (hub->loop.epoll_fd >= 0)
 		close(hub->loop.epoll_fd);
-	if (hub->loop.wake_fd >= 0)
-		close(hub->loop.wake_fd);
 	free(hub->loop.scratch);
 	free(hub->loop.batch);
 }
@@ -117,6 +106,20 @@ int pv_xs_serve_socket(struct pv_xs_conn *connection, int fd)
 	if (wanted(connection) != EPOLLIN || connection->n_in)
 		xs_mark_dirty(connection);
 	return 0;
+}
+
+uint32_t pv_xs_sockets(struct pv_xs *hub, int32_t *fds, uint32_t max)
+{
+	uint32_t n = 0;
+
+	for (const struct pv_xs_conn *connection = hub->connections; connection; connection = connection->next) {
+		if (connection->fd < 0)
+			continue;
+		if (n < max)
+			fds[n] = connection->fd;
+		n++;
+	}
+	return n;
 }
 
 static void leave_turns(struct pv_xs_conn *connection)
@@ -228,7 +231,7 @@ static void go_on(struct pv_xs_conn *connection)
 {
 	if (connection->closed)
 		return;
-	if (connection->n_in && !connection->again && !xs_blocked(connection))
+	if (connection->n_waiting && !connection->again)
 		xs_handle_waiting(connection);
 	if (connection->page) {
 		if (connection->served && !connection->again)
@@ -334,7 +337,7 @@ static void take_turns(struct pv_xs *hub)
 			xs_take_turn_later(connection);
 			continue;
 		}
-		if (connection->n_in && !xs_blocked(connection))
+		if (connection->n_waiting)
 			xs_handle_waiting(connection);
 		if (connection->page)
 			xs_ring_read(connection);
@@ -346,14 +349,9 @@ static void dispatch(struct pv_xs *hub, const struct epoll_event *event)
 {
 	struct pv_xs_conn *connection = event->data.ptr;
 	int fd = (int)(event->data.u64 >> 1);
-	uint64_t count;
 
 	if (event->data.u64 & 1) {
-		if (fd == hub->loop.wake_fd) {
-			if (read(fd, &count, sizeof count) < 0 && errno == EAGAIN)
-				return;
-			hub->loop.woken = 1;
-		} else if (hub->loop.waiter && fd == hub->loop.waiter->epoll_fd) {
+		if (hub->loop.waiter && fd == hub->loop.waiter->epoll_fd) {
 			hear_rings(hub);
 		} else {
 			xs_tell(hub, PV_XS_EVENT_FD, fd, event->events, 0, NULL);
@@ -431,7 +429,6 @@ int pv_xs_poll(struct pv_xs *hub, int64_t timeout_ms, struct pv_xs_event *events
 	loop->events = events;
 	loop->max_events = max;
 	loop->n_events = 0;
-	loop->woken = 0;
 	look_at_clock(hub);
 	until_ms = hub->now_ms + timeout_ms;
 	for (;;) {
@@ -446,7 +443,7 @@ int pv_xs_poll(struct pv_xs *hub, int64_t timeout_ms, struct pv_xs_event *events
 		if (hub->parked)
 			xs_tell(hub, PV_XS_EVENT_PARKED, -1, 0, 0, NULL);
 		left = timeout_ms < 0 ? -1 : until_ms > hub->now_ms ? until_ms - hub->now_ms : 0;
-		if (loop->n_events || loop->woken || left == 0)
+		if (loop->n_events || left == 0)
 			break;
 		n = epoll_wait(loop->epoll_fd, ready, EPOLL_BATCH, (int)how_long(hub, left));
 		hub->statistics.wake_ups++;
@@ -459,12 +456,4 @@ int pv_xs_poll(struct pv_xs *hub, int64_t timeout_ms, struct pv_xs_event *events
 	loop->events = NULL;
 	loop->max_events = 0;
 	return (int)loop->n_events;
-}
-
-void pv_xs_wake(struct pv_xs *hub)
-{
-	uint64_t one = 1;
-
-	if (write(hub->loop.wake_fd, &one, sizeof one) < 0)
-		return; /* full: it will wake */
 }

@@ -59,6 +59,11 @@ static int measure(struct pv_xs *hub, struct xs_walk *walk, const char *path, ui
 	return XS_OK;
 }
 
+int xs_is_well_formed(struct pv_xs *hub, const char *path, uint32_t n)
+{
+	return measure(hub, &hub->walk, path, n) == XS_OK;
+}
+
 void xs_measure(struct pv_xs *hub, struct xs_walk *walk, const char *path, uint32_t n)
 {
 	(void)measure(hub, walk, path, n);

@@ -82,6 +82,20 @@ static uint32_t canonical(struct request *request, const char *path, uint32_t n)
 	return length;
 }
 
+/* The same for what may be watched: beside nodes, special names, which begin with @. In hub->path. */
+static uint32_t canonical_to_watch(struct request *request, const char *path, uint32_t n)
+{
+	struct pv_xs *hub = request->hub;
+
+	if (path[0] != '@')
+		return canonical(request, path, n);
+	if (n > XS_RELATIVE_PATH_MAX || !xs_is_well_formed(hub, path, n))
+		return 0;
+	memcpy(hub->path, path, n);
+	hub->path[n] = 0;
+	return xs_over(request->domain, PV_XS_QUOTA_PATH_MAX, n) ? 0 : n;
+}
+
 /* The first n bytes of the payload as the path the operation works on. */
 static int locate(struct request *request, uint32_t n)
 {
@@ -325,18 +339,13 @@ static int set_perms(struct request *request)
 /* Depth of a watch's third argument: -1 and XS_EINVAL for anything but a number. */
 static int parse_depth(const char *text, int32_t *depth)
 {
-	int64_t value;
-
 	for (const char *at = text; *at; at++) {
 		if (*at < '0' || *at > '9')
 			return XS_EINVAL;
 	}
-	if (!*text)
+	if (!*text || strlen(text) > 9)
 		return XS_EINVAL;
-	value = number(text);
-	if (value > INT32_MAX)
-		value = INT32_MAX;
-	*depth = (int32_t)value;
+	*depth = (int32_t)number(text);
 	return XS_OK;
 }
 
@@ -346,7 +355,7 @@ static int watch(struct request *request)
 	struct xs_domain *domain = request->domain;
 	const char *path = request->payload, *token;
 	uint32_t n_words = count_words(path, request->n), n_path = (uint32_t)strnlen(path, request->n);
-	uint32_t n_prefix = 0, n_token;
+	uint32_t n_prefix, n_token;
 	int32_t depth = -1;
 
 	if (!request->n || path[request->n - 1] || n_words < 2 || n_words > 3)
@@ -355,16 +364,11 @@ static int watch(struct request *request)
 	n_token = (uint32_t)strlen(token);
 	if (n_words == 3 && (!(domain->public.features & XS_FEATURE_WATCH_DEPTH) || parse_depth(token + n_token + 1, &depth)))
 		return XS_EINVAL;
-	if (path[0] == '@') {
-		if (n_path > XS_RELATIVE_PATH_MAX)
-			return XS_EINVAL;
-	} else {
-		n_prefix = path[0] == '/' ? 0 : domain->n_home + 1;
-		n_path = canonical(request, path, n_path);
-		if (!n_path)
-			return XS_EINVAL;
-		path = hub->path;
-	}
+	n_prefix = path[0] == '/' || path[0] == '@' ? 0 : domain->n_home + 1;
+	n_path = canonical_to_watch(request, path, n_path);
+	if (!n_path)
+		return XS_EINVAL;
+	path = hub->path;
 	if (xs_watch_find(request->connection, path, n_path, token, n_token))
 		return XS_EEXIST;
 	if (xs_over(domain, PV_XS_QUOTA_WATCHES, (int64_t)domain->public.n_watches + 1))
@@ -379,7 +383,6 @@ static int watch(struct request *request)
 static int unwatch(struct request *request)
 {
 	const char *path = request->payload;
-	char full[XS_PATH_MAX + PV_XS_PAYLOAD_MAX];
 	uint32_t n_path = (uint32_t)strnlen(path, request->n);
 	struct xs_watch *found;
 	const char *token;
@@ -387,11 +390,10 @@ static int unwatch(struct request *request)
 	if (!request->n || path[request->n - 1] || count_words(path, request->n) != 2)
 		return XS_EINVAL;
 	token = path + n_path + 1;
-	if (path[0] != '/' && path[0] != '@') {
-		n_path = (uint32_t)sprintf(full, "%s/%s", request->domain->home, path);
-		path = full;
-	}
-	found = xs_watch_find(request->connection, path, n_path, token, (uint32_t)strlen(token));
+	n_path = canonical_to_watch(request, path, n_path);
+	if (!n_path)
+		return XS_EINVAL;
+	found = xs_watch_find(request->connection, request->hub->path, n_path, token, (uint32_t)strlen(token));
 	if (!found)
 		return XS_ENOENT;
 	xs_watch_remove(found);

@@ -120,6 +120,11 @@ void pv_xs_ring_bound(struct pv_xs_conn *connection)
 	xs_take_turn_later(connection);
 }
 
+void pv_xs_ring_look(struct pv_xs_conn *connection)
+{
+	xs_take_turn_later(connection);
+}
+
 static int wants_reconnection(struct pv_xs_conn *connection)
 {
 	return connection->domain->public.features & 1 &&
@@ -138,6 +143,9 @@ int xs_ring_read(struct pv_xs_conn *connection)
 		start_anew(connection);
 		note_moved(connection, 0);
 	}
+	/* Indexes of replies that cannot be are seen here too: there may be nothing to write for long. */
+	if (connection->served && pv_stream_writable(&connection->stream) < 0)
+		xs_ring_give_up(connection, ERROR_RINGIDX);
 	for (int i = 0; connection->served && pv_xs_wants_input(connection); i++) {
 		int64_t n = pv_stream_read(&connection->stream, hub->loop.scratch, XS_SCRATCH_BYTES);
 

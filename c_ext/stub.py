@@ -20,6 +20,8 @@ def python_type(c_type: Any) -> str:
     name = c_type.get_c_name().replace("const ", "")
     if name == "void":
         return "None"
+    if name.endswith(("*", "]")):
+        return "CData"
     if name in INTEGERS or name.rstrip("_t").removeprefix("u").startswith("int") or name.startswith("unsigned"):
         return "int"
     return "float" if name in ("double", "float") else "CData"

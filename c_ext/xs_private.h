@@ -291,7 +291,6 @@ struct xs_trace {
 
 struct xs_loop {
 	int32_t epoll_fd;
-	int32_t wake_fd;
 	struct pv_xs_event *events;       /* of the poll that runs */
 	uint32_t n_events;
 	uint32_t max_events;
@@ -306,7 +305,6 @@ struct xs_loop {
 	int64_t spin_ns;                  /* how long to watch rings before sleeping */
 	int64_t ring_active_ns;           /* when a ring last moved */
 	int64_t due_ms;                   /* when pv_xs_on_time has something to do; -1: never */
-	uint8_t woken;
 	uint8_t any_stale;
 	uint8_t journal_told;             /* the caller knows of the journal's error */
 	uint8_t full_told;                /* the caller knows that the journal is long */
@@ -431,6 +429,8 @@ static inline uint32_t xs_owner(const struct xs_perms *perms)
 uint32_t xs_canonical(struct pv_xs *hub, const struct xs_domain *domain, const char *path, uint32_t n);
 /* Bytes that count against a guest's longest path. */
 uint32_t xs_quota_length(const char *path, uint32_t n);
+/* Whether a name has characters that are allowed, no empty part and no slash at its end. */
+int xs_is_well_formed(struct pv_xs *hub, const char *path, uint32_t n);
 /* Levels and hashes of a valid absolute path. */
 void xs_measure(struct pv_xs *hub, struct xs_walk *walk, const char *path, uint32_t n);
 /* Find how much of a measured path is there. */
@@ -560,6 +560,10 @@ void xs_drop_state(struct pv_xs_conn *connection);
 /* Whether requests that were read have to wait. */
 int xs_blocked(const struct pv_xs_conn *connection);
 int xs_handle_waiting(struct pv_xs_conn *connection);
+/* Bytes to send as they are. */
+uint8_t *xs_put_raw(struct pv_xs_conn *connection, uint32_t n);
+/* Bytes that are not handled yet. */
+void xs_keep_input(struct pv_xs_conn *connection, const uint8_t *data, uint32_t n);
 /* Forget the first n bytes of what was not handled yet. */
 void xs_consume_input(struct pv_xs_conn *connection, uint32_t n);
 void xs_drop_old_events(struct pv_xs_conn *connection);

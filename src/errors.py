@@ -57,6 +57,10 @@ class HypervisorGone(PeerGone):
     """The broker died: running I/O goes on, this call cannot."""
 
 
+class DamagedJournal(ParavirtError):
+    """A file that keeps a store cannot be read: it is damaged, or of another version."""
+
+
 class StoreGone(PeerGone):
     """xenstored died or closed the connection; the call may or may not have run."""
 

@@ -22,7 +22,7 @@ BELOW["toolstack"] = {*BELOW["host"], "host"}
 BELOW["cli"] = BELOW["testing"] = {*BELOW["toolstack"], "toolstack"}
 BELOW["cli"] = {*BELOW["cli"], "testing"}
 
-MAY_USE_THE_CORE = {"ring", "hypervisor"}
+MAY_USE_THE_CORE = {"ring", "hypervisor", "xenstore"}
 # The top of the package has a version and a place for everybody; the names it lends from below are for users alone.
 TOP = "paravirt"
 ALWAYS = {TOP, f"{TOP}.__version__"}

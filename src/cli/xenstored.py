@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from paravirt.host.daemon import READY_FD, serve
 
 if TYPE_CHECKING:
     from paravirt.hypervisor.client import Hypervisor
+    from paravirt.xenstore.update import Handover
 
 QUOTA_FIELDS: Final = {
     "nodes": "nodes",
@@ -130,14 +133,17 @@ def xenstored(
     choice = Choice(journal, sync, access_log, watch_event_timeout_s, quotas)
     with daemon_role(context, "xenstored", needs_place=path is None) as request, ExitStack() as stack:
         from paravirt.xenstore.server import XenstoreServer
+        from paravirt.xenstore.update import Handover
 
         hypervisor = _hypervisor(context, broker, alone=path is not None)
         if hypervisor is not None:
             stack.enter_context(hypervisor)
         place = path or context.rundir.xenstored_socket
-        server = XenstoreServer(place, hypervisor, **choice.server_options())
+        handover = Handover.from_environment()
+        options = choice.server_options()
+        server = XenstoreServer(place, hypervisor, **options, replace=_replace, handover=handover)
         stack.callback(server.stop)
-        if READY_FD not in os.environ:
+        if READY_FD not in os.environ and handover is None:
             click.echo(f"xenstored serves {place}; Ctrl-C stops it")
             sys.stdout.flush()
         serve(server, request)
@@ -155,3 +161,12 @@ def _hypervisor(context: Context, broker: str | None, *, alone: bool) -> Hypervi
         return context.hypervisor()
     _log.warning("no hypervisor: only clients of Dom0 are served")
     return None
+
+
+def _replace(program: str, command_line: str | None, handover: Handover) -> None:
+    """Go on as another program, with this one's command line unless there is another. Returns only by `OSError`."""
+    arguments = shlex.split(command_line) if command_line is not None else sys.argv[1:]
+    environment = {**os.environ, **handover.inherit()}
+    path = shutil.which(program) or program
+    words = [path, "-P", "-m", "paravirt"] if os.path.samefile(path, sys.executable) else [path]
+    os.execve(path, [*words, *arguments], environment)

@@ -183,6 +183,11 @@ class Hypervisor:
                 has_store=bool(info.store),
             )
 
+    @property
+    def identity(self) -> str:
+        """Tells this run of the broker from every other one on this machine since it was started."""
+        return self.link.identity()
+
     # Domains
 
     def create_domain(

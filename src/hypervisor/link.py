@@ -5,8 +5,10 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from paravirt.errors import (
@@ -25,6 +27,7 @@ from paravirt.ring._core import ffi, lib
 
 CData = Any
 
+_CREDENTIALS = struct.Struct("3i")
 _GONE = (-errno.EPIPE, -errno.ECONNRESET, -errno.ENOTCONN)
 _ERRORS: dict[int, type[ParavirtError]] = {
     errno.EPERM: PermissionRefused,
@@ -121,6 +124,20 @@ class Link:
         while result == -errno.EINTR:  # back in Python, so that signal handlers run
             result = lib.pv_hv_receive(fd, self._seq, reply, fds, MAX_FDS)
         return result
+
+    def identity(self) -> str:
+        """The broker's process: its id and when it started."""
+        self._check_open()
+        assert self._socket is not None
+        pid, _, _ = _CREDENTIALS.unpack(
+            self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        try:
+            started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        except OSError:
+            started = "gone"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {pid} {started}"
 
     @property
     def closed(self) -> bool:

@@ -6,6 +6,8 @@ It is what the daemon runs. `hub.Hub` is the second implementation; tests tell b
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
@@ -22,6 +24,8 @@ from paravirt.xenstore.trace import WANTED_MS
 from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Errno, Op, Reply
 
 CData = Any
+
+log = logging.getLogger(__name__)
 
 _QUOTA_NUMBER: Final = {name: number for number, name in enumerate(QUOTAS)}
 _ADMINISTER: Final[dict[int, Administer]] = {
@@ -126,7 +130,7 @@ class CoreConnection:
     def __init__(self, hub: CoreHub, core: CData) -> None:
         self.hub = hub
         self._core: CData | None = core
-        self.domain = CoreDomain(hub, lib.pv_xs_domid(core))
+        self.domain: Final = CoreDomain(hub, lib.pv_xs_domid(core))
         self.number: int = lib.pv_xs_number(core)
 
     @property
@@ -203,7 +207,7 @@ class Event(NamedTuple):
 
 
 class CoreHub:
-    """The engine. One thread at a time; only `wake` may come from any. A context manager.
+    """The engine. One thread at a time. A context manager.
 
     Connections of `connect` are moved by the caller; those of `serve_socket` and `serve_ring` by `poll`.
     """
@@ -223,7 +227,7 @@ class CoreHub:
         self._core: CData | None = lib.pv_xs_new(secrets.randbits(64))
         self._events = ffi.new("struct pv_xs_event[]", _EVENTS_MAX)
         self._connections: dict[CData, CoreConnection] = {}
-        self._rings: dict[int, tuple[CoreConnection, CData]] = {}
+        self._pages: dict[int, CData] = {}
         self._now_ms = 0
         self.set_limits(self.limits)
 
@@ -283,30 +287,47 @@ class CoreHub:
 
     def serve_socket(self, domid: int, fd: int) -> None:
         """Serve a client over a connected, nonblocking socket, which the engine owns from now on."""
-        status = lib.pv_xs_serve_socket(lib.pv_xs_connect(self.core, domid), fd)
-        if status:
-            raise ResourceLimit(f"a client cannot be served: error {-status}")
+        check_errno(lib.pv_xs_serve_socket(lib.pv_xs_connect(self.core, domid), fd), "a client")
 
-    def serve_ring(self, connection: CoreConnection, page: memoryview, port: CData, how: int) -> None:
-        """Serve a connection over a mapped page and a port, which must outlive `stop_ring`. `how`: PV_XS_RING_*."""
-        self.stop_ring(connection.domain.domid)
+    def socket_fds(self) -> list[int]:
+        """Of the sockets it serves."""
+        n = lib.pv_xs_sockets(self.core, ffi.NULL, 0)
+        fds = ffi.new("int32_t[]", n)
+        lib.pv_xs_sockets(self.core, fds, n)
+        return list(fds)
+
+    def ring_connection(self, domid: int) -> CoreConnection:
+        """The connection over a domain's ring; a new one if it has none."""
+        core = lib.pv_xs_ring_of(self.core, domid)
+        if not core:
+            return self.connect(domid)
+        if core not in self._connections:
+            self._connections[core] = CoreConnection(self, core)
+        return self._connections[core]
+
+    def serve_ring(self, domid: int, page: memoryview, port: CData, how: int) -> None:
+        """Serve a domain over a mapped page and a port, which must outlive `stop_ring`. `how`: PV_XS_RING_*."""
+        self.stop_ring(domid)
         pointer = ffi.from_buffer("uint8_t[]", page, require_writable=True)
-        self._rings[connection.domain.domid] = connection, pointer
-        lib.pv_xs_serve_ring(connection.core, pointer, port, how)
+        self._pages[domid] = pointer
+        lib.pv_xs_serve_ring(self.ring_connection(domid).core, pointer, port, how)
 
     def stop_ring(self, domid: int) -> None:
         """The page and the port of a domain are not used any more. Harmless when there are none."""
-        connection, pointer = self._rings.pop(domid, (None, None))
-        if connection is not None:
-            if not connection.closed:
-                lib.pv_xs_stop_ring(connection.core)
+        pointer = self._pages.pop(domid, None)
+        if pointer is not None:
+            connection = lib.pv_xs_ring_of(self.core, domid)
+            if connection:
+                lib.pv_xs_stop_ring(connection)
             ffi.release(pointer)
 
     def ring_bound(self, domid: int) -> None:
         """The port of a domain's ring knows its peer again."""
-        connection = lib.pv_xs_ring_of(self.core, domid)
-        if connection:
-            lib.pv_xs_ring_bound(connection)
+        lib.pv_xs_ring_bound(self.ring_connection(domid).core)
+
+    def look_at_ring(self, domid: int) -> None:
+        """The port of a domain's ring was pending."""
+        lib.pv_xs_ring_look(self.ring_connection(domid).core)
 
     # -- requests that need more than the engine
 
@@ -317,9 +338,16 @@ class CoreHub:
             if lib.pv_xs_unresolved(self.core, domid):
                 lib.pv_xs_resolve(self.core, self.control.exists(domid[0]))
             elif lib.pv_xs_parked(self.core, request):
-                self._answer(_ADMINISTER[request.op](self, bytes(ffi.buffer(request.payload, request.n_payload))))
+                self._answer(self._administer(request.op, bytes(ffi.buffer(request.payload, request.n_payload))))
             else:
                 return
+
+    def _administer(self, op: int, payload: bytes) -> Reply:
+        try:
+            return _ADMINISTER[op](self, payload)
+        except Exception:  # a mistake of ours: it fails this request and no other
+            log.exception("a request of Dom0 (%s) met an error in xenstored", Op(op).name)
+            return Errno.EIO
 
     def _answer(self, reply: Reply) -> None:
         payload = reply.value if isinstance(reply, Errno) else reply
@@ -359,9 +387,7 @@ class CoreHub:
         domain = self.known(domid)
         if domain is None or domid == DOM0:
             return Errno.EINVAL
-        ring = self._rings.get(domid)
-        connection = ring[0] if ring is not None and not ring[0].closed else self.connect(domid)
-        connection.reset()
+        connection = self.ring_connection(domid)
         refusal = self.control.attach_ring(connection, page, port)
         if refusal is not None:
             self.stop_ring(domid)
@@ -460,17 +486,29 @@ class CoreHub:
 
     def trace_lines(self, seq: int) -> tuple[int, list[str]]:
         """(number of the first line returned, lines) from a number on; requests are traced for a while from now on."""
-        lib.pv_xs_trace_until(self.core, self._steady_ms() + WANTED_MS)
+        lib.pv_xs_trace_until(self.core, self._now_ms + WANTED_MS)
         first, lost = ffi.new("uint64_t *", seq), ffi.new("uint64_t *")
         buffer = ffi.new("uint8_t[]", PAYLOAD_MAX_BYTES)
         n_bytes = lib.pv_xs_trace_read(self.core, first, lost, buffer, PAYLOAD_MAX_BYTES)
         lines = bytes(ffi.buffer(buffer, n_bytes)).decode("ascii", "replace").splitlines()
         return first[0] - len(lines), lines
 
-    def _steady_ms(self) -> int:
-        return self._now_ms
-
     # -- the loop
+
+    def open_loop(self) -> None:
+        """Before anything is served."""
+        check_errno(lib.pv_xs_loop_open(self.core), "the store's loop")
+
+    def add_descriptor(self, fd: int, mask: int) -> None:
+        """Have `poll` tell while a descriptor of the caller's is ready."""
+        check_errno(lib.pv_xs_loop_add(self.core, fd, mask), "the store's loop")
+
+    def remove_descriptor(self, fd: int) -> None:
+        lib.pv_xs_loop_remove(self.core, fd)
+
+    def hear(self, waiter: CData, *, spin_ns: int) -> None:
+        """Hear the ports of rings at a waiter (ffi.NULL: no longer), which is always armed."""
+        check_errno(lib.pv_xs_loop_waiter(self.core, waiter, spin_ns), "the store's loop")
 
     def poll(self, timeout_ms: int = -1) -> list[Event]:
         """Serve without the GIL until there is something for the caller. Parked requests are answered already."""
@@ -486,19 +524,13 @@ class CoreHub:
                 found.append(Event(event.kind, event.fd, event.mask, event.domid, reason))
         return found
 
-    def wake(self) -> None:
-        """Make `poll` return; from any thread or signal handler."""
-        lib.pv_xs_wake(self.core)
-
     def close(self) -> None:
         """End all connections and let go of everything. Harmless when repeated."""
-        core, self._core = self._core, None
-        if core is None:
+        if self._core is None:
             return
-        for domid in list(self._rings):
-            connection, pointer = self._rings.pop(domid)
-            lib.pv_xs_stop_ring(connection.core)
-            ffi.release(pointer)
+        for domid in list(self._pages):
+            self.stop_ring(domid)
+        core, self._core = self._core, None
         for connection in self._connections.values():
             connection.free()
         self._connections.clear()
@@ -521,6 +553,13 @@ class CoreHub:
             return "<CoreHub closed>"
         total = self.statistics()
         return f"<CoreHub: {total.nodes} nodes, {total.connections} connections>"
+
+
+def check_errno(status: int, what: str) -> int:
+    """Turn a negative errno of the engine into an error."""
+    if status < 0:
+        raise ResourceLimit(f"{what} cannot be served: {os.strerror(-status)}")
+    return status
 
 
 def _global(domid: int | None) -> int:

@@ -119,19 +119,33 @@ class Domain:
         return f"<Domain {self.domid}{' introduced' if self.introduced else ''}>"
 
 
+class OfDomain(Protocol):
+    """Something that belongs to a domain."""
+
+    @property
+    def domid(self) -> int: ...
+
+
+class AnyConnection(Protocol):
+    """A connection of either engine."""
+
+    @property
+    def domain(self) -> OfDomain: ...
+
+
 class DomainControl(Protocol):
     """What the store asks of the hypervisor's side."""
 
     def exists(self, domid: int) -> bool:
         """Whether there is such a domain right now."""
 
-    def attach_ring(self, connection: "Connection", page: int, port: int) -> Errno | None:
+    def attach_ring(self, connection: AnyConnection, page: int, port: int) -> Errno | None:
         """Serve `connection` over the shared page `page` of its domain, with the event channel `port` of that domain.
 
         If it is served already: the event channel is bound anew, both byte streams are emptied.
         """
 
-    def detach(self, connection: "Connection") -> None:
+    def detach(self, connection: AnyConnection) -> None:
         """The connection is closed: let go of its socket or ring once its output has been offered."""
 
 
@@ -141,8 +155,8 @@ class NoControl:
     def exists(self, domid: int) -> bool:
         return False
 
-    def attach_ring(self, connection: "Connection", page: int, port: int) -> Errno | None:
+    def attach_ring(self, connection: AnyConnection, page: int, port: int) -> Errno | None:
         return Errno.EINVAL
 
-    def detach(self, connection: "Connection") -> None:
+    def detach(self, connection: AnyConnection) -> None:
         pass

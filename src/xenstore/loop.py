@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A thread's event loop over epoll: callbacks by descriptor, calls from other threads, a clean stop."""
+"""The daemon's loop: the engine serves its clients without the GIL, and comes back for what is Python's business."""
 
 import contextlib
 import os
@@ -8,37 +8,45 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from paravirt.ring._core import lib
+from paravirt.xenstore.core import CoreHub, Event
+
 READABLE: Final = select.EPOLLIN
-WRITABLE: Final = select.EPOLLOUT
-EVENTS_PER_WAKE_UP: Final = 256
 
 Callback = Callable[[int], None]
 """Called with the epoll events of its descriptor."""
 
 
 class Loop:
-    """Runs callbacks in one thread. `call` and `stop` may be used from any thread and signal handler before `close`."""
+    """Runs in one thread. `call` and `stop` may be used from any thread and signal handler before `close`."""
 
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
+    def __init__(self, hub: CoreHub) -> None:
+        self._hub = hub
         self._callbacks: dict[int, Callback] = {}
+        self._handlers: dict[int, Callable[[Event], None]] = {lib.PV_XS_EVENT_FD: self._on_descriptor}
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self.n_wake_ups = 0
+        hub.open_loop()
         self.add(self._wake_fd, self._on_wake)
 
-    def add(self, fd: int, callback: Callback, events: int = READABLE) -> None:
+    def add(self, fd: int, callback: Callback) -> None:
+        """Call back while a descriptor is readable."""
         self._callbacks[fd] = callback
-        self._epoll.register(fd, events)
-
-    def modify(self, fd: int, events: int) -> None:
-        self._epoll.modify(fd, events)
+        self._hub.add_descriptor(fd, READABLE)
 
     def remove(self, fd: int) -> None:
         """Forget a descriptor that is still open."""
         del self._callbacks[fd]
-        self._epoll.unregister(fd)
+        self._hub.remove_descriptor(fd)
+
+    def listen(self, fd: int, callback: Callback) -> None:
+        """Call back for a descriptor that the engine itself watches."""
+        self._callbacks[fd] = callback
+
+    def on(self, kind: int, handler: Callable[[Event], None]) -> None:
+        """Have another kind of event (lib.PV_XS_EVENT_*) handled."""
+        self._handlers[kind] = handler
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` in the loop's thread soon."""
@@ -46,38 +54,34 @@ class Loop:
         self._wake()
 
     def stop(self) -> None:
-        """Make `run` return after the wake-up it is in."""
+        """Make `run` return after what it is at."""
         self._stopping = True
         self._wake()
 
-    def run(self, after_wake_up: Callable[[], int | None], before_wake_up: Callable[[], None] | None = None) -> None:
-        """Serve until `stop`; the two functions run once before and after the callbacks of each wake-up.
-
-        What `after_wake_up` returns is in how many milliseconds to wake up next, whatever happens; None: not for that.
-        """
-        poll, callbacks = self._epoll.poll, self._callbacks
-        timeout_ms: int | None = None
+    def run(self, after_wake_up: Callable[[], None]) -> None:
+        """Serve until `stop`; `after_wake_up` runs each time the engine has come back and its events are handled."""
+        handlers = self._handlers
         while not self._stopping:
-            events = poll(-1 if timeout_ms is None else timeout_ms / 1000, EVENTS_PER_WAKE_UP)
-            self.n_wake_ups += 1
-            if before_wake_up is not None:
-                before_wake_up()
-            for fd, mask in events:
-                callback = callbacks.get(fd)
-                if callback is not None:
-                    callback(mask)
-            timeout_ms = after_wake_up()
+            for event in self._hub.poll():
+                handler = handlers.get(event.kind)
+                if handler is not None:
+                    handler(event)
+            after_wake_up()
 
     def close(self) -> None:
         """After `run` has returned. Calls that came too late are run, so that what they carry can be closed."""
         while self._calls:
             self._calls.popleft()()
         self._callbacks.clear()
-        self._epoll.close()
         os.close(self._wake_fd)
 
     def _wake(self) -> None:
         os.eventfd_write(self._wake_fd, 1)
+
+    def _on_descriptor(self, event: Event) -> None:
+        callback = self._callbacks.get(event.fd)
+        if callback is not None:
+            callback(event.mask)
 
     def _on_wake(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""xenstored: the loop that moves bytes between sockets or rings and the pure `Hub`.
-
-One thread, one epoll set. A wake-up reads what there is, handles it, and writes once to each client that has output.
-Nothing blocks: what a client does not read stays in its own bounded queue, and its requests wait meanwhile.
-"""
+"""xenstored: the engine's loop, and around it what needs Python: places, the journal, the hypervisor, CONTROL."""
 
 from __future__ import annotations
 
@@ -13,18 +9,21 @@ import os
 import signal
 import socket
 import threading
-import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from paravirt.errors import Closed, InvalidRequest
+from paravirt.ring._core import lib
 from paravirt.xenstore import listener
-from paravirt.xenstore.domains import DOM0
-from paravirt.xenstore.hub import Hub
+from paravirt.xenstore.actions import Actions
+from paravirt.xenstore.core import CoreHub, Event
+from paravirt.xenstore.domains import DOM0, AnyConnection
+from paravirt.xenstore.journal import Journal
 from paravirt.xenstore.limits import Limits
-from paravirt.xenstore.links import Link, SocketLink
 from paravirt.xenstore.loop import Loop
-from paravirt.xenstore.session import Connection
+from paravirt.xenstore.update import Handover
 from paravirt.xenstore.wire import Errno
 
 if TYPE_CHECKING:
@@ -33,13 +32,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+
 
 class XenstoreServer:
     """`start` and `stop` run it in a thread of its own, `serve_forever` in the caller's. A context manager.
 
     `socket_path`: where Dom0's clients connect; None: only `connect`, in this process. `hypervisor`: whose domains it
-    serves too; it stays the caller's, who closes it after `stop`. Connections are accepted from the moment this object
-    exists. Raises `AlreadyExists` if another daemon serves that path or that hypervisor.
+    serves too; it stays the caller's, who closes it after `stop`. `journal`: the directory that keeps the store; None:
+    it is gone with the process. `sync`: what is acknowledged also survives the machine's end. `access_log`: a file that
+    gets a line for each request. `replace`: what a live update calls to go on as another program; it does not return.
+    `handover`: what a former program has left for this one. Connections are accepted from the moment this object
+    exists.
+
+    Raises `AlreadyExists` if another daemon serves that path, that hypervisor or that journal, `DamagedJournal`.
     """
 
     def __init__(
@@ -48,35 +54,72 @@ class XenstoreServer:
         hypervisor: Hypervisor | None = None,
         *,
         limits: Limits | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        sync: bool = False,
+        access_log: str | os.PathLike[str] | None = None,
+        replace: Callable[[str, str | None, Handover], None] | None = None,
+        handover: Handover | None = None,
     ) -> None:
-        self.hub = Hub(limits=limits, control=self)
-        self.hub.log = log.warning
-        self.hub.clock_us = lambda: time.time_ns() // 1000
-        self._look_at_clock()
-        self._loop = Loop()
-        self._links: dict[Connection, Link] = {}
+        self._path = os.fspath(socket_path) if socket_path is not None else None
         self._runner: threading.Thread | None = None
         self._finished = threading.Event()
         self._lock = threading.Lock()
         self._release_lock = threading.Lock()
         self._closed = self._released = False
+        self._complained: set[int] = set()
         self._guests: Guests | None = None
-        self._path = os.fspath(socket_path) if socket_path is not None else None
         self._own_file: tuple[int, int] | None = None
         self._listener: socket.socket | None = None
         self._accepting = False
-        try:
-            if self._path is not None:
-                self._listener = listener.listen(self._path)
-                self._own_file = listener.identity(self._path)
-                self._accept_more()
-            if hypervisor is not None:
-                from paravirt.xenstore.guests import Guests
+        self._update: tuple[str, str | None] | None = None
+        self._replace = replace
+        with ExitStack() as stack:
+            self.hub = CoreHub(limits=limits, control=self)
+            stack.callback(self.hub.close)
+            self._loop = Loop(self.hub)
+            stack.callback(self._loop.close)
+            self._actions = Actions(self.hub, access_log, self._plan_update if replace is not None else None)
+            stack.callback(self._actions.close)
+            self.hub.actions = self._actions
+            self._journal = Journal(journal, self.hub, sync=sync) if journal is not None else None
+            if self._journal is not None:
+                stack.callback(self._journal.close)
+            self._open_places(hypervisor, handover, stack)
+            self._react_to_events()
+            self._stack = stack.pop_all()
 
-                self._guests = Guests(hypervisor, self.hub, self._loop, self._adopt)
-        except BaseException:
-            self._release()
-            raise
+    def _open_places(self, hypervisor: Hypervisor | None, handover: Handover | None, stack: ExitStack) -> None:
+        if handover is not None:
+            handover.restore(self.hub, with_tree=self._journal is None)
+            self._listener = handover.listener
+        if self._path is not None:
+            if self._listener is None:
+                self._listener = listener.listen(self._path)
+            self._own_file = listener.identity(self._path)
+            stack.callback(self._close_listener)
+            self._accept_more()
+        if hypervisor is not None:
+            from paravirt.xenstore.guests import Guests
+
+            if self._journal is not None and not self._journal.is_of(hypervisor.identity) and handover is None:
+                self.hub.died(list(self.hub.domains))  # domids of another life: none of them means the same now
+            self._guests = Guests(hypervisor, self.hub, self._loop, self._adopt, resume=handover is not None)
+            stack.callback(self._guests.close)
+
+    def _close_listener(self) -> None:
+        if self._listener is not None and self._path is not None:
+            listener.unlink_own(self._path, self._own_file)
+            self._listener.close()
+
+    def _react_to_events(self) -> None:
+        loop = self._loop
+        loop.on(lib.PV_XS_EVENT_CLOSED, self._on_closed)
+        loop.on(lib.PV_XS_EVENT_STALE, self._on_stale)
+        loop.on(lib.PV_XS_EVENT_MEMORY, self._on_memory)
+        if self._journal is not None:
+            loop.on(lib.PV_XS_EVENT_JOURNAL, self._journal.on_error)
+            loop.on(lib.PV_XS_EVENT_LONG, self._journal.on_long)
+            loop.on(lib.PV_XS_EVENT_SNAPSHOT, self._journal.on_snapshot)
 
     # -- running
 
@@ -123,26 +166,21 @@ class XenstoreServer:
 
     def _run(self) -> None:
         try:
-            self._loop.run(self._after_wake_up, self._look_at_clock)
+            self._loop.run(self._after_wake_up)
         finally:
             self._finished.set()
+
+    def _after_wake_up(self) -> None:
+        if self._update is not None:
+            (program, command_line), self._update = self._update, None
+            self._become(program, command_line)
 
     def _release(self) -> None:
         with self._release_lock:  # whoever comes second returns when all is released
             with self._lock:
                 former, self._closed, self._released = self._released, True, True
             if not former:
-                self._release_all()
-
-    def _release_all(self) -> None:
-        for connection in list(self._links):
-            self._end(connection)
-        if self._guests is not None:
-            self._guests.close()
-        if self._listener is not None and self._path is not None:
-            listener.unlink_own(self._path, self._own_file)
-            self._listener.close()
-        self._loop.close()
+                self._stack.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -165,8 +203,8 @@ class XenstoreServer:
         if self._closed:
             client.close()
             return
-        connection = self.hub.connect(domid)
-        self._links[connection] = SocketLink(client, connection, self._loop, self._end)
+        client.setblocking(False)
+        self.hub.serve_socket(domid, client.detach())
 
     def _accept_more(self) -> None:
         if self._listener is not None and not self._accepting:
@@ -178,7 +216,7 @@ class XenstoreServer:
         try:
             client, _ = self._listener.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+            if error.errno in OUT_OF_DESCRIPTORS:
                 log.warning("no more clients until one leaves: %s", error.strerror)
                 self._accepting = False
                 self._loop.remove(self._listener.fileno())
@@ -189,59 +227,56 @@ class XenstoreServer:
             log.warning("refused a client of another user")
             client.close()
 
-    def _end(self, connection: Connection) -> None:
-        """A client is gone, or is to go."""
-        domain = connection.domain
-        if connection.broken is not None:
-            level = logging.DEBUG if domain.complained else logging.WARNING  # a guest must not fill the log
-            log.log(level, "closing a connection of domain %d: %s", domain.domid, connection.broken)
-            domain.complained = not domain.privileged
-        self.hub.disconnect(connection)
-        self._drop_link(connection)
+    def _on_closed(self, event: Event) -> None:
+        if event.reason is not None:
+            level = logging.DEBUG if event.domid in self._complained else logging.WARNING
+            log.log(level, "closed a connection of domain %d: %s", event.domid, event.reason)
+            if event.domid != DOM0:
+                self._complained.add(event.domid)  # a guest must not fill the log
+        self._accept_more()
 
-    def _drop_link(self, connection: Connection) -> None:
-        link = self._links.pop(connection, None)
-        if link is not None:
-            link.close()
-            if not self._closed:
-                self._accept_more()
+    def _on_memory(self, event: Event) -> None:
+        domain = self.hub.domains[event.domid]
+        soft = domain.quotas["soft-memory"]
+        log.warning("domain %d holds %d bytes, over its soft quota of %d", event.domid, domain.memory_bytes, soft)
 
-    def _look_at_clock(self) -> None:
-        self.hub.now_ms = time.monotonic_ns() // 1_000_000
+    def _on_stale(self, event: Event) -> None:
+        if self._guests is not None:
+            self._guests.on_stale(event.domid)
 
-    def _after_wake_up(self) -> int | None:
-        self.hub.on_time()
-        self._flush()
-        return self.hub.next_timeout_ms()
+    # -- live update
 
-    def _flush(self) -> None:
-        """Write what the requests of this wake-up have caused."""
-        dirty = self.hub.dirty
-        while dirty:
-            connection = dirty.pop()
-            link = self._links.get(connection)
-            if link is not None:
-                link.flush()
+    def _plan_update(self, program: str, command_line: str | None, _timeout_s: int) -> str | None:
+        """Once the reply is sent."""
+        self._update = program, command_line
+        return None
+
+    def _become(self, program: str, command_line: str | None) -> None:
+        """Go on as another program; if that fails, as this one."""
+        assert self._replace is not None
+        if self._journal is not None:
+            self._journal.finish()
+        try:
+            with Handover.of(self.hub, self._listener, with_tree=self._journal is None) as handover:
+                self._replace(program, command_line, handover)
+        except OSError as error:
+            log.error("the live update failed, this program goes on: %s", error)
 
     # -- what the hub asks for (`domains.DomainControl`)
 
     def exists(self, domid: int) -> bool:
         return self._guests is not None and self._guests.exists(domid)
 
-    def attach_ring(self, connection: Connection, page: int, port: int) -> Errno | None:
+    def attach_ring(self, connection: AnyConnection, page: int, port: int) -> Errno | None:
         if self._guests is None:
             return Errno.EINVAL
-        former = self._links.pop(connection, None)
-        if former is not None:
-            former.close()
-        link = self._guests.attach_ring(connection, port)
-        if isinstance(link, Errno):
-            return link
-        self._links[connection] = link
-        return None
+        return self._guests.attach_ring(connection.domain.domid, port)
 
-    def detach(self, connection: Connection) -> None:
-        self._drop_link(connection)
+    def detach(self, connection: AnyConnection) -> None:
+        domid = connection.domain.domid
+        self._complained.discard(domid)
+        if self._guests is not None:
+            self._guests.detach(domid)
 
     def __enter__(self) -> Self:
         return self
@@ -252,4 +287,4 @@ class XenstoreServer:
         self.stop()
 
     def __repr__(self) -> str:
-        return f"<XenstoreServer {self._path or 'in this process'}: {len(self._links)} connections>"
+        return f"<XenstoreServer {self._path or 'in this process'}{' stopped' if self._closed else ''}>"

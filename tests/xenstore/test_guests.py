@@ -295,7 +295,7 @@ def test_a_dead_domid_can_be_used_again_and_inherits_nothing(machine: Machine) -
         machine.dom0.destroy_domain(domid)
         await_event(queue, home)
     assert machine.store.get_perms("/mine") == ["n0"]
-    assert machine.server.hub.store.owned(domid) == 0
+    assert machine.server.hub.domain_of(domid).n_nodes == 0
 
 
 def test_without_the_broker_connections_go_on(machine: Machine) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from paravirt.errors import StoreGone, TransactionConflict, XenstoreError
+from paravirt.ring._core import lib
 from paravirt.ring.event import EventPort, EventWaiter, from_half, make_pair
 from paravirt.ring.memory import PAGE_BYTES, Mapping, create_object
 from paravirt.xenstore.async_client import AsyncXenstoreClient
 from paravirt.xenstore.client import WatchEvent, XenstoreClient
+from paravirt.xenstore.core import CoreHub
 from paravirt.xenstore.domains import FEATURES
-from paravirt.xenstore.hub import Hub
 from paravirt.xenstore.loop import Loop
-from paravirt.xenstore.ring_link import RingLink
 from paravirt.xenstore.ring_page import RingError, RingPage, State
 from paravirt.xenstore.ring_transport import RingTransport
 from paravirt.xenstore.wire import Op, encode
@@ -26,7 +26,7 @@ DEADLINE_S = 30.0
 
 
 class Served:
-    """A hub in a thread of its own, serving one ring page as domain 5; the guest's end is left to the test."""
+    """A store in a thread of its own, serving one ring page as domain 5; the guest's end is left to the test."""
 
     def __init__(self) -> None:
         fd = create_object("memfd", PAGE_BYTES)
@@ -39,26 +39,18 @@ class Served:
         self.port: EventPort
         self.waiter, self.port = from_half(guest_half)
         self.page = RingPage(self.guest_memory)
-        self.hub = Hub()
-        self.loop = Loop()
-        self.connection = self.hub.connect(5)
-        self.hub.connect(0).feed(
-            encode(Op.WRITE, 0, 0, b"/local/domain/5\0") + encode(Op.SET_PERMS, 0, 0, b"/local/domain/5\0n5\0")
-        )
-        self.link = RingLink(self.memory, self.link_port, self.connection, self.loop.call, lambda: None)
-        self.loop.add(self.server_waiter.fileno(), self._on_event)
-        self.thread = threading.Thread(target=self.loop.run, args=(self._flush,))
+        self.hub = CoreHub()
+        self.loop = Loop(self.hub)
+        dom0 = self.hub.connect(0)
+        dom0.feed(encode(Op.WRITE, 0, 0, b"/local/domain/5\0"))
+        self.hub.connect(5)
+        dom0.feed(encode(Op.SET_PERMS, 0, 0, b"/local/domain/5\0n5\0"))
+        self.server_waiter.fileno()  # always armed
+        self.hub.hear(self.server_waiter.core, spin_ns=0)
+        self.hub.serve_ring(5, self.memory.view, self.link_port.core, lib.PV_XS_RING_FRESH)
+        self.connection = self.hub.ring_connection(5)
+        self.thread = threading.Thread(target=self.loop.run, args=(lambda: None,))
         self.thread.start()
-
-    def _on_event(self, _events: int) -> None:
-        self.server_waiter.drain_bells()
-        for _ in self.server_waiter.take_pending():
-            self.link.on_event()
-
-    def _flush(self) -> None:
-        if self.connection in self.hub.dirty:
-            self.link.flush()
-        self.hub.dirty.clear()
 
     def client(self) -> XenstoreClient:
         return XenstoreClient(RingTransport(self.guest_memory, self.waiter, self.port))
@@ -75,8 +67,10 @@ class Served:
     def stop(self) -> None:
         self.loop.stop()
         self.thread.join()
-        self.link.close()
+        self.hub.stop_ring(5)
         self.loop.close()
+        self.hub.close()
+        self.link_port.close()
         self.server_waiter.close()
         self.waiter.close()
         self.memory.close()
@@ -130,10 +124,14 @@ def test_many_threads_share_the_ring(served: Served) -> None:
         assert failures == []
 
 
-@pytest.mark.parametrize("indexes", [(0, 1025, 0, 0), (0, 0xFFFFFFFF, 0, 0), (0, 0, 1, 0), (0, 16, 2000, 0)])
-def test_nonsense_indexes_are_told_and_the_guest_is_ignored(served: Served, indexes: tuple[int, ...]) -> None:
-    served.connection.feed(encode(Op.WATCH, 1, 0, b"w\0t\0"))
-    struct.pack_into("<4I", served.guest_memory.view, 2048, *indexes)
+@pytest.mark.parametrize("steps", [(0, 1025, 0, 0), (0, 0xFFFFFFFF, 0, 0), (0, 0, 1, 0), (0, 16, 2000, 0)])
+def test_nonsense_indexes_are_told_and_the_guest_is_ignored(served: Served, steps: tuple[int, ...]) -> None:
+    with served.client() as client:
+        client.watch_queue().add("w")
+        assert served.hub.domains[5].n_watches == 1
+    indexes = struct.unpack_from("<4I", served.guest_memory.view, 2048)
+    nonsense = [(index + step) % 2**32 for index, step in zip(indexes, steps, strict=True)]
+    struct.pack_into("<4I", served.guest_memory.view, 2048, *nonsense)
     served.port.notify()
     served.wait_for_error(RingError.INDEX)
     assert served.hub.domains[5].n_watches == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from paravirt.errors import AlreadyExists, Closed, InvalidRequest, NotFound
+from paravirt.errors import AlreadyExists, Closed, InvalidRequest, NotFound, XenstoreError
 from paravirt.xenstore.client import XenstoreClient
 from paravirt.xenstore.server import XenstoreServer
 from paravirt.xenstore.wire import Op, PacketParser, encode
@@ -214,8 +214,7 @@ def test_a_client_that_never_reads_stops_only_itself(server: XenstoreServer, cli
         request = encode(Op.READ, 1, 0, b"/big\0")
         sent = send_until_full(deaf, request)
         assert client.read("/big") == b"x" * 4000
-        guest = next(iter(server.hub.domains[5].connections))
-        assert guest.n_output_bytes < 1 << 20
+        assert server.hub.domains[5].memory_bytes < 1 << 20
         deaf.settimeout(DEADLINE_S)
         assert len(receive(deaf, sent // len(request))) == sent // len(request)
 
@@ -228,8 +227,7 @@ def test_a_client_that_ignores_its_events_costs_little(server: XenstoreServer, c
         receive(deaf, 2)
         for i in range(3000):
             client.write("/a", str(i))
-        guest = next(iter(server.hub.domains[5].connections))
-        assert guest.n_output_bytes < 20_000
+        assert server.hub.domains[5].memory_bytes < 20_000
 
 
 def test_writing_a_watched_node_often_keeps_memory_flat() -> None:
@@ -246,21 +244,20 @@ def test_writing_a_watched_node_often_keeps_memory_flat() -> None:
         writer.feed(requests)
         writer.sent(writer.n_output_bytes)
         most = max(most, deaf.n_output_bytes)
-    assert world.hub.store.generation > 100_000
-    assert most < 200
-    assert deaf.n_output_packets < 10
+    assert 0 < most < 200
 
 
-def test_a_mistake_of_ours_ends_one_client_and_no_other(
-    server: XenstoreServer, client: XenstoreClient, monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_of_ours_fails_one_request_and_no_other(
+    server: XenstoreServer, client: XenstoreClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("paravirt.xenstore.tree.remove", fail)
-    with raw(server, 5) as unlucky:
-        unlucky.sendall(encode(Op.RM, 1, 0, b"/x\0"))
-        assert is_closed(unlucky)
+    monkeypatch.setattr("paravirt.xenstore.control._text", fail)
+    with pytest.raises(XenstoreError) as failed:
+        client.control("help")
+    assert failed.value.name == "EIO"
+    assert "CONTROL" in caplog.text
     assert client.ls("/") == ["tool"]
 
 
@@ -270,7 +267,7 @@ def test_a_thousand_connections_leave_nothing(server: XenstoreServer, tmp_path: 
     with XenstoreClient.connect(path) as witness:
 
         def count() -> tuple[int, int]:
-            while len(server.hub.connections) > 1:
+            while server.hub.statistics().connections > 1:
                 witness.read("/tool")
             witness.read("/tool")  # the wake-up that ended the last of them is over
             return threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -283,7 +280,7 @@ def test_a_thousand_connections_leave_nothing(server: XenstoreServer, tmp_path: 
                     client.watch_queue().add("/n0")
                     client.transaction()
         assert count() == before
-    assert server.hub.watches._by_path == {}
+    assert server.hub.statistics().watches == 0
     assert server.hub.domains[0].n_transactions == 0
 
 

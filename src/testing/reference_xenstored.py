@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -98,8 +99,15 @@ class ReferenceDaemon:
     the daemon.
     """
 
-    def __init__(self, kind: Kind, folder: str | os.PathLike[str], *, cache: Path | None = None) -> None:
-        """`cache`: where `fetch` put things.
+    def __init__(
+        self,
+        kind: Kind,
+        folder: str | os.PathLike[str],
+        *,
+        arguments: Sequence[str] = (),
+        cache: Path | None = None,
+    ) -> None:
+        """`arguments`: more of them for the daemon, as its --help says. `cache`: where `fetch` put things.
 
         `NotFound` says what is missing, `StoreGone` why the daemon does not start. `InvalidRequest` if the folder's
         path is too long for a Unix socket.
@@ -113,8 +121,7 @@ class ReferenceDaemon:
             raise InvalidRequest(f"{self.folder}: too long for the sockets in it")
         program, shim = find_program(kind, cache), find_shim(cache)
         with ExitStack() as stack:
-            arguments = self._prepare()
-            self._process = self._start([str(program), *arguments], shim)
+            self._process = self._start([str(program), *self._prepare(), *arguments], shim)
             stack.callback(self._stop)
             self._wait_until_it_serves()
             self._events = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
@@ -123,6 +130,14 @@ class ReferenceDaemon:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def has_died(self, timeout_s: float) -> bool:
+        """Whether the daemon has ended by itself, or does so soon."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _prepare(self) -> list[str]:
         """Make what the daemon finds on a host; returns its arguments."""
@@ -185,15 +200,21 @@ class ReferenceDaemon:
             raise
         return client
 
-    def add_domain(self, domid: int) -> "ReferenceGuest":
-        """A guest that exists from now on and is introduced: its ring page is served. It ends with the daemon."""
+    def add_domain(self, domid: int, *, introduce: bool = True) -> "ReferenceGuest":
+        """A guest that exists from now on and (unless not `introduce`) has its ring page served. It ends with the
+        daemon."""
         guest = self._stack.enter_context(ReferenceGuest(self, domid))
-        self._ask(Op.INTRODUCE, b"%d\0001\0005\0" % domid)
+        if introduce:
+            self._ask(Op.INTRODUCE, b"%d\0001\0005\0" % domid)
         return guest
 
-    def end_domain(self, domid: int, state: Literal["shutdown", "dying"] = "dying") -> None:
-        """Tell the daemon that a guest shut down or died."""
-        (self.folder / f"dom{domid}").write_text(state)
+    def end_domain(self, domid: int, state: Literal["shutdown", "dying", "gone"] = "gone") -> None:
+        """A guest shuts down, is dying, or is no longer there; the daemon is told that something happened."""
+        path = self.folder / f"dom{domid}"
+        if state == "gone":
+            path.unlink()
+        else:
+            path.write_text(state)
         self._events.sendto(_DEATH_EVENT, str(self.folder / "events"))
 
     def send_event(self, domid: int) -> None:

@@ -7,7 +7,6 @@ that question's answer are the events of the request.
 """
 
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from paravirt.ring.stream import XENSTORE_FRONT, ByteStream
 from paravirt.testing.reference_xenstored import ReferenceDaemon
 from paravirt.xenstore.limits import Limits
 from paravirt.xenstore.server import XenstoreServer
-from paravirt.xenstore.wire import HEADER, Errno, Op, Packet, PacketParser, encode, number
+from paravirt.xenstore.wire import HEADER, Op, Packet, PacketParser, encode, number
 
 DEADLINE_S: Final = 5.0
 GUESTS: Final = (1, 2)
@@ -396,11 +395,14 @@ class Pair:
     """Both, side by side."""
 
     def __init__(self, folder: Path, limited: Limited = NORMAL) -> None:
-        with ExitStack() as stack:
-            self._reference = Theirs(stack, folder, limited)
+        self._stack = ExitStack()
+        try:
+            self._reference = Theirs(self._stack, folder, limited)
             self.theirs = Side(self._reference)
-            self.ours = Side(Ours(stack, limited))
-            self._stack = stack.pop_all()
+            self.ours = Side(Ours(self._stack, limited))
+        except BaseException:
+            self._stack.close()
+            raise
 
     def play(self, step: Step) -> Difference | None:
         """One step on both; what it came to, if that was not the same."""
@@ -421,8 +423,3 @@ class Pair:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def errno_names() -> Iterator[str]:
-    """As they stand in a reply that is an error."""
-    return (f"! {errno.name}" for errno in Errno)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""Xen's own C client library against this daemon: every call of xenstore.h, and threads that share a handle."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paravirt.xenstore.server import XenstoreServer
+from tests.needs import missing
+
+SOURCE = Path(__file__).with_name("libxenstore_client.c")
+HEADER = Path("/usr/include/xenstore.h")
+DEADLINE_S = 55.0
+
+if not HEADER.exists():
+    missing(f"{HEADER} is missing; install libxen-dev", module=True)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("libxenstore") / "client"
+    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    subprocess.run(["gcc", *flags, str(SOURCE), "-lxenstore", "-o", str(program)], check=True)
+    return program
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    with XenstoreServer(tmp_path / "s").start():
+        yield tmp_path / "s"
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        *("nodes", "large_directory", "permissions", "watches", "transactions"),
+        *("domains", "control", "threads", "handles"),
+    ],
+)
+def test_calls(program: Path, path: Path, trial: str) -> None:
+    environment = {**os.environ, "XENSTORED_PATH": str(path)}
+    done = subprocess.run(
+        [str(program), trial], env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert not done.returncode, done.stderr

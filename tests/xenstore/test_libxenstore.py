@@ -11,6 +11,8 @@ import pytest
 from paravirt.xenstore.server import XenstoreServer
 from tests.needs import missing
 
+from .reference import start_reference
+
 SOURCE = Path(__file__).with_name("libxenstore_client.c")
 HEADER = Path("/usr/include/xenstore.h")
 DEADLINE_S = 55.0
@@ -27,10 +29,15 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    with XenstoreServer(tmp_path / "s").start():
-        yield tmp_path / "s"
+@pytest.fixture(params=["ours", "theirs"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A daemon's socket; Debian's C daemon shows that what is tried is what must be."""
+    if request.param == "ours":
+        with XenstoreServer(tmp_path / "s").start():
+            yield tmp_path / "s"
+    else:
+        with start_reference("c", tmp_path) as daemon:
+            yield daemon.socket_path
 
 
 @pytest.mark.parametrize(

@@ -160,16 +160,18 @@ class AsyncXenstoreClient(AsyncDomainCalls):
         transport = self._transport
         if transport is None:
             return
-        try:
-            while data := self._protocol.output():
+        protocol, n_bytes = self._protocol, 1
+        while n_bytes and protocol.has_output:
+            data = protocol.take_output()
+            try:
                 n_bytes = transport.send_nowait(data)
-                self._protocol.sent(n_bytes)
-                if not n_bytes:
-                    break
-        except (OSError, ParavirtError) as error:
-            self._lost(error)
-            return
-        waits = bool(data) and transport.polls_for_room
+            except (OSError, ParavirtError) as error:
+                protocol.give_back(0)
+                self._lost(error)
+                return
+            if n_bytes < len(data):
+                protocol.give_back(n_bytes)
+        waits = not n_bytes and transport.polls_for_room
         if waits and not self._polls_for_room:
             self._loop.add_writer(transport.fileno(), self._flush)
         elif self._polls_for_room and not waits:

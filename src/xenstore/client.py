@@ -190,9 +190,9 @@ class XenstoreClient(DomainCalls):
     def _flush(self) -> None:
         """Send what there is to send. The calling thread waits where there is no room."""
         with self._send_lock:
-            with self._lock:
-                data = self._protocol.output()
-            while data:
+            while self._protocol.has_output:
+                with self._lock:
+                    data = self._protocol.take_output()
                 counts: list[int] = []
                 try:
                     self._transport.send(data, counts)
@@ -201,9 +201,9 @@ class XenstoreClient(DomainCalls):
                     self._transport.shut_down()  # the reader sees that, and does what is to be done
                     return
                 finally:
-                    with self._lock:
-                        self._protocol.sent(sum(counts))
-                        data = self._protocol.output()
+                    if counts != [len(data)]:
+                        with self._lock:
+                            self._protocol.give_back(sum(counts))
 
     # -- transactions
 

@@ -6,7 +6,7 @@ docs/misc/xenstore.txt.
 """
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from paravirt.errors import XENSTORE_ERRORS, InvalidRequest, NoSuchNode, PeerError, TooLarge, XenstoreError
 from paravirt.xenstore.wire import Op
@@ -48,14 +48,16 @@ def _encode(text: str) -> bytes:
         raise InvalidRequest(f"{text!r} is not UTF-8") from error
 
 
-class Call(NamedTuple, Generic[T]):
-    """One request and what its reply means."""
+class Call(Generic[T]):
+    """One request and what its reply means; `what` names it in errors. One is made for each call, so it is cheap."""
 
-    op: Op
-    payload: bytes
-    what: str
-    """Names the request in errors."""
-    decode: Callable[[bytes], T]
+    __slots__ = ("decode", "op", "payload", "what")
+
+    def __init__(self, op: Op, payload: bytes, what: str, decode: Callable[[bytes], T]) -> None:
+        self.op = op
+        self.payload = payload
+        self.what = what
+        self.decode = decode
 
 
 Steps = Generator[Call[Any], bytes, T]

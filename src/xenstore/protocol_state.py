@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from paravirt.errors import OutcomeUnknown, ParavirtError, PeerError, StoreGone, TimedOut
 from paravirt.xenstore.operations import encode_string, error_of
-from paravirt.xenstore.wire import ACK, PAYLOAD_MAX_BYTES, Op, PacketParser, encode
+from paravirt.xenstore.wire import ACK, HEADER_BYTES, PAYLOAD_MAX_BYTES, Op, PacketParser, encode
 
 RECONNECT_TIMEOUT_S: Final = 30.0
 FIRST_DELAY_S: Final = 0.002
@@ -45,6 +45,7 @@ REPEATED: Final = frozenset(
 )
 """Operations that may run twice without harm."""
 
+_CHANGES_THE_CLIENT: Final = frozenset({Op.TRANSACTION_START, Op.RESET_WATCHES})
 _LOST_TRANSACTION: Final = "the connection broke, and the transaction with it"
 
 
@@ -171,6 +172,7 @@ class ClientProtocol:
         self._tokens = itertools.count(1)
         self._under_way: dict[int, Request] = {}
         self._output: deque[tuple[Request, bytes]] = deque()
+        self._taken: list[tuple[Request, bytes]] = []
         self._parser = PacketParser()
 
     def check(self) -> None:
@@ -196,7 +198,7 @@ class ClientProtocol:
             request.finish(Op.ERROR, b"E2BIG\0")
         elif request.transaction_id and request.epoch != self.epoch:
             _fail_in_lost_transaction(request)
-        elif request.op == Op.UNWATCH and not self._connected:
+        elif not self._connected and request.op == Op.UNWATCH:
             request.finish(Op.UNWATCH, ACK)  # the watch went with the connection
         else:
             request.request_id = next(self._request_ids)
@@ -222,28 +224,36 @@ class ClientProtocol:
         if start.reply_op == Op.TRANSACTION_START and number.isdigit():
             self.submit(Request(Op.TRANSACTION_END, ABORT, "transaction", int(number), start.epoch))
 
-    def output(self) -> bytes:
-        """The next bytes to send; then call `sent`."""
-        waiting = self._output
-        if len(waiting) < 2:
-            return waiting[0][1] if waiting else b""
-        packets, n_bytes = [], 0
-        for _, packet in waiting:
-            packets.append(packet)
-            n_bytes += len(packet)
-            if n_bytes >= OUTPUT_MAX_BYTES:
-                break
-        return b"".join(packets)
+    @property
+    def has_output(self) -> bool:
+        """Whether something waits to be sent. May be looked at without a lock."""
+        return bool(self._output)
 
-    def sent(self, n_bytes: int) -> None:
-        """`n_bytes` of the output have gone out."""
-        waiting = self._output
-        while n_bytes > 0 and waiting:  # an end meanwhile has emptied it
-            request, packet = waiting.popleft()
-            request.sent = True
-            if len(packet) > n_bytes:
-                waiting.appendleft((request, packet[n_bytes:]))
-            n_bytes -= len(packet)
+    def take_output(self) -> bytes:
+        """The next bytes to send; empty when there are none. All of them count as sent, unless `give_back` is called
+        before anything else is taken.
+        """
+        waiting, taken = self._output, self._taken
+        taken.clear()
+        n_bytes = 0
+        while waiting and n_bytes < OUTPUT_MAX_BYTES:
+            item = waiting.popleft()
+            item[0].sent = True
+            taken.append(item)
+            n_bytes += len(item[1])
+        return taken[0][1] if len(taken) == 1 else b"".join([packet for _, packet in taken])
+
+    def give_back(self, n_sent_bytes: int) -> None:
+        """Only so many of the bytes that were taken last went out."""
+        rest = []
+        for request, packet in self._taken:
+            if len(packet) > n_sent_bytes:
+                request.sent = n_sent_bytes > 0 or len(packet) < HEADER_BYTES + len(request.payload)  # in part
+                rest.append((request, packet[n_sent_bytes:]))
+            n_sent_bytes = max(0, n_sent_bytes - len(packet))
+        self._taken.clear()
+        if self._connected:
+            self._output.extendleft(reversed(rest))
 
     # -- replies and events
 
@@ -262,21 +272,23 @@ class ClientProtocol:
 
     def _complete(self, request: Request, op: int, payload: bytes) -> None:
         self.answered = True
-        if request.op == Op.TRANSACTION_START:
+        if request.subscription is not None:
+            self._complete_watch(request.subscription, op, payload)
+        elif request.op in _CHANGES_THE_CLIENT and op == request.op:
             request.epoch = self.epoch
-        subscription = request.subscription
-        if subscription is not None:
-            again, subscription.registered = subscription.registered, op == Op.WATCH
-            if op != Op.WATCH:
-                self.subscriptions.pop(subscription.wire_token, None)
-                if again:
-                    name = payload.rstrip(b"\0").decode("ascii", "replace")
-                    subscription.sink.end(error_of(name, subscription.path, "could not be watched again"))
-        elif request.op == Op.RESET_WATCHES and op == Op.RESET_WATCHES:
-            self.subscriptions.clear()
-            for sink in self.sinks:
-                sink.forget_watches()
+            if op == Op.RESET_WATCHES:
+                self.subscriptions.clear()
+                for sink in self.sinks:
+                    sink.forget_watches()
         request.finish(op, payload)
+
+    def _complete_watch(self, subscription: Subscription, op: int, payload: bytes) -> None:
+        again, subscription.registered = subscription.registered, op == Op.WATCH
+        if not subscription.registered:
+            self.subscriptions.pop(subscription.wire_token, None)
+            if again:
+                name = payload.rstrip(b"\0").decode("ascii", "replace")
+                subscription.sink.end(error_of(name, subscription.path, "could not be watched again"))
 
     def _deliver(self, payload: bytes) -> None:
         words = payload.split(b"\0")

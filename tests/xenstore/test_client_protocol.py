@@ -41,9 +41,8 @@ class Sink:
 def send_all(protocol: ClientProtocol) -> list[Packet]:
     """Everything that waits to go out goes out."""
     parser, packets = PacketParser(), []
-    while data := protocol.output():
-        packets += parser.feed(data)
-        protocol.sent(len(data))
+    while protocol.has_output:
+        packets += parser.feed(protocol.take_output())
     return packets
 
 
@@ -110,7 +109,7 @@ def test_a_request_that_was_not_sent_is_sent_later(protocol: ClientProtocol, op:
     before = submit(protocol, op)
     protocol.lost(GONE)
     between = submit(protocol, op)
-    assert protocol.output() == b""
+    assert not protocol.has_output
     protocol.connected()
     sent = send_all(protocol)
     assert [packet[1] for packet in sent] == [before.request_id, between.request_id]
@@ -119,7 +118,10 @@ def test_a_request_that_was_not_sent_is_sent_later(protocol: ClientProtocol, op:
 
 def test_half_a_write_has_an_unknown_outcome_and_the_ones_behind_it_are_sent(protocol: ClientProtocol) -> None:
     first, second = submit(protocol, Op.WRITE, b"/a\x001"), submit(protocol, Op.WRITE, b"/b\x002")
-    protocol.sent(5)
+    protocol.take_output()
+    protocol.give_back(5)
+    protocol.take_output()
+    protocol.give_back(0)
     protocol.lost(GONE)
     with pytest.raises(OutcomeUnknown):
         first.outcome()
@@ -131,11 +133,11 @@ def test_half_a_write_has_an_unknown_outcome_and_the_ones_behind_it_are_sent(pro
 def test_output_goes_on_where_it_stopped(protocol: ClientProtocol) -> None:
     for i in range(3):
         submit(protocol, Op.READ, b"/%d\0" % i)
-    whole = protocol.output()
-    protocol.sent(21)
-    assert protocol.output() == whole[21:]
-    protocol.sent(len(whole) - 21)
-    assert protocol.output() == b""
+    whole = protocol.take_output()
+    protocol.give_back(21)
+    assert protocol.take_output() == whole[21:]
+    protocol.give_back(len(whole) - 21)
+    assert protocol.take_output() == b""
 
 
 def test_transactions_are_over(protocol: ClientProtocol) -> None:
@@ -309,7 +311,7 @@ def test_a_request_longer_than_a_packet_is_never_sent(protocol: ClientProtocol) 
     with pytest.raises(XenstoreError) as caught:
         request.outcome()
     assert caught.value.name == "E2BIG"
-    assert protocol.output() == b""
+    assert not protocol.has_output
 
 
 def test_patience_ends_and_begins_anew() -> None:
@@ -369,8 +371,8 @@ def test_nothing_runs_twice_that_must_not_and_nothing_is_forgotten(steps: list[t
         if step == "ask":
             requests.append(submit(protocol, Op(argument), b"%d\0" % len(requests)))
         elif step == "send":
-            data = protocol.output()[:argument]
-            protocol.sent(len(data))
+            data = protocol.take_output()[:argument]
+            protocol.give_back(len(data))
             packets = parser.feed(data)
             ran += [packet[3] for packet in packets]
             unanswered += packets

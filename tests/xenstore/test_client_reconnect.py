@@ -127,7 +127,7 @@ def test_an_interrupted_start_is_aborted(peer: Peer, client: XenstoreClient, int
         client.transaction()
     start, _ = asked.result()
     peer.answer(start, b"9\0")
-    while not client._protocol.output():  # the next call sends it
+    while not client._protocol.has_output:  # the next call sends it
         threading.Event().wait(0.001)
     read = Background(lambda: client.read("/a"))
     abort = peer.next(Op.TRANSACTION_END)

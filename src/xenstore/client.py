@@ -6,6 +6,7 @@ queues; so any number of threads may have requests under way at once. With recon
 the next connection (see `protocol_state` for what becomes of what was under way).
 """
 
+import contextlib
 import os
 import socket
 import threading
@@ -140,12 +141,8 @@ class XenstoreClient(DomainCalls):
         done = threading.Lock()
         done.acquire()
         request.wake = done.release
-        with self._lock:
-            self._check()
-            self._protocol.submit(request)
-        if not request.done:
-            self._flush()
-            done.acquire()
+        self._submit(request)
+        done.acquire()
 
     def follow(self, requests: Requests[T]) -> T:
         """Make requests that depend on each other."""
@@ -162,11 +159,7 @@ class XenstoreClient(DomainCalls):
 
     def send(self, requests: list[Request]) -> None:
         """For a pipeline: send them together; no reply is waited for."""
-        with self._lock:
-            self._check()
-            for request in requests:
-                self._protocol.submit(request)
-        self._flush()
+        self._submit(*requests)
 
     def wait(self, request: Request) -> None:
         """For a pipeline: until a request that was sent is done. One thread at a time."""
@@ -187,23 +180,39 @@ class XenstoreClient(DomainCalls):
             raise Closed("this xenstore client belongs to the parent of this process")
         self._protocol.check()
 
-    def _flush(self) -> None:
-        """Send what there is to send. The calling thread waits where there is no room."""
+    def _submit(self, *requests: Request) -> None:
+        """Take requests, and send what there is to send. The calling thread waits where there is no room."""
+        self._check()
         with self._send_lock:
-            while self._protocol.has_output:
+            with self._lock:
+                for request in requests:
+                    self._protocol.submit(request)
+                data = self._protocol.take_output()
+            while data:
+                if not self._send(data) or not self._protocol.has_output:
+                    return
                 with self._lock:
                     data = self._protocol.take_output()
-                counts: list[int] = []
-                try:
-                    self._transport.send(data, counts)
-                except (OSError, ParavirtError) as error:
-                    self._broken = self._broken or error
-                    self._transport.shut_down()  # the reader sees that, and does what is to be done
-                    return
-                finally:
-                    if counts != [len(data)]:
-                        with self._lock:
-                            self._protocol.give_back(sum(counts))
+
+    def _flush(self) -> None:
+        """In a thread of its own: send what has waited for a new connection."""
+        with contextlib.suppress(ParavirtError):  # over already: whoever waits knows
+            self._submit()
+
+    def _send(self, data: bytes) -> bool:
+        """What was just taken from the protocol; whether the connection is in order."""
+        counts: list[int] = []
+        try:
+            self._transport.send(data, counts)
+        except (OSError, ParavirtError) as error:
+            self._broken = self._broken or error
+            self._transport.shut_down()  # the reader sees that, and does what is to be done
+            return False
+        finally:
+            if counts != [len(data)]:
+                with self._lock:
+                    self._protocol.give_back(sum(counts))
+        return True
 
     # -- transactions
 
@@ -309,9 +318,9 @@ class XenstoreClient(DomainCalls):
     def _give_up_watch(self, subscription: Subscription) -> None:
         """Nobody waits any more for a watch that may have been sent: take it away without waiting for that either."""
         with self._lock:
-            if self._protocol.subscriptions.pop(subscription.wire_token, None) is not None:
-                self._protocol.submit(subscription.unwatch())
-        self._flush()
+            known = self._protocol.subscriptions.pop(subscription.wire_token, None)
+        if known is not None and not self.closed:
+            self._submit(subscription.unwatch())
 
     def _unwatch(self, subscription: Subscription) -> None:
         with self._lock:

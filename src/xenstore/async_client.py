@@ -169,8 +169,7 @@ class AsyncXenstoreClient(AsyncDomainCalls):
                 protocol.give_back(0)
                 self._lost(error)
                 return
-            if n_bytes < len(data):
-                protocol.give_back(n_bytes)
+            protocol.give_back(n_bytes)
         waits = not n_bytes and transport.polls_for_room
         if waits and not self._polls_for_room:
             self._loop.add_writer(transport.fileno(), self._flush)

@@ -184,32 +184,32 @@ class XenstoreClient(DomainCalls):
         """Take requests, and send what there is to send. The calling thread waits where there is no room."""
         self._check()
         with self._send_lock:
-            with self._lock:
-                for request in requests:
-                    self._protocol.submit(request)
-                data = self._protocol.take_output()
-            while data:
-                if not self._send(data) or not self._protocol.has_output:
-                    return
-                with self._lock:
-                    data = self._protocol.take_output()
+            while self._send_some(requests) and self._protocol.has_output:
+                requests = ()
 
     def _flush(self) -> None:
         """In a thread of its own: send what has waited for a new connection."""
         with contextlib.suppress(ParavirtError):  # over already: whoever waits knows
             self._submit()
 
-    def _send(self, data: bytes) -> bool:
-        """What was just taken from the protocol; whether the connection is in order."""
-        counts: list[int] = []
+    def _send_some(self, requests: tuple[Request, ...]) -> bool:
+        """Take requests, and send what fits; whether the connection is in order. Under the send lock."""
+        data, counts = b"", list[int]()
         try:
-            self._transport.send(data, counts)
+            with self._lock:
+                for request in requests:
+                    self._protocol.submit(request)
+                data = self._protocol.take_output()
+            if data:
+                self._transport.send(data, counts)
         except (OSError, ParavirtError) as error:
             self._broken = self._broken or error
             self._transport.shut_down()  # the reader sees that, and does what is to be done
             return False
-        finally:
-            if counts != [len(data)]:
+        finally:  # also when the handler of a signal has raised
+            if counts == [len(data)]:
+                self._protocol.all_sent()
+            else:
                 with self._lock:
                     self._protocol.give_back(sum(counts))
         return True

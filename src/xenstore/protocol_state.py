@@ -230,11 +230,10 @@ class ClientProtocol:
         return bool(self._output)
 
     def take_output(self) -> bytes:
-        """The next bytes to send; empty when there are none. All of them count as sent, unless `give_back` is called
-        before anything else is taken.
+        """The next bytes to send; empty when there are none. All count as sent until `give_back` says otherwise; that
+        or `all_sent` comes before anything else is taken.
         """
         waiting, taken = self._output, self._taken
-        taken.clear()
         n_bytes = 0
         while waiting and n_bytes < OUTPUT_MAX_BYTES:
             item = waiting.popleft()
@@ -242,6 +241,10 @@ class ClientProtocol:
             taken.append(item)
             n_bytes += len(item[1])
         return taken[0][1] if len(taken) == 1 else b"".join([packet for _, packet in taken])
+
+    def all_sent(self) -> None:
+        """What was taken went out. Needs no lock."""
+        self._taken.clear()
 
     def give_back(self, n_sent_bytes: int) -> None:
         """Only so many of the bytes that were taken last went out."""

@@ -43,6 +43,7 @@ def send_all(protocol: ClientProtocol) -> list[Packet]:
     parser, packets = PacketParser(), []
     while protocol.has_output:
         packets += parser.feed(protocol.take_output())
+        protocol.all_sent()
     return packets
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError
-from paravirt.xenstore.protocol_state import Subscription
+from paravirt.xenstore.protocol_state import Subscription, fresh
 from paravirt.xenstore.watch_queue import PENDING_MAX, PendingEvents, WatchEvent
 
 
@@ -127,7 +127,7 @@ class AsyncWatchQueue:
 
     def _check(self) -> None:
         if self._ended is not None:
-            raise type(self._ended)(*self._ended.args)
+            raise fresh(self._ended)
 
     def __aiter__(self) -> Self:
         return self

@@ -163,6 +163,8 @@ class XenstoreClient(DomainCalls):
 
     def wait(self, request: Request) -> None:
         """For a pipeline: until a request that was sent is done. One thread at a time."""
+        if self._protocol.has_output:  # a signal handler has raised before it went out
+            self._flush()
         done = threading.Lock()
         done.acquire()
         with self._lock:  # requests are done under the lock only
@@ -188,7 +190,7 @@ class XenstoreClient(DomainCalls):
                 requests = ()
 
     def _flush(self) -> None:
-        """In a thread of its own: send what has waited for a new connection."""
+        """Send what there is to send."""
         with contextlib.suppress(ParavirtError):  # over already: whoever waits knows
             self._submit()
 

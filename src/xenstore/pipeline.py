@@ -111,8 +111,12 @@ class Pipeline:
     def flush(self) -> None:
         """Send what was not sent yet."""
         batch, self._batch = self._batch, []
-        if batch:
-            self._sender.send(batch)
+        try:
+            if batch:
+                self._sender.send(batch)
+        except BaseException:
+            self._batch = [request for request in batch if not (request.request_id or request.done)]
+            raise
 
     def look_at(self, request: Request) -> None:
         """Somebody asks what became of a request of this pipeline: wait until it is done."""
@@ -197,8 +201,10 @@ class Pipeline:
             return
         # What was not sent yet never is. The rest is not waited for: the block's own error is what counts.
         self._closed = True
-        self._batch.clear()
         self._under_way.clear()
+        batch, self._batch = self._batch, []
+        for request in batch:
+            request.fail(InvalidRequest(f"{request.what}: not sent, as its pipeline ended with an error"))
 
     def __repr__(self) -> str:
         return f"<Pipeline: {len(self._under_way)} under way>"

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from paravirt.errors import OutcomeUnknown, ParavirtError, PeerError, StoreGone, TimedOut
+from paravirt.errors import OutcomeUnknown, ParavirtError, PeerError, StoreGone, TimedOut, XenstoreError
 from paravirt.xenstore.operations import encode_string, error_of
 from paravirt.xenstore.wire import ACK, HEADER_BYTES, PAYLOAD_MAX_BYTES, Op, PacketParser, encode
 
@@ -178,7 +178,7 @@ class ClientProtocol:
     def check(self) -> None:
         """Raises why the client is of no use any more, if it is."""
         if self.ended is not None:
-            raise _again(self.ended)
+            raise fresh(self.ended)
 
     @property
     def n_under_way(self) -> int:
@@ -193,7 +193,7 @@ class ClientProtocol:
     def submit(self, request: Request) -> None:
         """Take a request; it is done at once where it cannot be sent."""
         if self.ended is not None:
-            request.fail(_again(self.ended))
+            request.fail(fresh(self.ended))
         elif len(request.payload) > PAYLOAD_MAX_BYTES:
             request.finish(Op.ERROR, b"E2BIG\0")
         elif request.transaction_id and request.epoch != self.epoch:
@@ -343,7 +343,7 @@ class ClientProtocol:
         requests, self._under_way = list(self._under_way.values()), {}
         sinks, self.sinks = list(self.sinks), set()
         for request in requests:
-            request.fail(_again(self.ended))
+            request.fail(fresh(self.ended))
         for sink in sinks:
             sink.end(self.ended)
 
@@ -397,7 +397,10 @@ class Patience:
         return min(delay, left)
 
 
-def _again(error: ParavirtError) -> ParavirtError:
+def fresh(error: ParavirtError) -> ParavirtError:
+    """The same error once more, for another one who waits: an exception that is raised twice gathers both traces."""
+    if isinstance(error, XenstoreError):
+        return type(error)(str(error), error.name)
     return type(error)(str(error))
 
 

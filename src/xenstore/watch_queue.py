@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError
-from paravirt.xenstore.protocol_state import Subscription
+from paravirt.xenstore.protocol_state import Subscription, fresh
 
 PENDING_MAX: Final = 4096
 
@@ -222,7 +222,7 @@ class WatchQueue:
 
     def _check(self) -> None:
         if self._ended is not None:
-            raise type(self._ended)(str(self._ended))
+            raise fresh(self._ended)
 
     def __enter__(self) -> Self:
         return self

@@ -21,6 +21,7 @@ from paravirt.errors import (
     NotFound,
     OutcomeUnknown,
     PeerError,
+    QuotaReached,
     StoreGone,
     TimedOut,
     TooLarge,
@@ -299,6 +300,22 @@ def test_what_is_repeated_and_what_is_not(tmp_path: Path) -> None:
         assert await reading == b"value"
         await late
         assert client.n_reconnects == 1
+
+    on_a_fake(tmp_path, story)
+
+
+def test_a_watch_that_is_refused_by_the_next_daemon_is_an_error(tmp_path: Path) -> None:
+    async def story(client: AsyncXenstoreClient, fake: FakeStore) -> None:
+        peer = await in_thread(fake.accept)
+        events = client.watch("/a")
+        watching = asyncio.create_task(anext(events))
+        await in_thread(lambda: (peer.answer(peer.next(Op.WATCH)), peer.close()))
+        second = await in_thread(fake.accept)
+        await in_thread(lambda: second.refuse(second.next(Op.WATCH), "ENOSPC"))
+        with pytest.raises(QuotaReached, match="/a"):
+            await watching
+        with pytest.raises(QuotaReached, match="/a"):
+            await events.get()
 
     on_a_fake(tmp_path, story)
 

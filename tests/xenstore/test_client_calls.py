@@ -127,6 +127,29 @@ def test_an_error_of_the_block_counts_more(client: XenstoreClient) -> None:
     assert client.read("/tool") == b""
 
 
+def test_results_of_a_pipeline_that_failed_never_wait_for_ever(tmp_path: Path) -> None:
+    with FakeStore(tmp_path / "s") as fake:
+        client = XenstoreClient.connect(fake.path)
+        peer = fake.accept()
+        pipeline = client.pipeline()
+        sent = pipeline.read("/a")
+        pipeline.flush()
+        not_sent = pipeline.read("/b")
+        pipeline.__exit__(KeyError, KeyError("mine"), None)
+        peer.answer(peer.next(Op.READ), b"1")
+        assert sent.value == b"1"
+        with pytest.raises(InvalidRequest, match="/b"):
+            _ = not_sent.value
+        pipeline = client.pipeline()
+        late = pipeline.read("/c")
+        client.close()
+        for _ in range(2):
+            with pytest.raises(Closed):
+                _ = late.value
+        with pytest.raises(Closed):
+            pipeline.close()
+
+
 def test_a_pipeline_sends_together(tmp_path: Path) -> None:
     with FakeStore(tmp_path / "s") as fake, XenstoreClient.connect(fake.path) as client:
         peer = fake.accept()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paravirt.errors import Closed, NotFound, OutcomeUnknown, PeerError, StoreGone, TransactionConflict
+from paravirt.errors import Closed, NotFound, OutcomeUnknown, PeerError, QuotaReached, StoreGone, TransactionConflict
 from paravirt.xenstore.client import Transaction, WatchEvent, XenstoreClient
 from paravirt.xenstore.server import XenstoreServer
 from paravirt.xenstore.transport import SocketTransport
@@ -270,6 +270,20 @@ def test_closing_does_not_wait_for_a_daemon(tmp_path: Path) -> None:
     client.close()
     with pytest.raises(Closed):
         write.result()
+
+
+def test_a_watch_that_is_refused_by_the_next_daemon_is_an_error(
+    fake: FakeStore, peer: Peer, client: XenstoreClient
+) -> None:
+    watched = Background(lambda: client.watch("/a"))
+    peer.answer(peer.next(Op.WATCH))
+    events = watched.result()
+    peer.close()
+    second = fake.accept()
+    second.refuse(second.next(Op.WATCH), "ENOSPC")
+    for _ in range(2):
+        with pytest.raises(QuotaReached, match="/a"):
+            next(events)
 
 
 def test_without_reconnection_a_broken_connection_is_the_end(fake: FakeStore) -> None:

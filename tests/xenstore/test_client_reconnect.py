@@ -148,6 +148,30 @@ def test_an_interrupted_call_harms_no_other(peer: Peer, client: XenstoreClient, 
     assert read.result() == b"1"
 
 
+def test_what_an_interruption_kept_from_going_out_goes_out_later(
+    peer: Peer, client: XenstoreClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = client._transport
+    with monkeypatch.context() as patch:
+
+        def interrupted(data: bytes, counts: list[int]) -> None:
+            raise Interrupted
+
+        patch.setattr(transport, "send", interrupted)
+        with client.pipeline() as pipeline:
+            first, second = pipeline.read("/a"), pipeline.read("/b")
+            with pytest.raises(Interrupted):
+                pipeline.flush()
+            patch.undo()
+            value = Background(lambda: first.value)
+            for path in (b"/a\0", b"/b\0"):
+                packet = peer.next(Op.READ)
+                assert packet[3] == path
+                peer.answer(packet, path)
+            assert value.result() == b"/a\0"
+        assert second.value == b"/b\0"
+
+
 def test_half_a_request(fake: FakeStore, client: XenstoreClient, peer: Peer) -> None:
     """The daemon never saw the end of it, but the client cannot know that."""
     write = Background(lambda: client.write("/a", "x" * 3000))

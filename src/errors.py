@@ -2,8 +2,9 @@
 """Every error the library raises on purpose. Anything else is a bug.
 
 The classes tell *whose* fault it is: the caller's (`InvalidRequest` and its kin), the other side's (`PeerError`),
-nobody's (`PeerGone`, `HypervisorGone`, `StoreGone`: a process went away), or the use of something already closed
-(`Closed`). The message is one line that names what was wrong; the command line prints it and exits with 2.
+nobody's (`PeerGone`, `HypervisorGone`, `StoreGone`, `OutcomeUnknown`: a process went away), or the use of something
+already closed (`Closed`). The message is one line that names what was wrong; the command line prints it and exits
+with 2.
 """
 
 import errno

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint stub clean
+.PHONY: help demo test bench bench-xenstore lint stub clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: $(STAMP) ## Set everything up, then run the tests
 
 bench: $(STAMP) ## Measure the marks against their peers (prints met, missed or inconclusive)
 	@$(BIN)/python -m benchmarks
+
+bench-xenstore: $(STAMP) ## Compare xenstored with the C xenstored and oxenstored, at length
+	@$(BIN)/python -m benchmarks.xenstore
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

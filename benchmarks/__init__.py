@@ -6,5 +6,7 @@ seconds, so nothing here is compared across runs. Both sides of a comparison run
 tagged with the round trip of a cache line at that moment, and only samples of one class are compared. Where the machine
 did not hold still the verdict is "inconclusive". Nothing fails on a time.
 
+`python -m benchmarks.xenstore` compares xenstore daemons at length; `python -m benchmarks xenstore` in short.
+
 A file with a `QUESTION` (one line) and `ask(bench: Bench) -> Iterable[Answer]` is found by itself.
 """

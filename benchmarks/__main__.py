@@ -32,6 +32,12 @@ def questions() -> dict[str, ModuleType]:
 
 
 def show(console: Console, answers: list[Answer]) -> None:
+    """A table for each peer."""
+    for peer in dict.fromkeys(answer.peer for answer in answers):
+        show_peer(console, [answer for answer in answers if answer.peer == peer])
+
+
+def show_peer(console: Console, answers: list[Answer]) -> None:
     """A table of the medians, and below it what they rest on."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "ours", answers[0].peer, "ratio", "mark", "verdict"):
@@ -70,10 +76,11 @@ def main(names: tuple[str, ...], pairs: int, seconds: float, json_file: Path | N
         raise click.UsageError(f"no question {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     about = machine()
     console.print(", ".join(f"{name} {value}" for name, value in about.items()))
-    console.print("Millions a second, medians. Both sides of a line are measured in turn, on the same two CPUs.")
+    console.print("Medians. Both sides of a line are measured in turn, on the same two CPUs.")
     answered: dict[str, list[Answer]] = {}
     for name in names or known:
-        console.print(f"\n[bold]{known[name].QUESTION}[/]")
+        unit = getattr(known[name], "UNIT", "Millions a second.")
+        console.print(f"\n[bold]{known[name].QUESTION}[/] {unit}")
         answered[name] = []
         try:
             with console.status("measuring"), Bench(pairs=pairs, seconds=seconds) as bench:

@@ -6,16 +6,18 @@ import platform
 import resource
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median, quantiles
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 C_CORE = ROOT / "c_ext"
+T = TypeVar("T")
 
 Distance = Literal["same core", "near", "far", "disturbed"]
 Verdict = Literal["met", "missed", "inconclusive", "-"]
@@ -86,22 +88,35 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is claimed: a least ratio, a least value, or both; an empty one claims nothing."""
+    """What is claimed, each where it is not None: a least or a most ratio, value; an empty one claims nothing."""
 
     ratio: float | None = None
     value: float | None = None
+    most_ratio: float | None = None
+    most_value: float | None = None
+    unit: float = 1e6
+    unit_name: str = "M/s"
+    """How values are shown."""
 
     def __str__(self) -> str:
-        value = [f">= {self.value / 1e6:g} M/s"] if self.value is not None else []
-        ratio = [f">= {self.ratio:g} x"] if self.ratio is not None else []
-        return ", ".join(value + ratio)
+        values = [(">=", self.value), ("<=", self.most_value)]
+        ratios = [(">=", self.ratio), ("<=", self.most_ratio)]
+        shown = [f"{sign} {value / self.unit:g} {self.unit_name}" for sign, value in values if value is not None]
+        return ", ".join(shown + [f"{sign} {ratio:g} x" for sign, ratio in ratios if ratio is not None])
 
     def judge(self, ours: Spread, ratio: Spread | None) -> Verdict:
-        if self.ratio is None and self.value is None:
-            return "-"
-        if self.value is not None and ours.median < self.value:
-            return "missed"
-        return "missed" if self.ratio is not None and (ratio is None or ratio.median < self.ratio) else "met"
+        claims = [
+            (self.value, 1, ours),
+            (self.most_value, -1, ours),
+            (self.ratio, 1, ratio),
+            (self.most_ratio, -1, ratio),
+        ]
+        held = [
+            seen is not None and sign * seen.median >= sign * claimed
+            for claimed, sign, seen in claims
+            if claimed is not None
+        ]
+        return "-" if not held else "met" if all(held) else "missed"
 
 
 class OutsideLoad:
@@ -132,6 +147,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def pin(pid: int, cpu: int) -> None:
+    """Keep all threads of a process on one CPU, also those it starts later."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {cpu})
+
+
 class Bench:
     """The machine to ask, and how long to ask it."""
 
@@ -155,16 +176,17 @@ class Bench:
     @cached_property
     def model_program(self) -> Path:
         """`model.c`, compiled. Raises `NotHere` without a C compiler."""
-        target = Path(self._directory.name) / "model"
-        sources = [
-            Path(__file__).parent / "model.c",
-            *(C_CORE / f"pv_{name}.c" for name in ("ring", "event", "home", "wait")),
-        ]
-        command = ["gcc", "-std=gnu11", "-O2", f"-I{C_CORE}", *map(str, sources), "-o", str(target), "-pthread"]
+        return self.compile("model", ["model.c"], ["ring", "event", "home", "wait"])
+
+    def compile(self, name: str, sources: Sequence[str], core: Sequence[str] = (), *flags: str) -> Path:
+        """A program of the C files here and of parts of the C core. Raises `NotHere` without a C compiler."""
+        target = Path(self._directory.name) / name
+        files = [HERE / source for source in sources] + [C_CORE / f"pv_{part}.c" for part in core]
+        command = ["gcc", "-std=gnu11", "-O2", f"-I{C_CORE}", *flags, *map(str, files), "-o", str(target), "-pthread"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise NotHere(f"the C model does not compile: {getattr(error, 'stderr', error)}") from error
+            raise NotHere(f"{name} does not compile: {getattr(error, 'stderr', error)}") from error
         return target
 
     def model(self, mode: str, seconds: float, *arguments: int) -> float:
@@ -186,19 +208,36 @@ class Bench:
 
         `pids`: own processes that outlive the samples.
         """
-        before, load, pairs = sum(map(cpu_seconds, pids())), OutsideLoad(), []
+        rounds, load = self.take_turns([ours, theirs], pids)
+        return [Pair(first, second, tag) for tag, (first, second) in rounds], load
+
+    def take_turns(
+        self, sides: Sequence[Callable[[], T]], pids: Callable[[], list[int]] = list
+    ) -> tuple[list[tuple[float, list[T]]], float]:
+        """Samples of all sides in turn, each time another one first: for each round the cache line's round trip in ns
+        and a sample of each side; and the outside load meanwhile.
+        """
+        before, load, rounds = sum(map(cpu_seconds, pids())), OutsideLoad(), []
         for i in range(self.pairs):
-            tag = self.cache_line_ns()
-            if i % 2:
-                second, first = theirs(), ours()
-            else:
-                first, second = ours(), theirs()
-            pairs.append(Pair(first, second, tag))
-        return pairs, load.share(sum(map(cpu_seconds, pids())) - before)
+            tag, samples = self.cache_line_ns(), {}
+            for j in range(len(sides)):
+                turn = (i + j) % len(sides)
+                samples[turn] = sides[turn]()
+            rounds.append((tag, [samples[turn] for turn in range(len(sides))]))
+        return rounds, load.share(sum(map(cpu_seconds, pids())) - before)
 
     @staticmethod
-    def compare(what: str, peer: str, pairs: list[Pair], load: float, mark: Mark, *, unit: float = 1e6) -> Answer:
-        """Judge the samples of the most frequent distance."""
+    def compare(
+        what: str,
+        peer: str,
+        pairs: list[Pair],
+        load: float,
+        mark: Mark,
+        *,
+        unit: float = 1e6,
+        fewest: int = FEWEST_PAIRS,
+    ) -> Answer:
+        """Judge the samples of the most frequent distance; "inconclusive" when there are not `fewest` of them."""
         distances = [pair.distance for pair in pairs]
         distance = max(distances, key=distances.count)
         counted = [pair for pair in pairs if pair.distance == distance]
@@ -206,7 +245,7 @@ class Bench:
         ratios = [pair.ours / pair.theirs for pair in counted if pair.theirs > 0]
         ratio = Spread.of(ratios) if ratios else None
         verdict = mark.judge(ours, ratio)
-        if verdict != "-" and (len(ratios) < FEWEST_PAIRS or load > MOST_OUTSIDE_LOAD or distance == "disturbed"):
+        if verdict != "-" and (len(ratios) < fewest or load > MOST_OUTSIDE_LOAD or distance == "disturbed"):
             verdict = "inconclusive"
         tag = median(pair.cache_line_ns for pair in counted)
         return Answer(what, ours, theirs, ratio, peer, str(mark), verdict, len(counted), distance, tag, load, unit)

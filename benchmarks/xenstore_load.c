@@ -234,7 +234,10 @@ static void count(const struct message *message, int64_t since_ns)
 	result.operations++;
 }
 
-/* Answers that come after the end count for nothing, but the daemon must be at rest when the next one is measured. */
+/*
+ * Answers that come after the end are no operations, but their latencies count: a daemon that stands still until the end
+ * must not look fast. And it has to be at rest when the next one is measured.
+ */
 static void drain(struct poller *poller, struct link *links, uint32_t n_links)
 {
 	int64_t deadline = now_ns() + (int64_t)DRAIN_S * 1000000000;
@@ -248,7 +251,7 @@ static void drain(struct poller *poller, struct link *links, uint32_t n_links)
 			for (int j = 0; j < n; j++) {
 				link_receive(ready[j]);
 				while (link_next(ready[j], &message))
-					;
+					histogram_add(&result.latencies, now_ns() - message.question.sent_ns);
 				poller_flush(poller, ready[j]);
 			}
 			if (now_ns() > deadline)

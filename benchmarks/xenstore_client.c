@@ -30,12 +30,17 @@ void fail(const char *format, ...)
 	exit(EXIT_BROKEN);
 }
 
-int64_t now_ns(void)
+static int64_t read_clock(clockid_t clock)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	clock_gettime(clock, &now);
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int64_t now_ns(void)
+{
+	return read_clock(CLOCK_MONOTONIC);
 }
 
 /* xorshift64; the seed must not be 0. */
@@ -310,6 +315,11 @@ int64_t histogram_share(const struct histogram *histogram, double share)
 }
 
 /* CPU time. */
+
+int64_t own_cpu_ns(void)
+{
+	return read_clock(CLOCK_PROCESS_CPUTIME_ID);
+}
 
 int64_t process_cpu_ns(int pid)
 {

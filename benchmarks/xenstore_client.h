@@ -128,5 +128,6 @@ int64_t histogram_share(const struct histogram *histogram, double share);
 
 /* CPU time of all threads of a process so far, ns; 0 for pid 0. */
 int64_t process_cpu_ns(int pid);
+int64_t own_cpu_ns(void);
 
 #endif

@@ -71,6 +71,8 @@ class Load:
     max_us: float
     cpu_us: float | None
     """CPU time of the daemon for one operation."""
+    load_cpu_us: float
+    """CPU time of the load generator for one operation; near the time an operation takes, it is the limit."""
 
     @property
     def clean(self) -> bool:

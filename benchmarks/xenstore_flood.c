@@ -232,5 +232,6 @@ void run_flood(void)
 		result.lost += clients[i].link->lost;
 		link_close(clients[i].link);
 	}
+	free(clients[0].link);
 	free(clients);
 }

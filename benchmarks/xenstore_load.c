@@ -187,12 +187,14 @@ void note_error(const struct message *message)
 void measure_start(void)
 {
 	result.cpu_ns = process_cpu_ns(options.pid);
+	result.own_cpu_ns = own_cpu_ns();
 	result.start_ns = now_ns();
 }
 
 void measure_end(void)
 {
 	result.end_ns = now_ns();
+	result.own_cpu_ns = own_cpu_ns() - result.own_cpu_ns;
 	result.cpu_ns = process_cpu_ns(options.pid) - result.cpu_ns;
 }
 
@@ -514,7 +516,7 @@ static void print_result(void)
 		printf(", \"cpu_us\": %.3f", (double)result.cpu_ns / 1e3 / (double)result.operations);
 	else
 		printf(", \"cpu_us\": null");
-	printf("}\n");
+	printf(", \"load_cpu_us\": %.3f}\n", (double)result.own_cpu_ns / 1e3 / (double)(result.operations ? result.operations : 1));
 }
 
 static const struct option long_options[] = {

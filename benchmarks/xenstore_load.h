@@ -41,6 +41,7 @@ struct result {
 	int64_t start_ns;
 	int64_t end_ns;
 	int64_t cpu_ns;         /* of the daemon */
+	int64_t own_cpu_ns;
 	struct histogram latencies;
 };
 

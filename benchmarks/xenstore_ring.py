@@ -35,7 +35,9 @@ CELLS = ((0, 1, TWICE), (0, 8, TWICE), (1, 1, Mark()), (1, 8, Mark()))
 class RingGuest:
     """The measured guest process."""
 
-    def __init__(self, to: IO[bytes], said: IO[bytes]) -> None:
+    def __init__(self, pids: list[int], to: IO[bytes], said: IO[bytes]) -> None:
+        """`pids`: its own process' and the daemon's."""
+        self.pids = pids
         self._to, self._said = to, said
 
     def line(self) -> str:
@@ -55,13 +57,21 @@ class RingGuest:
         told = json.loads(self.line())
         per_second = told["operations"] / told["seconds"]
         return Load(
-            mode="ring", per_second=per_second, events=0, eagain=0, first_error="", lost=0, unfinished=0, **told
+            mode="ring",
+            per_second=per_second,
+            events=0,
+            eagain=0,
+            first_error="",
+            lost=0,
+            unfinished=0,
+            load_cpu_us=0.0,
+            **told,
         )
 
 
 @contextmanager
-def ours(library: Path, bench: Bench) -> Iterator[tuple[RingGuest, int]]:
-    """A guest of a host of its own, and xenstored's process."""
+def ours(library: Path, bench: Bench) -> Iterator[RingGuest]:
+    """A guest of a host of its own."""
     with TemporaryHost(log_level="error") as host:
         pid = host.pid("xenstored")
         pin(pid, bench.cpus[0])
@@ -70,16 +80,16 @@ def ours(library: Path, bench: Bench) -> Iterator[tuple[RingGuest, int]]:
         with host.run(domain, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            guest = RingGuest(process.stdin, process.stdout)
+            guest = RingGuest([process.pid, pid], process.stdin, process.stdout)
             host.store.introduce(domain.domid, XENSTORE_GREF, int(guest.line()))
             guest.tell("introduced")
             guest.line()
-            yield guest, pid
+            yield guest
 
 
 @contextmanager
-def reference(library: Path, bench: Bench) -> Iterator[tuple[RingGuest, int]]:
-    """A guest of the C daemon, and the daemon's process."""
+def reference(library: Path, bench: Bench) -> Iterator[RingGuest]:
+    """A guest of the C daemon."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="paravirt-"))
         daemon = stack.enter_context(ReferenceDaemon("c", directory))
@@ -103,10 +113,10 @@ def reference(library: Path, bench: Bench) -> Iterator[tuple[RingGuest, int]]:
         assert process.stdin is not None
         assert process.stdout is not None
         stack.callback(process.kill)
-        guest = RingGuest(process.stdin, process.stdout)
+        guest = RingGuest([process.pid, daemon.pid], process.stdin, process.stdout)
         guest.tell("introduced")
         guest.line()
-        yield guest, daemon.pid
+        yield guest
 
 
 def ring(bench: Bench, with_peer: bool) -> Iterator[Row]:
@@ -122,12 +132,12 @@ def ring(bench: Bench, with_peer: bool) -> Iterator[Row]:
             yield _measure(bench, sides, writes, depth, mark)
 
 
-def _measure(bench: Bench, sides: dict[str, tuple[RingGuest, int]], writes: int, depth: int, mark: Mark) -> Row:
+def _measure(bench: Bench, sides: dict[str, RingGuest], writes: int, depth: int, mark: Mark) -> Row:
     def sampler(guest: RingGuest) -> Callable[[], Load]:
         return lambda: guest.measure(writes, depth, bench.seconds)
 
-    samplers = [sampler(guest) for guest, _ in sides.values()]
-    rounds, load = bench.take_turns(samplers, lambda: [pid for _, pid in sides.values()])
+    samplers = [sampler(guest) for guest in sides.values()]
+    rounds, load = bench.take_turns(samplers, lambda: [pid for guest in sides.values() for pid in guest.pids])
     row = Row("ring", f"ring {'write' if writes else 'read'}, {depth} in flight", 0)
     row.samples = {name: [samples[i] for _, samples in rounds] for i, name in enumerate(sides)}
     judge(row, [Claim(C, "rate", mark), Claim(C, "cpu")], [tag for tag, _ in rounds], load)

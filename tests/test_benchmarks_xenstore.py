@@ -202,6 +202,7 @@ def load(per_second: float = 100e3, cpu_us: float = 5.0, **others: Any) -> Load:
     values = {
         "mode": "read", "seconds": 1.0, "operations": 1, "events": 0, "eagain": 0, "errors": 0, "first_error": "",
         "mismatches": 0, "lost": 0, "unfinished": 0, "p50_us": 1.0, "p99_us": 1.0, "max_us": 1.0,
+        "load_cpu_us": 1.0,
     }  # fmt: skip
     return Load(per_second=per_second, cpu_us=cpu_us, **{**values, **others})
 

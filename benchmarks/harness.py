@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,17 @@ class NotHere(Exception):
     """Something a question needs is not on this machine; the text says what."""
 
 
+def distance_of(cache_line_ns: float) -> Distance:
+    """How far apart two CPUs are that hand a cache line to and fro in that time."""
+    return next((name for limit_ns, name in DISTANCES_NS if cache_line_ns < limit_ns), "disturbed")
+
+
+def most_of_one_distance(tags: Sequence[float]) -> int:
+    """How many of the round trips are of the most frequent distance."""
+    distances = [distance_of(tag) for tag in tags]
+    return max(map(distances.count, distances), default=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One sample of each side, taken one after the other."""
@@ -42,7 +54,7 @@ class Pair:
 
     @property
     def distance(self) -> Distance:
-        return next((name for limit_ns, name in DISTANCES_NS if self.cache_line_ns < limit_ns), "disturbed")
+        return distance_of(self.cache_line_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,7 @@ class OutsideLoad:
             usage.ru_utime + usage.ru_stime
             for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
         )
-        return busy / os.sysconf("SC_CLK_TCK"), own, os.times().elapsed
+        return busy / os.sysconf("SC_CLK_TCK"), own, time.monotonic()
 
     def share(self, running_cpu_s: float = 0.0) -> float:
         """Of one CPU. `running_cpu_s`: CPU time of own processes that have not ended yet."""
@@ -156,9 +168,11 @@ def pin(pid: int, cpu: int) -> None:
 class Bench:
     """The machine to ask, and how long to ask it."""
 
-    def __init__(self, *, pairs: int = 15, seconds: float = 0.2) -> None:
+    def __init__(self, *, pairs: int = 15, seconds: float = 0.2, extra: int = 0) -> None:
+        """`extra`: so many more rounds at most, as long as too few are of one distance."""
         self.pairs = pairs
         self.seconds = seconds
+        self._extra = extra
         cpus = sorted(os.sched_getaffinity(0))
         if len(cpus) < 2:
             raise NotHere("two CPUs are needed")
@@ -217,8 +231,11 @@ class Bench:
         """Samples of all sides in turn, each time another one first: for each round the cache line's round trip in ns
         and a sample of each side; and the outside load meanwhile.
         """
-        before, load, rounds = sum(map(cpu_seconds, pids())), OutsideLoad(), []
-        for i in range(self.pairs):
+        before, load = sum(map(cpu_seconds, pids())), OutsideLoad()
+        rounds: list[tuple[float, list[T]]] = []
+        for i in range(self.pairs + self._extra):
+            if i >= self.pairs and most_of_one_distance([tag for tag, _ in rounds]) >= FEWEST_PAIRS:
+                break
             tag, samples = self.cache_line_ns(), {}
             for j in range(len(sides)):
                 turn = (i + j) % len(sides)

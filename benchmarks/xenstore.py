@@ -6,9 +6,11 @@ Ratios are ours to theirs, round by round. The daemon's CPU time for an operatio
 """
 
 import json
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import click
 from rich.console import Console
@@ -70,7 +72,7 @@ class Comparison:
                 yield from made
             for cell in cells(self._nodes):
                 if cell.group in groups:
-                    yield self._measure(cell, daemons)
+                    yield self._measure_or_tell(cell, daemons)
             if "domains" in groups:
                 yield self._domains(daemons)
 
@@ -82,7 +84,7 @@ class Comparison:
         row = Row("populate", "populate", self._nodes, {name: [] for name in self._names})
         memory = Row("populate", "memory, bytes a node", self._nodes)
         bytes_a_node: dict[str, list[float]] = {name: [] for name in self._names}
-        tag, outside = self._bench.cache_line_ns(), OutsideLoad()
+        tags, outside = list[float](), OutsideLoad()
         kept: list[Running] = []
         for i in range(rounds):
             daemons = {}
@@ -91,11 +93,13 @@ class Comparison:
                     owner = stack if i == rounds - 1 else scratch
                     daemon = owner.enter_context(started(name, cpu=self._bench.cpus[0], arguments=self._arguments))
                     before = daemon.rss_bytes()
+                    tags.append(self._bench.cache_line_ns())
                     load = self._load("populate", daemon, depth=POPULATE_DEPTH)
                     row.samples[name].append(load)
                     bytes_a_node[name].append((daemon.rss_bytes() - before) / load.operations)
                     daemons[name] = daemon
             kept = [daemons[name] for name in self._names]
+        tag = median(tags)  # of rounds that last for seconds there are too few to tell distances apart
         others = outside.share(sum(cpu_seconds(daemon.pid) for daemon in kept))
         least = Mark(ratio=1.0) if self._nodes >= LARGE else Mark()
         judge(row, [Claim(OX, "rate", least), Claim(C), Claim(C, "cpu")], [tag] * rounds, others, fewest=rounds)
@@ -103,6 +107,13 @@ class Comparison:
         memory.answers = [alone(memory.name, bytes_a_node[OURS], mark, tag=tag, load=others, unit=1)]
         memory.values = {name: Spread.of(values).median for name, values in bytes_a_node.items()}
         return kept, [row, memory]
+
+    def _measure_or_tell(self, cell: Cell, daemons: Sequence[Running]) -> Row:
+        """A daemon that breaks costs its cells, not the run."""
+        try:
+            return self._measure(cell, daemons)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            return Row(cell.group, cell.name, self._nodes, notes=[f"BROKEN: {error}"])
 
     def _measure(self, cell: Cell, daemons: Sequence[Running]) -> Row:
         def sampler(daemon: Running) -> Callable[[], Load]:
@@ -213,7 +224,7 @@ def main(
     if quick:
         pairs, seconds, nodes = QUICK_PAIRS, QUICK_SECONDS, [QUICK_NODES]
     try:
-        with Bench(pairs=pairs, seconds=seconds) as bench:
+        with Bench(pairs=pairs, seconds=seconds, extra=0 if quick else pairs) as bench:
             domains = QUICK_DOMAINS if quick else DOMAINS
             for row in measure(bench, nodes, only, arguments=daemon_option, domains=domains, verify=verify):
                 rows.append(row)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from .harness import FEWEST_PAIRS, Answer, Bench, Mark, Pair, Spread
+from .harness import FEWEST_PAIRS, Answer, Bench, Mark, Pair, Spread, distance_of
 from .xenstore_daemons import OURS, OX, C, Load
 
 Measure = Literal["rate", "cpu"]
@@ -154,6 +154,6 @@ def trouble(name: str, samples: Sequence[Load]) -> str:
 def alone(what: str, values: list[float], mark: Mark, *, tag: float, load: float, unit: float) -> Answer:
     """Ours against a value, not against a peer; for what neither the CPUs' distance nor others' load changes much."""
     ours = Spread.of(values)
-    distance = Pair(0, 0, tag).distance
+    distance = distance_of(tag)
     verdict = mark.judge(ours, None)
     return Answer(what, ours, None, None, ALONE, str(mark), verdict, len(values), distance, tag, load, unit)

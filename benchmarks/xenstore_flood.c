@@ -10,7 +10,7 @@
  *   deep           makes the longest path and removes it
  *   wide           makes the widest directory, lists it, removes it
  *
- * Says "flooding" on a line of its own once it is at it.
+ * Says "flooding" on a line of its own once it is at it; --seconds count from then on.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +27,7 @@
 #define LISTINGS 64
 #define DEEP_BYTES 1900
 #define VALUE_BYTES 1900
-#define BUSY 500
+#define PATIENCE_S 10
 
 struct client {
 	struct link *link;
@@ -112,10 +112,11 @@ static const struct flood {
 	const char *name;
 	void (*step)(struct client *client);
 	bool reads;
+	uint32_t first_steps;   /* before it is at its worst */
 } floods[] = {
-	{"unread", step_unread, false}, {"junk", step_junk, true},
-	{"watches", step_watches, true}, {"transactions", step_transactions, true},
-	{"deep", step_deep, true}, {"wide", step_wide, true},
+	{"unread", step_unread, false, 0}, {"junk", step_junk, true, 0},
+	{"watches", step_watches, true, WATCHES}, {"transactions", step_transactions, true, TRANSACTIONS},
+	{"deep", step_deep, true, 0}, {"wide", step_wide, true, CHILDREN},
 };
 
 static const struct flood *find_flood(void)
@@ -156,6 +157,27 @@ static void take(struct client *client)
 	}
 }
 
+static void take_ready(struct poller *poller, const struct flood *flood, struct client *clients)
+{
+	struct link *ready[64];
+	int n = poller_wait(poller, ready, 64, 10);
+
+	for (int i = 0; i < n && flood->reads; i++) {
+		take(&clients[ready[i]->number]);
+		poller_flush(poller, ready[i]);
+	}
+	if (!flood->reads)
+		usleep(1000);
+}
+
+static bool any_outstanding(const struct client *clients, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (!clients[i].link->lost && link_outstanding(clients[i].link))
+			return true;
+	return false;
+}
+
 static struct client *make_clients(struct poller *poller, uint32_t *n)
 {
 	struct link *links = open_links(poller, n);
@@ -174,15 +196,12 @@ static struct client *make_clients(struct poller *poller, uint32_t *n)
 	return clients;
 }
 
-static void announce(uint64_t steps, bool full)
+static bool is_at_it(const struct flood *flood, const struct client *clients, uint32_t n)
 {
-	static bool announced;
-
-	if (!announced && (steps > BUSY || full)) {
-		announced = true;
-		puts("flooding");
-		fflush(stdout);
-	}
+	for (uint32_t i = 0; i < n; i++)
+		if (clients[i].step <= flood->first_steps && !clients[i].link->lost)
+			return false;
+	return true;
 }
 
 /* No frame: a length that cannot be. */
@@ -202,29 +221,26 @@ void run_flood(void)
 	struct poller poller;
 	uint32_t n;
 	struct client *clients = make_clients(&poller, &n);
-	struct link *ready[64];
+	bool announced = false;
 	int64_t end;
 
 	measure_start();
-	end = result.start_ns + (int64_t)(options.seconds * 1e9);
+	end = result.start_ns + (int64_t)PATIENCE_S * 1000000000;
 	while (now_ns() < end) {
-		uint64_t steps = 0;
-		int n_ready;
-
-		for (uint32_t i = 0; i < n; i++) {
+		for (uint32_t i = 0; i < n; i++)
 			press(&poller, flood, &clients[i]);
-			steps += clients[i].step;
+		if (!announced && is_at_it(flood, clients, n)) {
+			announced = true;
+			end = now_ns() + (int64_t)(options.seconds * 1e9);
+			puts("flooding");
+			fflush(stdout);
 		}
-		announce(steps, clients[0].link->out_from < clients[0].link->out_to || clients[0].link->lost);
-		n_ready = poller_wait(&poller, ready, 64, 10);
-		for (int i = 0; i < n_ready && flood->reads; i++) {
-			take(&clients[ready[i]->number]);
-			poller_flush(&poller, ready[i]);
-		}
-		if (!flood->reads)
-			usleep(1000);
+		take_ready(&poller, flood, clients);
 	}
-	announce(BUSY + 1, true);
+	if (!announced)
+		fail("the flood did not begin in %d s", PATIENCE_S);
+	while (flood->reads && any_outstanding(clients, n) && now_ns() < end + (int64_t)PATIENCE_S * 1000000000)
+		take_ready(&poller, flood, clients);
 	if (flood->step == step_junk)
 		insult(clients, n);
 	measure_end();

@@ -290,6 +290,16 @@ def test_turns_are_taken(bench: Bench) -> None:
     assert [samples for _, samples in rounds] == [["a", "b", "c"]] * 2
 
 
+def test_more_rounds_while_the_cpus_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Bench(pairs=10, extra=8) as bench:
+        tags = iter([50.0, 100.0] * 20)
+        monkeypatch.setattr(bench, "cache_line_ns", lambda: next(tags))
+        assert len(bench.take_turns([lambda: 1])[0]) == 18
+        steady = iter([50.0] * 3 + [100.0] * 20)
+        monkeypatch.setattr(bench, "cache_line_ns", lambda: next(steady))
+        assert len(bench.take_turns([lambda: 1])[0]) == 13
+
+
 def test_pin_takes_all_threads() -> None:
     code = "import threading; e = threading.Event(); threading.Thread(target=e.wait).start(); print(); input(); e.set()"
     cpu = min(os.sched_getaffinity(0))

@@ -21,7 +21,7 @@ from .harness import Bench, NotHere, pin
 
 OURS, C, OX = "ours", "C xenstored 4.17", "oxenstored 4.17"
 SIDES = (OURS, C, OX)
-SOURCES = ("xenstore_load.c", "xenstore_client.c", "xenstore_flood.c", "xenstore_domains.c")
+SOURCES = ("xenstore_load.c", "xenstore_tree.c", "xenstore_client.c", "xenstore_flood.c", "xenstore_domains.c")
 STRICT = ("-Wall", "-Wextra", "-Werror")
 LOAD_TIMEOUT_S = 300.0
 WRONG_ANSWERS = 1

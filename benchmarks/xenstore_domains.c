@@ -20,13 +20,13 @@
 
 #define CLASSES 3
 #define BASE TREE "/domains"
-#define PATH_BYTES 128
+#define PLACE_BYTES 128
 
 enum kind { PLAIN, CREATE_START, CREATE_END, PUBLISH_START, PUBLISH_END, SEE_BACKEND, SEE_FRONTEND, CLEAR };
 
 struct device {
-	char front[PATH_BYTES];
-	char back[PATH_BYTES];
+	char front[PLACE_BYTES];
+	char back[PLACE_BYTES];
 	int front_state;
 	int back_state;         /* what the backend has written */
 	bool connected;
@@ -53,7 +53,7 @@ static struct link *back_link(uint32_t device)
 static void put(struct link *link, uint32_t transaction, const char *directory, const char *key, const char *value,
 		uint32_t device)
 {
-	char path[2 * PATH_BYTES];
+	char path[2 * PLACE_BYTES];
 
 	snprintf(path, sizeof path, "%s/%s", directory, key);
 	link_write(link, transaction, path, value, PLAIN, device);
@@ -69,7 +69,7 @@ static void put_state(struct link *link, const char *directory, int state, uint3
 
 static void watch_state(struct link *link, const char *directory, uint32_t device)
 {
-	char request[2 * PATH_BYTES];
+	char request[2 * PLACE_BYTES];
 	int n = snprintf(request, sizeof request, "%s/state", directory) + 1;
 
 	n += snprintf(request + n, sizeof request - (size_t)n, "%u", device) + 1;
@@ -78,7 +78,7 @@ static void watch_state(struct link *link, const char *directory, uint32_t devic
 
 static void see_state(struct link *link, const char *directory, enum kind kind, uint32_t device)
 {
-	char path[2 * PATH_BYTES];
+	char path[2 * PLACE_BYTES];
 
 	snprintf(path, sizeof path, "%s/state", directory);
 	link_name(link, OP_READ, 0, path, kind, device);
@@ -263,8 +263,8 @@ static void make_devices(void)
 	for (uint32_t i = 0; i < options.domains * CLASSES; i++) {
 		uint32_t domain = i / CLASSES;
 
-		snprintf(devices[i].front, PATH_BYTES, BASE "/front/%u/device/%s/0", domain, classes[i % CLASSES]);
-		snprintf(devices[i].back, PATH_BYTES, BASE "/back/%s/%u/0", classes[i % CLASSES], domain);
+		snprintf(devices[i].front, PLACE_BYTES, BASE "/front/%u/device/%s/0", domain, classes[i % CLASSES]);
+		snprintf(devices[i].back, PLACE_BYTES, BASE "/back/%s/%u/0", classes[i % CLASSES], domain);
 	}
 }
 
@@ -272,7 +272,7 @@ static void start_backends(void)
 {
 	for (uint32_t i = 0; i < CLASSES; i++) {
 		struct link *link = &links[options.domains + i];
-		char request[PATH_BYTES];
+		char request[PLACE_BYTES];
 		size_t n_bytes = (size_t)snprintf(request, sizeof request, BASE "/back/%s", classes[i]) + 1;
 
 		link_name(link, OP_MKDIR, 0, request, PLAIN, 0);

@@ -15,6 +15,8 @@ from statistics import median
 import click
 from rich.console import Console
 
+from paravirt.errors import ParavirtError
+
 from .harness import Answer, Bench, Mark, NotHere, OutsideLoad, Pair, Spread, cpu_seconds, machine
 from .xenstore_cells import LARGE, Cell, Claim, Row, alone, cells, judge, missed
 from .xenstore_daemons import OURS, OX, SIDES, C, Load, LoadGenerator, Running, available, started
@@ -37,7 +39,7 @@ DOMAINS_LIMIT_S = 30.0
 DOMAINS_MARK = Mark(most_value=10.0, unit=1, unit_name="s")
 QUICK_PAIRS, QUICK_SECONDS, QUICK_NODES, QUICK_DOMAINS = 2, 0.05, 1000, 20
 
-Progress = Callable[[str], None]
+BREAKS = (RuntimeError, subprocess.TimeoutExpired, ParavirtError)
 
 
 class Comparison:
@@ -109,10 +111,9 @@ class Comparison:
         return kept, [row, memory]
 
     def _measure_or_tell(self, cell: Cell, daemons: Sequence[Running]) -> Row:
-        """A daemon that breaks costs its cells, not the run."""
         try:
             return self._measure(cell, daemons)
-        except (RuntimeError, subprocess.TimeoutExpired) as error:
+        except BREAKS as error:
             return Row(cell.group, cell.name, self._nodes, notes=[f"BROKEN: {error}"])
 
     def _measure(self, cell: Cell, daemons: Sequence[Running]) -> Row:
@@ -165,11 +166,19 @@ def measure(
             bench, generator, nodes, names=names, arguments=arguments, domains=domains, verify=verify
         )
         if set(here) - {"isolation", "ring"}:
-            yield from comparison.rows(here)
+            yield from _guarded("comparison", comparison.rows(here))
     if "isolation" in groups:
-        yield from isolation(bench, generator)
+        yield from _guarded("isolation", isolation(bench, generator))
     if "ring" in groups:
-        yield from ring(bench, C in names)
+        yield from _guarded("ring", ring(bench, C in names))
+
+
+def _guarded(group: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """What breaks costs its rows, not those of before and after."""
+    try:
+        yield from rows
+    except BREAKS as error:
+        yield Row(group, group, 0, notes=[f"BROKEN: {error}"])
 
 
 def ask(bench: Bench) -> Iterable[Answer]:

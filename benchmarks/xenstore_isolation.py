@@ -20,6 +20,7 @@ from .xenstore_daemons import Load, LoadGenerator, Running, rss_bytes
 
 FLOODS = ("unread", "junk", "watches", "transactions", "deep", "wide")
 GUEST_CONNECTIONS = 4
+ENDED = "ended"
 NODES = 2000
 FLOOD_LONGER_S = 0.1
 LATENCY = Mark(most_ratio=5)
@@ -38,8 +39,8 @@ class Flooder:
 
     def _read(self, wanted: str) -> None:
         while (line := self._said.readline().decode().strip()) != wanted:
-            if not line:
-                raise RuntimeError("the guest ended")
+            if line in ("", ENDED):
+                raise RuntimeError(f"the flood of {self._kind} did not say {wanted}")
 
     def start(self, seconds: float) -> None:
         """Returns when the flood is there."""
@@ -49,7 +50,7 @@ class Flooder:
         self._read("flooding")
 
     def wait(self) -> None:
-        self._read("ended")
+        self._read(ENDED)
 
 
 @contextmanager

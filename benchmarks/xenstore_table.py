@@ -19,11 +19,11 @@ LEAST_WIDTH = 160
 def show(console: Console, rows: Sequence[Row]) -> None:
     """One table for each size of the tree, one for the isolation, and what was noticed."""
     console.width = max(console.width, LEAST_WIDTH)
-    compared = [row for row in rows if row.group != "isolation"]
+    compared = [row for row in rows if row.group != "isolation" and row.answers]
     for nodes in dict.fromkeys(row.nodes for row in compared):
         of_size = [row for row in compared if row.nodes == nodes]
         console.print(_comparison(f"{nodes:,} nodes" if nodes else "a guest's ring page", of_size))
-    flooded = [row for row in rows if row.group == "isolation"]
+    flooded = [row for row in rows if row.group == "isolation" and row.answers]
     if flooded:
         console.print(_isolation(flooded))
     for row in rows:

@@ -19,9 +19,10 @@ import pytest
 from rich.console import Console
 
 from benchmarks.harness import Bench, Mark, Spread, pin
+from benchmarks.xenstore import measure
 from benchmarks.xenstore_cells import Claim, Row, alone, cells, judge
 from benchmarks.xenstore_daemons import OURS, OX, SOURCES, STRICT, C, Load, LoadGenerator, Running, available, started
-from benchmarks.xenstore_isolation import FLOODS, NODES, flooder
+from benchmarks.xenstore_isolation import FLOODS, NODES, Flooder, flooder
 from benchmarks.xenstore_ring import CORE, ring
 from benchmarks.xenstore_table import show
 from paravirt.testing.temporary import TemporaryHost
@@ -323,6 +324,26 @@ def test_the_table() -> None:
     assert "1.20 (1.2-1.2)" in text
     assert "met C >= 1 x; missed C CPU <= 0.5 x" in text
     assert "1 met, 1 missed, 0 inconclusive" in text
+
+
+def test_what_breaks_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object) -> Iterator[Row]:
+        yield row_of(load(), load())
+        raise RuntimeError("no host")
+
+    monkeypatch.setattr("benchmarks.xenstore.isolation", breaks)
+    measured, row = measure(bench, [10], ["isolation"])
+    assert measured.samples
+    assert row.notes == ["BROKEN: no host"]
+    console = Console(record=True, file=io.StringIO())
+    show(console, [row])
+    assert "isolation: BROKEN: no host" in console.export_text()
+
+
+def test_a_flood_that_does_not_begin(generator: LoadGenerator) -> None:
+    guest = Flooder(generator, "deep", io.BytesIO(), io.BytesIO(b"ready\nended\n"))
+    with pytest.raises(RuntimeError, match="did not say flooding"):
+        guest.start(1)
 
 
 # The whole.

@@ -4,6 +4,7 @@
  * connection) is its own business. All paths are below "data" of the client's home, which a domain owns.
  *
  *   unread         pipelines requests with big answers and never reads
+ *   writes         writes small values, nothing worse
  *   junk           well-framed requests of random types, lengths and contents, and at the end bytes that are no frame
  *   watches        opens all the watches it may, then makes them fire
  *   transactions   opens all the transactions it may, fills and ends them, in turn
@@ -24,6 +25,7 @@
 #define TRANSACTIONS 64
 #define TRANSACTION_STEPS 40
 #define CHILDREN 1100
+#define PLACES 100
 #define LISTINGS 64
 #define DEEP_BYTES 1900
 #define VALUE_BYTES 1900
@@ -45,6 +47,14 @@ static void step_unread(struct client *client)
 	if (client->step == 0)
 		link_write(client->link, 0, "data/big", value, 0, 0);
 	link_name(client->link, OP_READ, 0, "data/big", 0, 0);
+}
+
+static void step_writes(struct client *client)
+{
+	char path[32];
+
+	snprintf(path, sizeof path, "data/n%llu", (unsigned long long)client->step % PLACES);
+	link_write(client->link, 0, path, "12345678", 0, 0);
 }
 
 static void step_junk(struct client *client)
@@ -114,7 +124,7 @@ static const struct flood {
 	bool reads;
 	uint32_t first_steps;   /* before it is at its worst */
 } floods[] = {
-	{"unread", step_unread, false, 0}, {"junk", step_junk, true, 0},
+	{"unread", step_unread, false, 0}, {"writes", step_writes, true, 0}, {"junk", step_junk, true, 0},
 	{"watches", step_watches, true, WATCHES}, {"transactions", step_transactions, true, TRANSACTIONS},
 	{"deep", step_deep, true, 0}, {"wide", step_wide, true, CHILDREN},
 };
@@ -124,7 +134,7 @@ static const struct flood *find_flood(void)
 	for (size_t i = 0; i < sizeof floods / sizeof *floods; i++)
 		if (options.kind && !strcmp(floods[i].name, options.kind))
 			return &floods[i];
-	fputs("xenstore_load: --kind is unread, junk, watches, transactions, deep or wide\n", stderr);
+	fputs("xenstore_load: --kind is unread, writes, junk, watches, transactions, deep or wide\n", stderr);
 	exit(EXIT_USAGE);
 }
 

@@ -18,7 +18,7 @@ from .harness import Bench, Mark, pin
 from .xenstore_cells import Row, alone
 from .xenstore_daemons import Load, LoadGenerator, Running, rss_bytes
 
-FLOODS = ("unread", "junk", "watches", "transactions", "deep", "wide")
+FLOODS = ("unread", "writes", "junk", "watches", "transactions", "deep", "wide")
 GUEST_CONNECTIONS = 4
 ENDED = "ended"
 NODES = 2000

@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-xenstore lint stub clean
+.PHONY: help demo test linearizability bench bench-xenstore lint stub clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): $(SOURCES) scripts/setup
 	@scripts/setup "$(PYTHON)" $(VENV)
@@ -20,6 +20,10 @@ demo: $(STAMP) ## Set everything up, then: a guest process reads and writes a re
 
 test: $(STAMP) ## Set everything up, then run the tests
 	@$(BIN)/python -m pytest -q
+
+linearizability: $(STAMP) ## Look long for a history of the store that has no order (LINEARIZABILITY_ROUNDS=20)
+	@LINEARIZABILITY_ROUNDS=$${LINEARIZABILITY_ROUNDS:-20} $(BIN)/python -m pytest -q \
+		tests/xenstore/test_linearizability.py tests/xenstore/test_crash_journal.py
 
 bench: $(STAMP) ## Measure the marks against their peers (prints met, missed or inconclusive)
 	@$(BIN)/python -m benchmarks

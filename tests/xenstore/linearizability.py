@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-MAX_CONFIGURATIONS: Final = 1_000_000
+MAX_CONFIGURATIONS: Final = 300_000
 _ABSENT: Final = -1
 _PRESENT: Final = -2  # what "exists" saw: some value
 _NEVER: Final = -3
@@ -459,7 +459,8 @@ def _explain(stuck: _Stuck, history: Sequence[Operation], compiler: _Compiler) -
         candidates = [call for call in (*deadline.lookers, *deadline.changers) if not placed & call.bit]
         candidates += [call for call in deadline.unknown if not used & call.bit]
         shown = {names[key]: values[state[key]] for key in touched}
-        useful = [call.operation for call in candidates if not touched.keys().isdisjoint(dict(call.sets))]
+        others = [call for call in candidates if call is not deadline.call]
+        useful = [call.operation for call in others if not touched.keys().isdisjoint(dict(call.sets))]
         states.setdefault(tuple(state[key] for key in touched), (shown, tuple(useful)))
     on_these = {names[key] for key in touched}
     earlier = [

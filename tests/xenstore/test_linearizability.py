@@ -1,13 +1,34 @@
 # SPDX-License-Identifier: MIT
-"""The checker of histories against histories made by hand and against all permutations; then the store against it."""
+"""The checker of histories against histories made by hand and against all permutations; then the store against it.
+
+LINEARIZABILITY_ROUNDS, a number, makes the second part that much longer; each round has another seed.
+"""
 
 import itertools
+import os
 import random
+import socket
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from paravirt.xenstore.server import XenstoreServer
+from tests.xenstore import stand_in
+from tests.xenstore.history import (
+    READER,
+    Client,
+    History,
+    drive,
+    has_journal,
+    run_clients,
+    run_with_kills,
+    xenstored,
+)
 from tests.xenstore.linearizability import Kind, Operation, Step, check
+
+ROUNDS = int(os.environ.get("LINEARIZABILITY_ROUNDS", "1"))
 
 
 def steps(text: str) -> tuple[Step, ...]:
@@ -179,7 +200,7 @@ def any_operation(chance: random.Random, client: int) -> Operation:
 def test_it_agrees_with_all_permutations() -> None:
     chance = random.Random(1)
     n_legal = 0
-    for _ in range(3000):
+    for _ in range(2000):
         operations = [any_operation(chance, client) for client in range(chance.randrange(2, 6))]
         expected = orders(operations)
         found = check(operations)
@@ -192,4 +213,81 @@ def test_it_agrees_with_all_permutations() -> None:
             assert orders(prefix(operations, end - 1)) or end in [
                 o.returned_at for o in operations if o is not found.operation
             ]
-    assert 300 < n_legal < 2700
+    assert 200 < n_legal < 1800
+
+
+# -- stores with and without mistakes
+
+
+@pytest.mark.parametrize("seed", range(3 * ROUNDS))
+@pytest.mark.parametrize(("loss", "restarts"), [(0.0, 0.0), (0.01, 0.0), (0.0, 0.002), (0.01, 0.001)])
+def test_every_history_of_the_store_has_an_order(seed: int, loss: float, restarts: float) -> None:
+    operations = stand_in.simulate(stand_in.Store(), seed, loss=loss, restarts=restarts)
+    assert any(operation.transaction and not operation.failed for operation in operations)
+    assert any(operation.failed for operation in operations)
+    assert any(operation.returned_at is None for operation in operations) is (loss + restarts > 0)
+    assert check(operations) is None
+
+
+@pytest.mark.parametrize("seed", range(3 * ROUNDS))
+@pytest.mark.parametrize(
+    "mistaken",
+    [stand_in.StaleReads, stand_in.ForgetsAtRestart, stand_in.CommitsByHalves, stand_in.IgnoresConflicts],
+)
+def test_a_mistake_of_a_store_is_found(mistaken: type[stand_in.Store], seed: int) -> None:
+    assert check(stand_in.simulate(mistaken(), seed, restarts=0.003)) is not None
+
+
+def test_a_long_history() -> None:
+    assert check(stand_in.simulate(stand_in.Store(), 1, n_operations=5000, loss=0.001)) is None
+
+
+# -- over sockets
+
+
+def assert_ordered(operations: list[Operation]) -> None:
+    assert any(operation.transaction and not operation.failed for operation in operations)
+    violation = check(operations)
+    assert violation is None, f"\n{violation}"
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_threads_of_one_process(seed: int) -> None:
+    with XenstoreServer() as server:
+        server.start()
+        assert_ordered(free_run(server.connect, seed))
+
+
+def free_run(dial: Callable[[], socket.socket], seed: int) -> list[Operation]:
+    history = History(3000)
+    drive(Client(READER, history, random.Random(seed)).prepare(), dial)
+    run_clients(history, dial, seed)
+    return history.operations
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_daemon(tmp_path: Path, seed: int) -> None:
+    with xenstored(tmp_path) as daemon:
+        daemon.open()
+        assert_ordered(free_run(daemon.dial, seed))
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_store_that_saves_before_it_answers_may_be_killed(tmp_path: Path, seed: int) -> None:
+    with stand_in.saving(tmp_path, every=1) as daemon:
+        assert_ordered(run_with_kills(daemon, n_operations=600, n_kills=3, seed=seed))
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_one_that_saves_too_seldom_is_found(tmp_path: Path, seed: int) -> None:
+    with stand_in.saving(tmp_path, every=25) as daemon:
+        operations = run_with_kills(daemon, n_operations=600, n_kills=3, seed=seed)
+    assert check(operations) is not None
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_daemon_with_a_journal_may_be_killed(tmp_path: Path, seed: int) -> None:
+    if not has_journal():
+        pytest.skip("this xenstored has no journal")
+    with xenstored(tmp_path, "--journal", str(tmp_path / "journal")) as daemon:
+        assert_ordered(run_with_kills(daemon, n_operations=3000, n_kills=6, seed=seed))

@@ -235,7 +235,7 @@ def test_every_history_of_the_store_has_an_order(seed: int, loss: float, restart
     [stand_in.StaleReads, stand_in.ForgetsAtRestart, stand_in.CommitsByHalves, stand_in.IgnoresConflicts],
 )
 def test_a_mistake_of_a_store_is_found(mistaken: type[stand_in.Store], seed: int) -> None:
-    assert check(stand_in.simulate(mistaken(), seed, restarts=0.003)) is not None
+    assert check(stand_in.simulate(mistaken(), seed, n_operations=2000, restarts=0.002)) is not None
 
 
 def test_a_long_history() -> None:

@@ -280,13 +280,14 @@ def saving(directory: Path, *, every: int) -> Daemon:
 
 
 def serve(path: str, store: Store) -> None:
-    """Serve clients until the process is killed."""
+    """Serve clients until the process is killed; a line says when it begins."""
     selector = selectors.DefaultSelector()
     links: dict[socket.socket, tuple[Connection, PacketParser]] = {}
     with socket.socket(socket.AF_UNIX) as listener:
         Path(path).unlink(missing_ok=True)
         listener.bind(path)
         listener.listen(64)
+        print("ready", flush=True)
         selector.register(listener, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():

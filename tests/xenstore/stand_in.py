@@ -185,8 +185,10 @@ class Simulation:
         self._restarts = restarts
         self._now = 0
         self._late: list[tuple[Connection, Request]] = []
-        clients = [Client(i, self.history, self._chance, clock=lambda: self._now) for i in range(N_CLIENTS)]
-        self._peers = [_Peer(client.run()) for client in clients]
+        self._peers = []
+        for number in range(N_CLIENTS):
+            client = Client(number, self.history, self._chance, clock=lambda: self._now, dies_whole=not loss)
+            self._peers.append(_Peer(client.run()))
 
     def run(self) -> None:
         chance = self._chance

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from paravirt.xenstore.server import XenstoreServer
-from tests.xenstore import stand_in
+from tests.xenstore import linearizability, stand_in
 from tests.xenstore.history import (
     READER,
     Client,
@@ -143,6 +143,12 @@ def test_the_explanation_has_the_answer_the_values_and_the_candidates() -> None:
         "  client 1: write x 2  [3 .. 4]",
         "  client 2: write x 3  [5 .. 9]",
     ]
+
+
+def test_it_gives_up_on_a_search_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linearizability, "MAX_CONFIGURATIONS", 2)
+    with pytest.raises(linearizability.Undecided):
+        check(history("1..9 w x 1 \n 1..9 w x 2 \n 1..9 w x 3 \n 1..9 r x 9"))
 
 
 # -- against all permutations

@@ -315,7 +315,7 @@ class Daemon:
 
     def start(self) -> None:
         """Returns when it accepts connections of ours; `dial` waits for `open`."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
         assert self._process.stdout is not None
         assert self._process.stdout.readline(), "the store does not start"
 

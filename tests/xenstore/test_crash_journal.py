@@ -163,6 +163,19 @@ class CrashLoop:
         return int(answer) if isinstance(answer, bytes) else 0
 
 
+def test_what_may_be_found_after_a_restart() -> None:
+    pair = Value("/left", "/right")
+    pair.acknowledged, pair.tried = 4, 5
+    with pytest.raises(Broken, match="by halves"):
+        pair.compare([4, 5])
+    for lost in (0, 3, 6):
+        with pytest.raises(Broken, match="4 was acknowledged, then 5 tried"):
+            pair.compare([lost, lost])
+    pair.compare([4, 4])
+    with pytest.raises(Broken):
+        pair.compare([5, 5])  # it was not done, so it must not be there later
+
+
 def test_the_loop_passes_a_store_that_saves_before_it_answers(tmp_path: Path) -> None:
     with stand_in.saving(tmp_path, every=1) as daemon:
         CrashLoop(daemon, 1).run(3)

@@ -119,6 +119,37 @@ def test_another_quota_of_outstanding_requests(quota: int) -> None:
     assert guest.wants_input
 
 
+def test_the_highest_number_of_outstanding_requests_is_remembered() -> None:
+    world = World()
+    world.client("dom5").feed(READ_ROOT * 7)
+    world.received("dom5")
+    assert world.hub.quota_maxima(reset=False)["outstanding"] == 7
+
+
+def test_a_request_that_meets_a_mistake_of_ours_is_not_outstanding(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Connection, "_run", fail)
+    with pytest.raises(ZeroDivisionError):
+        world.client("dom5").feed(READ_ROOT)
+    assert world.hub.domains[5].n_outstanding == 0
+    assert world.hub.request is None
+
+
+def test_a_connection_that_is_closed_is_not_read() -> None:
+    world = World(limits=Limits(outstanding=1))
+    guest = world.client("dom5")
+    guest.feed(READ_ROOT)
+    world.hub.died([5])
+    assert not guest.wants_input
+    world.hub.connect(6)
+    world.pass_time(1000)
+    assert world.hub.dirty == set()
+
+
 # -- memory
 
 
@@ -190,6 +221,28 @@ def test_a_guest_over_its_memory_is_read_again_when_dom0_takes_from_it() -> None
     assert not guest.wants_input
     assert world.ask("dom0", "SET_QUOTA", "5|memory|0|") == "OK"
     assert guest.wants_input
+
+
+def test_what_was_read_is_handled_whatever_memory_is_held() -> None:
+    world = world_with_home(Limits(memory_bytes=1000, outstanding=1))
+    guest = world.client("dom5")
+    assert world.ask("dom5", "MKDIR", "a|") == "OK"
+    guest.feed(READ_ROOT + encode(Op.RM, 42, 0, b"a\0"))
+    assert world.ask("dom0", "WRITE", b"/local/domain/5/a\0" + b"x" * 1000) == "OK"
+    assert guest.has_waiting
+    assert world.received("dom5") == ["! EACCES", "OK"]
+    assert guest.wants_input
+
+
+def test_a_guest_pays_only_for_nodes_of_its_own() -> None:
+    world = world_with_home(Limits(memory_bytes=1000))
+    assert world.ask("dom5", "WRITE", "a|" + "x" * 900) == "OK"
+    assert world.ask("dom0", "MKDIR", "/shared|") == "OK"
+    assert world.ask("dom0", "SET_PERMS", "/shared|n0|w5|") == "OK"
+    assert world.ask("dom5", "WRITE", "/shared|" + "x" * 500) == "OK"
+    assert world.ask("dom5", "MKDIR", "/shared/mine|") == "! ENOMEM"
+    number = int(world.ask("dom5", "TRANSACTION_START").rstrip("|"))
+    assert world.ask("dom5", "WRITE", "/shared|", number) == "! ENOMEM"  # it would hold a copy
 
 
 def test_transactions_hold_memory_and_fail_without() -> None:
@@ -382,6 +435,17 @@ def test_what_costs_and_what_does_not() -> None:
     assert world.ask("dom5", "WRITE", "e|2", 2) == "OK"
     assert world.ask("dom5", "TRANSACTION_END", "T|", 2) == "OK"  # there was no other that it could spoil
     assert credit.balance == before - WRITE
+
+
+def test_who_is_looked_at_often_gets_credit_too() -> None:
+    rate = WriteRate()
+    credits = [rate.join(0) for _ in range(1000)]
+    for _ in range(11):
+        rate.spend(credits[0], 0)
+    for now_ms in range(1, 5001):  # each has a write in five seconds
+        assert credits[0].balance < 0
+        rate.update(credits[0], now_ms)
+    assert credits[0].balance == 0
 
 
 def test_a_reserve_helps_out() -> None:

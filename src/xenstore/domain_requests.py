@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Requests about domains: introduce, release, resume, target, path, features, quotas. For any engine (`admin`)."""
+"""Requests about domains: introduce, release, resume, target, path, features, quotas. For any engine (`admin`).
+
+`PRIVILEGED` is the table of all requests that only Dom0 may make, CONTROL among them.
+"""
 
 from typing import Final
 
 from paravirt.xenstore.admin import AdminDomain, AdminHub, Administer
+from paravirt.xenstore.control import control
 from paravirt.xenstore.domains import DOM0, DOMID_SELF, FEATURES
 from paravirt.xenstore.limits import QUOTAS
 from paravirt.xenstore.paths import home_of
@@ -147,6 +151,7 @@ def set_quota(hub: AdminHub, payload: bytes) -> Reply:
 
 
 PRIVILEGED: Final[dict[int, Administer]] = {
+    Op.CONTROL: control,
     Op.INTRODUCE: introduce,
     Op.RELEASE: release,
     Op.RESUME: resume,

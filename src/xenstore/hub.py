@@ -26,12 +26,12 @@ MEMORY_REPORT_MS: Final = 10_000
 class Hub:
     """One store and those connected to it; an `admin.AdminHub`.
 
-    `n_causes` counts what may change the tree, requests and deaths of domains. `request` is the guest's request that is
-    handled now. `dirty` holds the connections that whoever moves bytes must look at: they have output, have become
-    broken, or may go on (`Connection.resume`, `wants_input`). `now_ms` is set by whoever moves bytes, from a clock that
-    only goes forward, before it calls; `next_timeout_ms` and `on_time` are for it, too. `log` is told of guests that
-    hold too much. `trace`, if set, gets a line for each handled request, with times from `clock_us` (microseconds since
-    1970).
+    For whoever moves bytes: `dirty` holds the connections to look at, as they have output, have become broken, or may go
+    on (`Connection.resume`, `wants_input`). Before it calls, it sets `now_ms` from a clock that only goes forward;
+    `next_timeout_ms` says when `on_time` has something to do. `log` is told of guests that hold too much. `trace`, if
+    set, gets a line for each handled request, with times from `clock_us` (microseconds since 1970).
+
+    `request` is the guest's request that is handled now. `timed` holds the connections that may have events to drop.
     """
 
     def __init__(
@@ -52,14 +52,13 @@ class Hub:
         self.domains: dict[int, Domain] = {DOM0: Domain(DOM0, self.store, self.quotas)}
         self.connections: set[Connection] = set()
         self.dirty: set[Connection] = set()
-        self.n_causes = 0
         self.n_transactions = 0
         self.now_ms = 0
         self.request: Request | None = None
         self.log: Callable[[str], None] | None = None
         self.trace: Callable[[str], None] | None = None
         self.clock_us: Callable[[], int] = lambda: self.now_ms * 1000
-        self.timed: set[Connection] = set()  # that may have events with a time-out
+        self.timed: set[Connection] = set()
         self._stalled: set[Domain] = set()
         self._n_connected = 0
         self._maxima: dict[str, int] = {}
@@ -214,7 +213,6 @@ class Hub:
 
     def shut_down(self, domid: int) -> None:
         """The domain has stopped but is still there: watchers are told once, until RESUME."""
-        self.n_causes += 1
         domain = self.domains.get(domid)
         if domain is not None and domain.introduced and not domain.shut_down:
             domain.shut_down = True
@@ -222,7 +220,6 @@ class Hub:
 
     def died(self, domids: Iterable[int]) -> None:
         """These domains are gone."""
-        self.n_causes += 1
         gone = [domid for domid in domids if domid in self.domains and domid != DOM0]
         told = [domid for domid in gone if self.domains[domid].introduced]
         if gone:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -119,8 +121,8 @@ class Outbox:
         """When `expire` has something to drop next."""
         return next((outgoing.expires_ms for outgoing in self._unsent() if outgoing.expires_ms), None)
 
-    def _unsent(self) -> list[_Outgoing]:
-        return list(self._queue)[1 if self._n_sent else 0 :]
+    def _unsent(self) -> Iterator[_Outgoing]:
+        return islice(self._queue, 1 if self._n_sent else 0, None)
 
     def clear(self) -> None:
         """Drop everything."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from paravirt.xenstore import control, domain_requests, tree
+from paravirt.xenstore import domain_requests, tree
 from paravirt.xenstore.admin import Administer
 from paravirt.xenstore.domains import FEATURE_DOMID_ANY, FEATURE_WATCH_DEPTH
 from paravirt.xenstore.paths import canonical, canonical_to_watch, quota_length
@@ -274,7 +274,7 @@ def _table() -> tuple[Handler | None, ...]:
         table[op] = Handler(run, privileged=False, in_transaction=True)
     for op, run in ((Op.WATCH, _watch), (Op.UNWATCH, _unwatch)):
         table[op] = Handler(run, privileged=False, in_transaction=False)
-    for op, administer in {Op.CONTROL: control.control, **domain_requests.PRIVILEGED}.items():
+    for op, administer in domain_requests.PRIVILEGED.items():
         table[op] = Handler(_admin(administer), privileged=True, in_transaction=True)
     return tuple(table)
 

@@ -120,7 +120,6 @@ class Connection:
 
     def _handle(self, packet: Packet) -> None:
         hub, domain = self.hub, self.domain
-        hub.n_causes += 1
         started_us = hub.clock_us() if (hub.trace is not None or hub.trace_log.on) and hub.traces(packet) else None
         request = hub.request = None if domain.privileged else Request(domain)
         try:

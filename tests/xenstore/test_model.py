@@ -149,6 +149,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert node.listing == b"".join(name + b"\0" for name in node.children or ())
             assert node.n_name_bytes == len(node.listing)
         assert store.owned(0) == len(store.nodes)
+        assert self.world.hub.check() == []
 
 
 def _apply(model: Model, op: str, path: str, value: str) -> str:

@@ -26,8 +26,8 @@ MEMORY_REPORT_MS: Final = 10_000
 class Hub:
     """One store and those connected to it; an `admin.AdminHub`.
 
-    For whoever moves bytes: `dirty` holds the connections to look at, as they have output, have become broken, or may go
-    on (`Connection.resume`, `wants_input`). Before it calls, it sets `now_ms` from a clock that only goes forward;
+    For whoever moves bytes: `dirty` holds the connections to look at, as they have output, have become broken, or may
+    go on (`Connection.resume`, `wants_input`). Before it calls, it sets `now_ms` from a clock that only goes forward;
     `next_timeout_ms` says when `on_time` has something to do. `log` is told of guests that hold too much. `trace`, if
     set, gets a line for each handled request, with times from `clock_us` (microseconds since 1970).
 

@@ -40,9 +40,7 @@ class Actions:
 
     def log(self, on: bool) -> Errno | None:
         """Write the access log from now on, or no longer."""
-        if on and self._fd < 0:
-            return Errno.EINVAL  # nobody has named a file
-        self._on = on
+        self._on = on  # if nobody has named a file yet, once somebody does
         self._apply()
         return None
 

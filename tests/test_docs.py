@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "c_ext/README.md", "docs/threat-model.md")]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "c_ext/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def run(arguments: list[str], directory: Path) -> str:
@@ -20,9 +23,19 @@ def run(arguments: list[str], directory: Path) -> str:
     return done.stdout
 
 
-def test_readme_example(tmp_path: Path) -> None:
-    example = re.search(r"<!-- example.*?-->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def example_of(document: str) -> re.Match[str]:
+    example = re.search(r"<!-- example.*?-->\n```python\n(.*?)```", (ROOT / document).read_text(), re.S)
     assert example
+    return example
+
+
+def test_xenstore_guide_example(tmp_path: Path) -> None:
+    said = run(["-c", example_of("docs/xenstore.md")[1]], tmp_path).splitlines()
+    assert said == ["/tool/example/state", "/tool/example/state", "['a']"]
+
+
+def test_readme_example(tmp_path: Path) -> None:
+    example = example_of("README.md")
     assert 10 <= len([line for line in example[1].splitlines() if line.strip()]) <= 16
     said = run(["-c", example[1]], tmp_path).splitlines()
     assert said == ["1048576 512 False", "b'hello from the guest'", "b'hello'", "4"]

@@ -8,16 +8,14 @@ import pytest
 from tests.xenstore import story
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """The engine that `story.World` makes a hub of."""
-    story.engine = request.param
-    yield request.param
+    story.engine = getattr(request, "param", "python")
+    yield story.engine
     story.engine = "python"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if {"tell", "World"} & vars(metafunc.module).keys() and "engine" not in metafunc.fixturenames:
-        metafunc.fixturenames.insert(0, "engine")
-    if "engine" in metafunc.fixturenames:
+    if {"tell", "World"} & vars(metafunc.module).keys() or "engine" in metafunc.definition.obj.__code__.co_varnames:
         metafunc.parametrize("engine", getattr(metafunc.module, "ENGINES", ["python", "c"]), indirect=True)

@@ -10,6 +10,7 @@ Clients are called dom0, dom5, dom5b (a second connection of domain 5) and so on
 After each request every other packet must have been told of: a story that leaves one out fails.
 """
 
+import copy
 import re
 from typing import Any
 
@@ -31,6 +32,7 @@ class FakeDomains:
         self.existing = existing
         self.rings: list[tuple[int, int, int]] = []
         self.detached: list[int] = []
+        self.connections: dict[int, Connection] = {}
         self.refusal: Errno | None = None
 
     def exists(self, domid: int) -> bool:
@@ -38,6 +40,7 @@ class FakeDomains:
 
     def attach_ring(self, connection: Connection, page: int, port: int) -> Errno | None:
         self.rings.append((connection.domain.domid, page, port))
+        self.connections[connection.domain.domid] = connection
         return self.refusal
 
     def detach(self, connection: Connection) -> None:
@@ -90,6 +93,38 @@ class World:
         packets = self._parsers[name].feed(data)
         assert self._parsers[name].broken is None
         return packets
+
+    def unread(self, name: str) -> int:
+        """How many packets wait for a client, one that it has read in part among them."""
+        connection = self.client(name)
+        return len(copy.deepcopy(self._parsers[name]).feed(connection.output())) if connection.n_output_bytes else 0
+
+    def n_nodes(self, domid: int) -> int:
+        """How many nodes a domain owns, whether it is known or not."""
+        domain = self.hub.domains.get(domid)
+        return domain.n_nodes if domain is not None else 0
+
+    def owners(self) -> dict[int, int]:
+        """How many nodes each domain owns that has any."""
+        return {domid: self.n_nodes(domid) for domid in self.hub.domains if self.n_nodes(domid)}
+
+    def tree(self, path: str = "/") -> dict[str, tuple[str, str]]:
+        """(value, permissions) of every node from a path on, as Dom0 sees it."""
+        found, paths = {}, [path]
+        while paths:
+            at = paths.pop()
+            found[at] = self.ask("dom0tree", "READ", f"{at}|"), self.ask("dom0tree", "GET_PERMS", f"{at}|")
+            names = self.ask("dom0tree", "DIRECTORY", f"{at}|").split("|")[:-1]
+            paths += [f"{at.rstrip('/')}/{name}" for name in names]
+        return found
+
+    def take_dirty(self) -> set[Connection]:
+        """The connections that whoever moves bytes has to look at; they are taken off the list."""
+        if engine == "python":
+            taken = set(self.hub.dirty)
+            self.hub.dirty.clear()
+            return taken
+        return set(iter(self.hub.next_dirty, None))
 
     def let_go_on(self) -> None:
         """What whoever moves bytes does: requests that waited are handled as soon as they may."""

@@ -5,7 +5,7 @@ import pytest
 
 from paravirt.xenstore.admin import NoActions
 from paravirt.xenstore.limits import Limits
-from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Errno
+from paravirt.xenstore.wire import Errno
 from tests.xenstore.story import World
 
 
@@ -82,14 +82,6 @@ def test_help_names_every_command() -> None:
         "check", "log", "live-update", "logfile", "memreport", "print", "quota", "quota-soft", "trace", "help",
     ]  # fmt: skip
     assert lines[1] == "log             [on|off|+<switch>|-<switch>]"
-
-
-def test_check_tells_what_is_inconsistent() -> None:
-    world, actions = world_with_actions()
-    assert control(world, "check") == "OK"
-    world.hub.store.charge(0, 1, 0)
-    assert control(world, "check") == "domain 0 owns 3 nodes of 108 bytes, not 4 of 108\n|"
-    assert actions.done == [("print", "check: domain 0 owns 3 nodes of 108 bytes, not 4 of 108")]
 
 
 def test_log_switches() -> None:
@@ -246,69 +238,3 @@ def test_a_store_in_another_program_cannot_be_replaced() -> None:
     assert control(world, "memreport") == "! ENOSYS"
     assert control(world, "log|on") == "OK"
     assert control(world, "print|x") == "OK"
-
-
-# -- tracing
-
-
-def test_a_trace_is_kept_while_somebody_asks() -> None:
-    world, _ = world_with_actions()
-    times = iter(range(1_700_000_000_123_000, 1_800_000_000_000_000, 7))
-    world.hub.clock_us = lambda: next(times)
-    world.ask("dom5", "READ", "/a|")
-    assert control(world, "trace|0") == "0\n"
-    world.ask("dom5", "WRITE", "/a b,\\|secret")
-    world.ask("dom5b", "TRANSACTION_START")
-    world.ask("dom5b", "READ", "/a|", 1)
-    world.send("dom0", 99, b"")
-    world.received("dom0").clear()
-    assert control(world, "trace|0") == (
-        "4\n"
-        "1700000000.123 5.1 - WRITE /a\\x20b\\x2c\\x5c EINVAL 7\n"
-        "1700000000.123 5.3 - TRANSACTION_START - OK 7\n"
-        "1700000000.123 5.3 1 READ /a EACCES 7\n"
-        "1700000000.123 0.2 - 99 - ENOSYS 7\n"
-    )
-    assert control(world, "trace|4") == "4\n"
-    assert control(world, "trace|3") == "4\n1700000000.123 0.2 - 99 - ENOSYS 7\n"
-    assert control(world, "trace|99") == "4\n"
-    world.pass_time(9_999)
-    world.ask("dom5", "READ", "/late|")
-    world.pass_time(1)
-    world.ask("dom5", "READ", "/too-late|")
-    assert control(world, "trace|4").startswith("5\n17")
-
-
-def test_a_trace_says_how_many_lines_are_lost_and_gives_whole_lines() -> None:
-    world, _ = world_with_actions()
-    assert control(world, "trace|0") == "0\n"
-    for i in range(5000):
-        world.ask("dom0", "READ", f"/{i}|")
-    reply = control(world, "trace|100")
-    following, *lines = reply.splitlines()
-    assert lines[0] == "... 804 lines lost"
-    assert lines[1].split()[-3] == "/904"
-    assert int(following) == 904 + len(lines) - 1
-    assert len(reply) <= PAYLOAD_MAX_BYTES < len(reply) + 60
-    seen, n_lines = int(following), len(lines) - 1
-    while seen < 5000:
-        following, *lines = control(world, f"trace|{seen}").splitlines()
-        assert lines[0].split()[-3] == f"/{seen}"
-        n_lines += len(lines)
-        seen = int(following)
-    assert n_lines == 4096
-
-
-def test_an_access_log_gets_every_line() -> None:
-    world, _ = world_with_actions()
-    lines: list[str] = []
-    world.hub.trace = lines.append
-    world.ask("dom0", "READ", "/a|")
-    world.ask("dom0", "CONTROL", "print|hello|")
-    world.ask("dom0", "CONTROL", "trace|0|")
-    world.ask("dom0", "MKDIR", "/" + "x" * 1000 + "|")
-    world.hub.trace = None
-    world.ask("dom0", "READ", "/b|")
-    assert [line.split()[3] for line in lines] == ["READ", "CONTROL", "MKDIR"]
-    assert lines[1].split()[4:] == ["print,hello", "OK", "0"]
-    assert lines[2].split()[4] == "/" + "x" * 511 + "..."

@@ -39,22 +39,21 @@ def test_a_page_that_cannot_be_mapped() -> None:
     world.control.refusal = Errno.EINVAL
     assert world.ask("dom0", "INTRODUCE", "5|1|7|") == "! EINVAL"
     assert world.ask("dom0", "IS_DOMAIN_INTRODUCED", "5|") == "F|"
-    assert not world.hub.domains[5].connections
+    assert world.control.connections[5].closed
 
 
 def test_introducing_again_starts_the_connection_anew() -> None:
     world = World()
     assert world.ask("dom0", "INTRODUCE", "5|1|7|") == "OK"
-    ring = world.hub.domains[5].ring
-    assert ring is not None
+    ring = world.control.connections[5]
     watch, read = encode(Op.WATCH, 1, 0, b"a\0t\0"), encode(Op.READ, 2, 0, b"/\0")
     ring.feed(watch[:-1])
     ring.feed(watch[-1:] + read[:5])
-    assert ring.watches
+    assert world.hub.statistics().watches == 1
     assert ring.n_output_bytes
     assert world.ask("dom0", "INTRODUCE", "5|1|8|") == "OK"
-    assert world.hub.domains[5].ring is ring
-    assert not ring.watches
+    assert world.control.connections[5] is ring
+    assert world.hub.statistics().watches == 0
     assert not ring.n_output_bytes
     assert world.hub.domains[5].n_watches == 0
     ring.feed(read)
@@ -283,12 +282,13 @@ def test_a_dead_domain_leaves_nothing_behind() -> None:
             dom5< OK
         """)
         world.client("dom5").feed(encode(Op.READ, 42, 0, b"a\0") * 100)
-        assert world.client("dom5").has_waiting
+        assert not world.client("dom5").wants_input
+        dom0 = world.client("dom0")
         world.hub.died([5])
-        assert (world.hub.domains.keys(), world.hub.n_transactions, world.hub.rate.n_domains) == ({0}, 1, 0)
+        assert (set(world.hub.domains), world.hub.statistics().transactions) == ({0}, 1)
         assert world.hub.next_timeout_ms() is None
         world.clients.clear()
-        world.hub.disconnect(next(iter(world.hub.connections)))
+        world.hub.disconnect(dom0)
         assert world.hub.statistics().nodes == 5  # /local and /local/domain stay
         assert world.hub.check() == []
         world.tell("""

@@ -141,14 +141,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def same_tree(self) -> None:
-        store = self.world.hub.store
-        assert {path.decode(): node.value.decode() for path, node in store.nodes.items()} == self.model.tree
-        for path, node in store.nodes.items():
-            names = children(self.model.tree, path.decode())
-            assert sorted(name.decode() for name in node.children or ()) == sorted(names)
-            assert node.listing == b"".join(name + b"\0" for name in node.children or ())
-            assert node.n_name_bytes == len(node.listing)
-        assert store.owned(0) == len(store.nodes)
+        tree = self.world.tree()
+        assert {path: value for path, (value, _) in tree.items()} == self.model.tree
+        assert self.world.owners() == {0: len(tree)}
         assert self.world.hub.check() == []
 
 

@@ -166,11 +166,11 @@ def test_counts_follow_the_owner() -> None:
     for path in ("/a", "/a/1", "/a/2"):
         world.ask("dom0", "WRITE", f"{path}|")
         assert world.ask("dom0", "SET_PERMS", f"{path}|n5|") == "OK"
-    assert world.hub.store.owned(5) == 3
+    assert world.n_nodes(5) == 3
     assert world.ask("dom0", "SET_PERMS", "/a/1|n6|") == "OK"
-    assert (world.hub.store.owned(5), world.hub.store.owned(6)) == (2, 1)
+    assert (world.n_nodes(5), world.n_nodes(6)) == (2, 1)
     assert world.ask("dom0", "RM", "/a|") == "OK"
-    assert world.hub.store.statistics() == {0: 3}
+    assert world.owners() == {0: 3}
 
 
 def test_a_domain_has_the_rights_of_its_target() -> None:

@@ -40,7 +40,7 @@ def test_the_c_daemons_defaults() -> None:
     assert take_until_refused(world, "dom5", "TRANSACTION_START", "|") == 9
     assert world.ask("dom5", "RESET_WATCHES") == "OK"  # else it may not write as fast as it will now
     assert take_until_refused(world, "dom5", "MKDIR", "{}/x|") == 499  # two nodes each, one home
-    assert world.hub.store.owned(5) == 999
+    assert world.n_nodes(5) == 999
     assert world.ask("dom5", "SET_PERMS", "0|n5|r1|r2|r3|") == "OK"
     assert world.ask("dom5", "SET_PERMS", "0|n5|r1|r2|r3|r4|") == "! ENOSPC"
 
@@ -64,10 +64,10 @@ def test_a_value_counts_with_its_node(value_bytes: int, answer: str) -> None:
 
 def test_what_was_refused_leaves_nothing_behind() -> None:
     world = world_with_home(SMALL)
-    before = dict(world.hub.store.nodes), world.hub.store.statistics()
+    before = world.tree(), world.owners()
     assert world.ask("dom5", "WRITE", b"a/b/c\0" + b"x" * 200) == "! ENOSPC"
     assert world.ask("dom5", "MKDIR", "1/2/3/4/5/6/7/8/9|") == "! ENOSPC"
-    assert (dict(world.hub.store.nodes), world.hub.store.statistics()) == before
+    assert (world.tree(), world.owners()) == before
     assert world.ask("dom0", "DIRECTORY", "/local/domain/5|") == ""
 
 
@@ -77,7 +77,7 @@ def test_removing_makes_room_again() -> None:
         assert take_until_refused(world, "dom5", "MKDIR", "n{}|") == 8
         for i in range(8):
             assert world.ask("dom5", "RM", f"n{i}|") == "OK"
-    assert world.hub.store.owned(5) == 1
+    assert world.n_nodes(5) == 1
 
 
 def test_removing_a_child_of_a_node_that_is_over_its_quota() -> None:
@@ -140,9 +140,9 @@ def test_nodes_are_counted_again_when_transactions_commit() -> None:
             assert world.ask("dom5", "MKDIR", f"{name}/n{i}|", number) == "OK"
     assert world.ask("dom5", "TRANSACTION_END", "T|", 1) == "OK"
     assert world.ask("dom5", "MKDIR", "c|") == "OK"
-    assert world.hub.store.owned(5) == 7
+    assert world.n_nodes(5) == 7
     assert world.ask("dom5", "TRANSACTION_END", "T|", 2) == "! ENOSPC"
-    assert world.hub.store.owned(5) == 7
+    assert world.n_nodes(5) == 7
     assert world.ask("dom5", "READ", "b/n0|") == "! ENOENT"
 
 

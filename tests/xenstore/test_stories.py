@@ -350,7 +350,7 @@ def test_a_transaction_may_make_change_and_remove() -> None:
         dom0> DIRECTORY /|
         dom0< tool|keep|gone|fresh|
     """)
-    assert world.hub.store.owned(0) == len(world.hub.store.nodes)
+    assert world.owners() == {0: len(world.tree())}
 
 
 def test_long_listings_come_in_parts() -> None:

@@ -304,21 +304,22 @@ int pv_xs_wants_input(const struct pv_xs_conn *connection)
 static int handle_one(struct pv_xs_conn *connection, const struct xs_header *header, const uint8_t *payload)
 {
 	struct pv_xs *hub = connection->hub;
+	struct xs_cause *cause = xs_privileged(connection->domain) ? NULL : cause_new(connection->domain);
 	int result;
 
-	hub->cause = xs_privileged(connection->domain) ? NULL : cause_new(connection->domain);
+	hub->cause = cause;
 	result = xs_handle(connection, header, payload);
+	hub->cause = NULL; /* the first event of a watch counts for nobody */
 	if (connection->first_event) {
 		struct xs_watch *watch = connection->first_event;
 
 		connection->first_event = NULL;
 		xs_fire_watch(watch, watch->place->path, watch->place->n_path);
 	}
-	if (hub->cause) {
-		cause_drop(hub->cause);
+	if (cause) {
+		cause_drop(cause);
 		xs_note_memory(hub, connection->domain);
 	}
-	hub->cause = NULL;
 	return result;
 }
 

@@ -210,7 +210,7 @@ static int may_know(struct pv_xs *hub, struct xs_walk *walk, const struct xs_dom
 {
 	struct xs_node *parent;
 
-	if (xs_privileged(domain))
+	if (content && xs_privileged(domain))
 		return 1;
 	if (before && xs_access(domain, before) & XS_READ_ACCESS)
 		return 1;

@@ -42,24 +42,6 @@ def test_a_page_that_cannot_be_mapped() -> None:
     assert world.control.connections[5].closed
 
 
-def test_introducing_again_starts_the_connection_anew() -> None:
-    world = World()
-    assert world.ask("dom0", "INTRODUCE", "5|1|7|") == "OK"
-    ring = world.control.connections[5]
-    watch, read = encode(Op.WATCH, 1, 0, b"a\0t\0"), encode(Op.READ, 2, 0, b"/\0")
-    ring.feed(watch[:-1])
-    ring.feed(watch[-1:] + read[:5])
-    assert world.hub.statistics().watches == 1
-    assert ring.n_output_bytes
-    assert world.ask("dom0", "INTRODUCE", "5|1|8|") == "OK"
-    assert world.control.connections[5] is ring
-    assert world.hub.statistics().watches == 0
-    assert not ring.n_output_bytes
-    assert world.hub.domains[5].n_watches == 0
-    ring.feed(read)
-    assert ring.output()[:4] == b"\x10\0\0\0"  # understood from its first byte on; a guest may not, so an error
-
-
 def test_release_takes_all_a_domain_has() -> None:
     tell("""
         dom0> INTRODUCE 5|1|7|

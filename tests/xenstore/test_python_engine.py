@@ -6,7 +6,7 @@ import pytest
 from paravirt.xenstore.limits import Limits
 from paravirt.xenstore.rate import WRITE
 from paravirt.xenstore.session import Connection
-from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Op
+from paravirt.xenstore.wire import PAYLOAD_MAX_BYTES, Op, encode
 from tests.xenstore.story import World
 from tests.xenstore.test_control import control, world_with_actions
 from tests.xenstore.test_flow_limits import READ_ROOT, world_with_home
@@ -149,3 +149,21 @@ def test_an_access_log_gets_every_line() -> None:
     assert [line.split()[3] for line in lines] == ["READ", "CONTROL", "MKDIR"]
     assert lines[1].split()[4:] == ["print,hello", "OK", "0"]
     assert lines[2].split()[4] == "/" + "x" * 511 + "..."
+
+
+def test_introducing_again_starts_the_connection_anew() -> None:
+    world = World()
+    assert world.ask("dom0", "INTRODUCE", "5|1|7|") == "OK"
+    ring = world.control.connections[5]
+    watch, read = encode(Op.WATCH, 1, 0, b"a\0t\0"), encode(Op.READ, 2, 0, b"/\0")
+    ring.feed(watch[:-1])
+    ring.feed(watch[-1:] + read[:5])
+    assert world.hub.statistics().watches == 1
+    assert ring.n_output_bytes
+    assert world.ask("dom0", "INTRODUCE", "5|1|8|") == "OK"
+    assert world.control.connections[5] is ring
+    assert world.hub.statistics().watches == 0
+    assert not ring.n_output_bytes
+    assert world.hub.domains[5].n_watches == 0
+    ring.feed(read)
+    assert ring.output()[:4] == b"\x10\0\0\0"  # understood from its first byte on; a guest may not, so an error

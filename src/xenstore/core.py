@@ -230,6 +230,8 @@ class CoreHub:
         self._pages: dict[int, CData] = {}
         self._now_ms = 0
         self.set_limits(self.limits)
+        for name, value in self.limits.quotas().items():
+            self.set_quota(DOM0, name, value)
 
     @property
     def core(self) -> CData:

@@ -4,7 +4,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paravirt.xenstore.domains import Domain
@@ -120,7 +120,7 @@ def settle(world: World) -> None:
     check_books(world)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(requests, requests, happenings), max_size=80))
 def test_any_requests_and_happenings(steps: list[tuple[str, int, int, bytes] | tuple[str, str]]) -> None:
     world = world_with_homes()

@@ -11,8 +11,12 @@ from paravirt.xenstore.wire import Op, Packet, encode
 from tests.xenstore import story
 from tests.xenstore import test_session_fuzz as fuzz
 
-OPERATIONS = (Op.CONTROL, Op.CONTROL, *range(28), *([Op.WRITE, Op.MKDIR, Op.RM, Op.WATCH, Op.SET_PERMS, Op.READ] * 4), Op.TRANSACTION_START,
-              Op.TRANSACTION_START, Op.TRANSACTION_END, Op.TRANSACTION_END, Op.TRANSACTION_END)  # fmt: skip
+OPERATIONS = (
+    *range(28),
+    *([Op.WRITE, Op.MKDIR, Op.RM, Op.WATCH, Op.SET_PERMS, Op.READ] * 4),
+    *([Op.CONTROL, Op.TRANSACTION_START, Op.TRANSACTION_END] * 2),
+    Op.TRANSACTION_END,
+)
 FIELDS = (
     "introduced", "shut_down", "target", "features", "n_nodes", "n_watches", "n_transactions", "n_outstanding",
     "memory_bytes",

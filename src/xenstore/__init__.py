@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The xenstore daemon, its clients, and the handling of xenbus keys.
 
-The daemon: `server` with `loop`, `journal`, `update` (live update), `guests` (the hypervisor's side) and `actions` (what
-CONTROL does to files) around an engine. That is `core`, the one in C. `control` and `domain_requests` answer for any
-engine what only Dom0 may ask (`admin`).
+The daemon: `server` with `loop`, `journal`, `update` (live update), `guests` (the hypervisor's side) and `actions`
+(what CONTROL does to files) around an engine. That is `core`, the one in C. `control` and `domain_requests` answer for
+any engine what only Dom0 may ask (`admin`).
 
-The second engine, in Python and pure, from the bottom up: `wire` (packets), `paths`, `permissions`, `limits`, `store` and
-`transaction` (the tree and its views), `tree` (what a request does to a view), `watches`, `rate`, `domains`, `requests`
-(the operations), `outbox` and `session` (one connection), `hub` (what all connections share).
+The second engine, in Python and pure, from the bottom up: `wire` (packets), `paths`, `permissions`, `limits`, `store`
+and `transaction` (the tree and its views), `tree` (what a request does to a view), `watches`, `rate`, `domains`,
+`requests` (the operations), `outbox` and `session` (one connection), `hub` (what all connections share).
 
 The clients' pure parts: `operations` (what can be asked), `protocol_state` (what is under way, and what becomes of it
 when the connection breaks), `transaction_steps`. Shells: `client` with `pipeline` and `watch_queue`, `async_client`

@@ -18,17 +18,21 @@ Callback = Callable[[int], None]
 
 
 class Loop:
-    """Runs in one thread. `call` and `stop` may be used from any thread and signal handler before `close`."""
+    """Runs in one thread. `call` and `stop` may be used from any thread and signal handler before `close`.
+
+    A byte written to `wake_fd` makes the loop look at itself: for `signal.set_wakeup_fd`, as a signal that arrives just
+    before the engine sleeps has a handler that waits for Python to be back.
+    """
 
     def __init__(self, hub: CoreHub) -> None:
         self._hub = hub
         self._callbacks: dict[int, Callback] = {}
         self._handlers: dict[int, Callable[[Event], None]] = {lib.PV_XS_EVENT_FD: self._on_descriptor}
         self._calls: deque[Callable[[], None]] = deque()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._heard_fd, self.wake_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._stopping = False
         hub.open_loop()
-        self.add(self._wake_fd, self._on_wake)
+        self.add(self._heard_fd, self._on_wake)
 
     def add(self, fd: int, callback: Callback) -> None:
         """Call back while a descriptor is readable."""
@@ -73,10 +77,12 @@ class Loop:
         while self._calls:
             self._calls.popleft()()
         self._callbacks.clear()
-        os.close(self._wake_fd)
+        os.close(self._heard_fd)
+        os.close(self.wake_fd)
 
     def _wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+        with contextlib.suppress(BlockingIOError):  # it is full: the loop will wake
+            os.write(self.wake_fd, b"w")
 
     def _on_descriptor(self, event: Event) -> None:
         callback = self._callbacks.get(event.fd)
@@ -85,6 +91,6 @@ class Loop:
 
     def _on_wake(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+            os.read(self._heard_fd, 4096)
         while self._calls:
             self._calls.popleft()()

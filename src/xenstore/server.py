@@ -154,11 +154,16 @@ class XenstoreServer:
         main = self._runner is threading.main_thread()
         numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        others_fd = signal.set_wakeup_fd(self._loop.wake_fd) if main else -1
+        if others_fd >= 0:
+            signal.set_wakeup_fd(others_fd)  # somebody else hears signals, and calls `stop`
         try:
             self._run()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            if main and others_fd < 0:
+                signal.set_wakeup_fd(-1)
             self.stop()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:

@@ -148,7 +148,59 @@ def steps(draw: st.DrawFn) -> Step:
     return Step(client, op, payload[:PAYLOAD_MAX_BYTES], transaction)
 
 
+HOT: Final = (b"/a", b"/a/b", b"/a/b/c", b"/a/d", b"/local/domain/1/k")
+CHANGES: Final = (Op.WRITE, Op.MKDIR, Op.RM, Op.SET_PERMS)
+LOOKS: Final = (Op.READ, Op.DIRECTORY, Op.GET_PERMS, Op.DIRECTORY_PART)
+hot = st.sampled_from(HOT)
+clients = st.sampled_from(CLIENTS)
+
+
+@st.composite
+def hot_request(draw: st.DrawFn, ops: tuple[int, ...], client: str, transaction: int = 0) -> Step:
+    """A well-formed request for one of few nodes, so that others have to do with it."""
+    op, payload = draw(st.sampled_from(ops)), words(draw(hot))
+    if op == Op.WRITE:
+        payload += draw(st.sampled_from(VALUES[:3]))
+    elif op == Op.SET_PERMS:
+        payload += words(*draw(st.lists(st.sampled_from((b"n0", b"b0", b"r0", b"n1", b"b2")), min_size=1, max_size=2)))
+    elif op == Op.DIRECTORY_PART:
+        payload += words(b"0")
+    return Step(client, op, payload, transaction)
+
+
+@st.composite
+def changed_during_a_transaction(draw: st.DrawFn) -> list[Step]:
+    """A transaction that looks at nodes and changes some, while others do so too."""
+    one, other = draw(clients), draw(clients)
+    inside = st.lists(hot_request((*LOOKS, *CHANGES), one, 1), min_size=1, max_size=4)
+    outside = st.lists(hot_request(CHANGES, other), max_size=2)
+    start, end = Step(one, Op.TRANSACTION_START, b"\0"), Step(one, Op.TRANSACTION_END, b"T\0", 1)
+    return [start, *draw(inside), *draw(outside), *draw(inside), end]
+
+
+@st.composite
+def watched(draw: st.DrawFn) -> list[Step]:
+    """Several watches of one client, and changes that fire more than one of them."""
+    watcher, other = draw(clients), draw(clients)
+    places = draw(st.lists(st.sampled_from((*HOT, b"/", b"/local", b"k")), min_size=2, max_size=3, unique=True))
+    watches = [Step(watcher, Op.WATCH, words(place, draw(st.sampled_from(TOKENS[:2])))) for place in places]
+    return [*watches, *draw(st.lists(hot_request(CHANGES, other), min_size=2, max_size=5))]
+
+
+@st.composite
+def with_a_target(draw: st.DrawFn) -> list[Step]:
+    """A guest that gets the rights of the other one and uses them."""
+    one, other = draw(st.sampled_from(((b"1", b"2"), (b"2", b"1"))))
+    node = b"/local/domain/%s/k" % other
+    theirs = Step(f"dom{other.decode()}", Op.WRITE, words(node) + b"v")
+    mine = st.sampled_from((Op.READ, Op.DIRECTORY, Op.GET_PERMS, Op.RM, Op.WRITE)).map(
+        lambda op: Step(f"dom{one.decode()}", int(op), words(node))
+    )
+    return [theirs, Step("dom0", Op.SET_TARGET, words(one, other)), *draw(st.lists(mine, min_size=1, max_size=3))]
+
+
 def sequences(length: int) -> st.SearchStrategy[list[Step]]:
     """Of up to `length` steps, most of them nearly as long; as pieces, so that they can still shrink to nothing."""
-    piece = st.lists(steps(), max_size=12)  # five on average
-    return st.tuples(*[piece] * (length // 5)).map(lambda pieces: list(chain.from_iterable(pieces))[:length])
+    anything = st.lists(steps(), max_size=12)  # five on average
+    piece = st.one_of(anything, changed_during_a_transaction(), watched(), with_a_target())
+    return st.tuples(*[piece] * (length // 6)).map(lambda pieces: list(chain.from_iterable(pieces))[:length])

@@ -75,7 +75,7 @@ class Play:
 @pytest.mark.parametrize("limited", [NORMAL, TIGHT], ids=["normal", "tight"])
 def test_random_sequences(limited: Limited) -> None:
     @settings(
-        max_examples=int(N_SEQUENCES or 50),
+        max_examples=int(N_SEQUENCES or 60),
         derandomize=not N_SEQUENCES,
         deadline=None,
         database=None,

@@ -347,13 +347,8 @@ static void unname(struct pv_xs *hub, struct xs_node *node, const uint8_t *dead)
 static void tell_and_free(struct pv_xs *hub, struct found *removed)
 {
 	for (uint32_t i = 0; i < removed->n; i++) {
-		struct xs_node *node = removed->nodes[i];
-
-		if (node && hub->n_places) {
-			uint32_t n = xs_path_of(node, hub->event_path);
-
-			xs_fire(hub, hub->event_path, n, node->content, removed->nodes[i + 1] != NULL, NULL);
-		}
+		if (removed->nodes[i])
+			xs_fire_removed(hub, removed->nodes[i], removed->nodes[i + 1] != NULL);
 	}
 	/* A parent comes after its children: free when no path is needed any more. */
 	for (uint32_t i = 0; i < removed->n; i++) {

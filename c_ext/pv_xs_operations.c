@@ -323,11 +323,8 @@ static int cut_tree(struct xs_view *view)
 	walk->node = xs_walk_node(walk, walk->n_levels - 1);
 	walk->found = walk->at = walk->n_levels - 1;
 	cut_from_parent(view);
-	for (uint32_t i = 0; hub->n_places && i < n; i++) {
-		uint32_t length = xs_path_of(nodes[i], hub->event_path);
-
-		xs_fire(hub, hub->event_path, length, nodes[i]->content, i + 1 < n, NULL);
-	}
+	for (uint32_t i = 0; i < n; i++)
+		xs_fire_removed(hub, nodes[i], i + 1 < n);
 	for (uint32_t i = 0; i < n; i++)
 		xs_node_free(hub, nodes[i]);
 	free(nodes);

@@ -358,7 +358,7 @@ static int watch(struct request *request)
 	uint32_t n_prefix, n_token;
 	int32_t depth = -1;
 
-	if (!request->n || path[request->n - 1] || n_words < 2 || n_words > 3)
+	if (n_words < 2 || n_words > 3)
 		return XS_EINVAL;
 	token = path + n_path + 1;
 	n_token = (uint32_t)strlen(token);
@@ -387,7 +387,7 @@ static int unwatch(struct request *request)
 	struct xs_watch *found;
 	const char *token;
 
-	if (!request->n || path[request->n - 1] || count_words(path, request->n) != 2)
+	if (count_words(path, request->n) != 2)
 		return XS_EINVAL;
 	token = path + n_path + 1;
 	n_path = canonical_to_watch(request, path, n_path);

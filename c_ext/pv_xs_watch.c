@@ -204,32 +204,43 @@ static uint32_t find_matches(struct pv_xs *hub, const struct xs_walk *walk, int 
 	return n;
 }
 
-/* Whether a domain may know of a change: the permissions there, before or now, or those of the parent let it read. */
-static int may_know(struct pv_xs *hub, struct xs_walk *walk, const struct xs_domain *domain,
-		    const struct xs_content *content, const struct xs_perms *before)
+/* What a domain must be able to read to know of a change. Private to one call of `tell`. */
+struct change {
+	const struct xs_content *content;     /* what is or was there; NULL: look */
+	const struct xs_content *parent;      /* the same of its parent */
+	const struct xs_perms *before;        /* permissions before the change, or NULL */
+};
+
+static const struct xs_content *look(struct pv_xs *hub, struct xs_walk *walk, uint32_t level)
 {
-	struct xs_node *parent;
+	struct xs_node *node;
 
-	if (content && xs_privileged(domain))
-		return 1;
-	if (before && xs_access(domain, before) & XS_READ_ACCESS)
-		return 1;
 	xs_walk(hub, walk);
-	if (!content) {
-		struct xs_node *node = xs_walk_node(walk, walk->n_levels);
+	node = xs_walk_node(walk, level);
+	return node ? node->content : NULL;
+}
 
-		content = node ? node->content : NULL;
-	}
+/* Whether a domain may know: the permissions there, before or now, or those of the parent let it read. */
+static int may_know(struct pv_xs *hub, struct xs_walk *walk, const struct xs_domain *domain, const struct change *change)
+{
+	const struct xs_content *content = change->content, *parent = change->parent;
+
+	if (xs_privileged(domain) && content)
+		return 1;
+	if (change->before && xs_access(domain, change->before) & XS_READ_ACCESS)
+		return 1;
+	if (!content)
+		content = look(hub, walk, walk->n_levels);
 	if (!content)
 		return 0;
 	if (xs_access(domain, content->perms) & XS_READ_ACCESS)
 		return 1;
-	parent = xs_walk_node(walk, walk->n_levels ? walk->n_levels - 1 : 0);
-	return parent && xs_access(domain, parent->content->perms) & XS_READ_ACCESS;
+	if (!parent)
+		parent = look(hub, walk, walk->n_levels ? walk->n_levels - 1 : 0);
+	return parent && xs_access(domain, parent->perms) & XS_READ_ACCESS;
 }
 
-void xs_fire(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_content *content, int exact,
-	     const struct xs_perms *before)
+static void tell(struct pv_xs *hub, const char *path, uint32_t n, int exact, const struct change *change)
 {
 	struct xs_walk *walk = &hub->look;
 	const struct xs_domain *asked = NULL;
@@ -245,11 +256,26 @@ void xs_fire(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_co
 
 		if (watch->connection->domain != asked) {
 			asked = watch->connection->domain;
-			allowed = may_know(hub, walk, asked, content, before);
+			allowed = may_know(hub, walk, asked, change);
 		}
 		if (allowed)
 			xs_fire_watch(watch, path, n);
 	}
+}
+
+void xs_fire(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_content *content, int exact,
+	     const struct xs_perms *before)
+{
+	tell(hub, path, n, exact, &(struct change){ .content = content, .before = before });
+}
+
+void xs_fire_removed(struct pv_xs *hub, const struct xs_node *node, int exact)
+{
+	char path[XS_PATH_MAX + 1];
+
+	if (hub->n_places)
+		tell(hub, path, xs_path_of(node, path), exact,
+		     &(struct change){ .content = node->content, .parent = node->parent->content });
 }
 
 void pv_xs_fire_special(struct pv_xs *hub, int name, uint32_t domid)

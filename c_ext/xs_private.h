@@ -371,7 +371,6 @@ struct pv_xs {
 	struct xs_walk walk;            /* of the request */
 	struct xs_walk look;            /* of everything else */
 	char path[XS_PATH_MAX + 1];     /* canonical path of the request */
-	char event_path[XS_PATH_MAX + 1];
 	struct xs_watch **matches;
 	uint32_t matches_room;
 };
@@ -502,9 +501,11 @@ struct xs_watch *xs_watch_find(struct pv_xs_conn *connection, const char *path, 
 struct xs_watch *xs_watch_add(struct pv_xs_conn *connection, const char *path, uint32_t n, const char *token,
 			      uint32_t n_token, uint32_t n_prefix, int32_t depth);
 void xs_watch_remove(struct xs_watch *watch);
-/* Something changed at a path. content: what is or was there, NULL: look. parent: likewise. before: or NULL. */
+/* Something changed at a path. content: what is or was there, NULL: look. before: its permissions before, or NULL. */
 void xs_fire(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_content *content, int exact,
 	     const struct xs_perms *before);
+/* A node was taken away, and perhaps its parent too, but neither is freed yet. */
+void xs_fire_removed(struct pv_xs *hub, const struct xs_node *node, int exact);
 void xs_fire_watch(struct xs_watch *watch, const char *path, uint32_t n);
 
 /* -- pv_xs_domain.c */

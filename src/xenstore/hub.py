@@ -9,6 +9,7 @@ from paravirt.xenstore.admin import AdminState, ControlActions, NoActions, Stati
 from paravirt.xenstore.domains import DOM0, DOMID_FIRST_RESERVED, Domain, DomainControl, NoControl
 from paravirt.xenstore.limits import Limits
 from paravirt.xenstore.outbox import Request
+from paravirt.xenstore.paths import parent_of
 from paravirt.xenstore.permissions import Permissions
 from paravirt.xenstore.rate import WriteRate
 from paravirt.xenstore.session import Connection
@@ -92,20 +93,22 @@ class Hub:
 
     # -- changes and who is told of them
 
-    def changed(
-        self, view: View, path: bytes, node: Node, *, exact: bool = False, before: Permissions | None = None
-    ) -> None:
+    def changed(self, view: View, path: bytes, node: Node, *, before: Permissions | None = None) -> None:
         """Tell watchers, or have the transaction do it when it commits."""
         if isinstance(view, Transaction):
-            view.note_event(path, exact)
+            view.note_event(path, exact=False)
         else:
-            self.watches.fire(path, node, exact=exact, before=before)
+            self.watches.fire(path, node, exact=False, before=before)
 
     def removed(self, view: View, nodes: Removed) -> None:
         """Tell watchers of a removed subtree: for what was below only those who watch exactly that."""
-        last = len(nodes) - 1
-        for i, (path, node) in enumerate(nodes):
-            self.changed(view, path, node, exact=i != last)
+        if isinstance(view, Transaction):
+            for path, _ in nodes:
+                view.note_event(path, exact=path != nodes[-1][0])
+            return
+        gone = dict(nodes)
+        for path, node in nodes:
+            self.watches.fire(path, node, exact=path != nodes[-1][0], parent=gone.get(parent_of(path)))
 
     # -- limits
 

@@ -181,7 +181,7 @@ def _set_special(connection: Connection, name: bytes, permissions: Permissions) 
 
 def _watch(connection: Connection, view: View, payload: bytes) -> Reply:
     words = strings(payload)
-    if not payload.endswith(b"\0") or len(words) not in (2, 3):
+    if len(words) not in (2, 3):
         return Errno.EINVAL
     depth = UNLIMITED_DEPTH
     if len(words) == 3:
@@ -205,7 +205,7 @@ def _watch(connection: Connection, view: View, payload: bytes) -> Reply:
 
 def _unwatch(connection: Connection, view: View, payload: bytes) -> Reply:
     words = strings(payload)
-    if len(words) != 2 or not payload.endswith(b"\0"):
+    if len(words) != 2:
         return Errno.EINVAL
     path = watch_path(connection, words[0])
     if path is None:

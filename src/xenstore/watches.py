@@ -71,11 +71,20 @@ class WatchTable:
         if not watches:
             del self._by_path[watch.path]
 
-    def fire(self, path: bytes, node: Node | None, *, exact: bool, before: Permissions | None = None) -> None:
+    def fire(
+        self,
+        path: bytes,
+        node: Node | None,
+        *,
+        exact: bool,
+        before: Permissions | None = None,
+        parent: Node | None = None,
+    ) -> None:
         """`path` changed: tell every watch of it and (unless `exact`) of its ancestors whose domain may know.
 
-        `node` is what is or was there, None to look it up; `before` are its permissions before the change. A domain may
-        know if either set of permissions, or its parent's, lets it read.
+        `node` is what is or was there, None to look it up; `before` are its permissions before the change; `parent` is
+        its parent if that was taken away with it. A domain may know if either set of permissions, or its parent's, lets
+        it read.
         """
         watches = self._matching(path, exact)
         if not watches:
@@ -85,7 +94,7 @@ class WatchTable:
             domain = watch.connection.domain
             allowed = verdicts.get(domain)
             if allowed is None:
-                allowed = verdicts[domain] = self._may_know(domain, path, node, before)
+                allowed = verdicts[domain] = self._may_know(domain, path, node, before, parent)
             if allowed:
                 watch.tell(path)
 
@@ -120,7 +129,9 @@ class WatchTable:
             found.sort(key=lambda watch: watch.number)
         return found
 
-    def _may_know(self, domain: Domain, path: bytes, node: Node | None, before: Permissions | None) -> bool:
+    def _may_know(
+        self, domain: Domain, path: bytes, node: Node | None, before: Permissions | None, parent: Node | None
+    ) -> bool:
         if before is not None and domain.access(before) & READ:
             return True
         node = node or self._store.get(path)
@@ -128,5 +139,5 @@ class WatchTable:
             return False
         if domain.access(node.permissions) & READ:
             return True
-        parent = self._store.get(parent_of(path))
+        parent = parent or self._store.get(parent_of(path))
         return parent is not None and domain.access(parent.permissions) & READ != 0

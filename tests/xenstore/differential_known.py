@@ -194,26 +194,9 @@ KNOWN: Final = (
             it.step.op == Op.INTRODUCE and it.step.payload.startswith(b"0\0") and it.replies() == ("! EINVAL", "OK|")
         ),
     ),
-    Known(
-        "a payload ends with a NUL; C ignores what follows the last one of a WATCH or UNWATCH",
-        lambda it: (
-            it.step.op in (Op.WATCH, Op.UNWATCH)
-            and not it.step.payload.endswith(b"\0")
-            and it.reply(it.ours) == "! EINVAL"
-        ),
-        diverges=True,
-    ),
 )
-
-OPEN: Final = (
-    Known(
-        "of a removed subtree, who may read a parent that goes too should hear of its child",
-        lambda it: it.step.op == Op.RM and only_fewer_guests_events(it.ours, it.theirs, it.step.client),
-    ),
-)
-"""Where we are wrong."""
 
 
 def known(difference: Difference) -> Known | None:
     """The entry that explains a difference, if there is one."""
-    return next((entry for entry in (*KNOWN, *OPEN) if entry.is_it(difference)), None)
+    return next((entry for entry in KNOWN if entry.is_it(difference)), None)

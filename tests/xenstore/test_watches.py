@@ -326,3 +326,30 @@ def test_requests_wait_while_replies_pile_up() -> None:
         greedy.resume()
     assert n_replies == 1000
     assert greedy.wants_input
+
+
+def test_of_a_removed_subtree_who_could_read_a_parent_hears_of_its_child() -> None:
+    tell("""
+        dom0> WRITE /a/b/c|1
+        dom0< OK
+        dom0> SET_PERMS /a/b|r0|
+        dom0< OK
+        dom0> SET_PERMS /a/b/c|n0|
+        dom0< OK
+        dom2> WATCH /a/b/c|t|
+        dom2< OK
+        dom2< * /a/b/c|t|
+        dom0> RM /a|
+        dom0< OK
+        dom2< * /a/b/c|t|
+    """)
+
+
+def test_bytes_after_the_last_string_of_a_watch_are_ignored() -> None:
+    tell("""
+        dom0> WATCH /a|t|more
+        dom0< OK
+        dom0< * /a|t|
+        dom0> UNWATCH /a|t|more
+        dom0< OK
+    """)

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test linearizability bench bench-xenstore lint stub clean
+.PHONY: help demo test test-sanitized linearizability bench bench-xenstore lint stub clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ demo: $(STAMP) ## Set everything up, then: a guest process reads and writes a re
 
 test: $(STAMP) ## Set everything up, then run the tests
 	@$(BIN)/python -m pytest -q
+
+test-sanitized: $(STAMP) ## Run tests of rings and xenstore with a C core that looks for errors of memory
+	@scripts/test-sanitized $(VENV) $(or $(TESTS),tests/ring tests/xenstore)
 
 linearizability: $(STAMP) ## Look long for a history of the store that has no order (LINEARIZABILITY_ROUNDS=20)
 	@LINEARIZABILITY_ROUNDS=$${LINEARIZABILITY_ROUNDS:-20} $(BIN)/python -m pytest -q \

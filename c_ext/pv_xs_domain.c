@@ -298,9 +298,9 @@ static void sort_by_length(struct found *found)
 	struct by_length *keys = xs_alloc((found->n + 1) * sizeof *keys);
 
 	for (uint32_t i = 0; i < found->n; i++) {
-		keys[i] = (struct by_length){ .order = i, .node = found->nodes[i] };
-		for (const struct xs_node *node = found->nodes[i]; node->parent; node = node->parent)
-			keys[i].n_path += node->n_name + 1u;
+		struct xs_node *node = found->nodes[i];
+
+		keys[i] = (struct by_length){ .n_path = node->n_path, .order = i, .node = node };
 	}
 	qsort(keys, found->n, sizeof *keys, shorter);
 	for (uint32_t i = 0; i < found->n; i++)

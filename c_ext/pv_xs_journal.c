@@ -6,6 +6,7 @@
  *   frame    u32 n, u32 CRC-32C of n and the records, n bytes of records; one frame is one change, whole or not at all
  *   record   u8 kind, then
  *     NODE        u16 n_path, u16 n_perms, u32 n_value, path, n_perms x (u16 domid, u16 access), value
+ *                 levels above it that are missing are made too, with the same permissions
  *     REMOVED     u16 n_path, path: with all below it
  *     SPECIAL     u8 which, u16 n_perms, permissions
  *     DOMAIN      u32 domid, u8 known, introduced, shut_down, has_target, u32 features, target, gfn, port, 10 x u32 quota
@@ -448,11 +449,12 @@ static void set_node(struct pv_xs *hub, struct xs_node *node, struct xs_perms *p
 	xs_account_node(hub, node, 1);
 }
 
+/* The first level below what there is. */
 static void add_node(struct pv_xs *hub, struct xs_perms *perms, const uint8_t *value, uint32_t n)
 {
 	struct xs_walk *walk = &hub->walk;
-	uint32_t level = walk->n_levels, start = level > 1 ? walk->end[level - 1] + 1u : 1u;
-	struct xs_node *parent = xs_walk_node(walk, level - 1);
+	uint32_t level = walk->found + 1, start = level > 1 ? walk->end[level - 1] + 1u : 1u;
+	struct xs_node *parent = walk->node;
 	struct xs_content *content = xs_content_new(perms, value, n);
 	const char *name = walk->path + start;
 
@@ -460,7 +462,8 @@ static void add_node(struct pv_xs *hub, struct xs_perms *perms, const uint8_t *v
 	xs_content_add_name(*xs_node_edit(hub, parent), name, walk->end[level] - start);
 	xs_account_node(hub, parent, 1);
 	content->generation = ++hub->generation;
-	xs_node_add(hub, parent, name, walk->end[level] - start, walk->hash[level], content);
+	walk->node = xs_node_add(hub, parent, name, walk->end[level] - start, walk->hash[level], content);
+	walk->found = walk->at = level;
 	xs_charge_nodes(hub, xs_owner(perms), 1);
 }
 
@@ -476,13 +479,13 @@ static int apply_node(struct pv_xs *hub, struct reader *reader)
 
 	if (reader->bad || !n_perms || take_path(hub, path, n_path))
 		return -EPROTO;
-	if (hub->walk.found + 1 < hub->walk.n_levels)
-		return -EPROTO;
 	perms = take_perms(hub, entries, n_perms);
 	node = xs_walk_node(&hub->walk, hub->walk.n_levels);
 	if (node)
 		set_node(hub, node, perms, value, n_value);
-	else
+	while (hub->walk.found + 1 < hub->walk.n_levels)
+		add_node(hub, perms, NULL, 0);
+	if (!node)
 		add_node(hub, perms, value, n_value);
 	xs_perms_drop(hub, perms);
 	return 0;

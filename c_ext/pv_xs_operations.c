@@ -207,16 +207,17 @@ static struct xs_content *make_one(struct xs_view *view, uint32_t level, struct 
 	}
 	content->generation = view->hub->generation + walk->n_levels - level + 1;
 	if (view->transaction) {
-		struct xs_access *access = xs_transaction_look(view->transaction, walk, level);
+		struct xs_transaction *transaction = view->transaction;
+		struct xs_access *parent = xs_transaction_look(transaction, walk, level - 1);
+		struct xs_access *access = xs_transaction_look(transaction, walk, level);
 
+		access->parent = (uint32_t)(parent - transaction->accesses);
 		access->content = content;
 		access->modified = 1;
 		access->sequence = ++view->transaction->n_made;
 	} else {
 		walk->node = xs_node_add(view->hub, xs_walk_node(walk, level - 1), name, n_name, walk->hash[level], content);
 		walk->at = walk->found = level;
-		if (level < walk->n_levels)
-			xs_log_node(view->hub, walk->path, walk->end[level], walk->node);
 	}
 	return content;
 }
@@ -331,32 +332,62 @@ static int cut_tree(struct xs_view *view)
 	return XS_OK;
 }
 
+/* A path below one that is to go. */
+struct doomed {
+	char *path;
+	uint32_t n_path;
+	uint32_t parent;        /* index of its access */
+	uint32_t start;         /* of the name, in the path */
+	uint64_t hash;          /* of the path, before mixing */
+};
+
+static struct doomed doomed_child(const struct doomed *above, uint32_t parent, const char *name, uint32_t n)
+{
+	struct doomed child = {
+		.path = xs_alloc(above->n_path + n + 1), .n_path = above->n_path + n + 1, .parent = parent,
+		.start = above->n_path + 1, .hash = xs_hash_bytes(xs_hash_bytes(above->hash, "/", 1), name, n),
+	};
+
+	memcpy(child.path, above->path, above->n_path);
+	child.path[above->n_path] = '/';
+	memcpy(child.path + child.start, name, n);
+	return child;
+}
+
+static struct doomed doomed_top(const struct xs_view *view)
+{
+	const struct xs_walk *walk = view->walk;
+	uint32_t n = walk->end[walk->n_levels];
+	struct doomed top = { .path = xs_alloc(n), .n_path = n, .hash = xs_hash_bytes(view->hub->seed, walk->path, n) };
+
+	memcpy(top.path, walk->path, n);
+	return top;
+}
+
 /* Look at everything below a path in a transaction: indexes of accesses, parents before children. */
 static int look_below(struct xs_view *view, uint32_t **found, uint32_t *n_found)
 {
 	struct xs_transaction *transaction = view->transaction;
-	struct pv_xs *hub = view->hub;
 	uint32_t room = 16, n_stack = 1, stack_room = 16;
-	char **stack = xs_alloc(stack_room * sizeof *stack);
+	struct doomed *stack = xs_alloc(stack_room * sizeof *stack);
 	int error = XS_OK;
 
 	*found = xs_alloc(room * sizeof **found);
 	*n_found = 0;
-	stack[0] = strndup(view->walk->path, view->walk->end[view->walk->n_levels]);
+	stack[0] = doomed_top(view);
 	while (n_stack) {
-		char *path = stack[--n_stack];
-		uint32_t length = (uint32_t)strlen(path);
+		struct doomed top = stack[--n_stack];
 		struct xs_access *access = NULL;
 
 		if (!error) {
-			xs_measure(hub, &hub->look, path, length);
-			xs_walk(hub, &hub->look);
-			access = xs_transaction_look(transaction, &hub->look, hub->look.n_levels);
+			access = *n_found ? xs_transaction_look_below(transaction, top.parent, top.path, top.n_path,
+								      top.start, xs_mix(top.hash))
+					  : xs_transaction_look(transaction, view->walk, view->walk->n_levels);
 			if (!access || !access->content)
 				error = refused(view) ? refused(view) : XS_EIO;
 		}
 		if (error) {
-			free(path);
+			free(top.path);
 			continue;
 		}
 		if (*n_found == room)
@@ -368,13 +399,10 @@ static int look_below(struct xs_view *view, uint32_t **found, uint32_t *n_found)
 
 			if (n_stack == stack_room)
 				stack = xs_resize(stack, (stack_room *= 2) * sizeof *stack);
-			stack[n_stack] = xs_alloc(length + n_name + 2);
-			memcpy(stack[n_stack], path, length);
-			stack[n_stack][length] = '/';
-			memcpy(stack[n_stack++] + length + 1, name, n_name);
+			stack[n_stack++] = doomed_child(&top, (uint32_t)(access - transaction->accesses), name, n_name);
 			at += n_name + 1;
 		}
-		free(path);
+		free(top.path);
 	}
 	free(stack);
 	return error;

@@ -60,6 +60,8 @@ void xs_transaction_free(struct xs_transaction *transaction)
 			xs_content_drop(hub, access->content);
 		if (access->before)
 			xs_perms_drop(hub, access->before);
+		if (access->node)
+			xs_node_drop(access->node);
 		free(access->path);
 	}
 	free(transaction->accesses);
@@ -116,34 +118,72 @@ static struct xs_access *refuse(struct xs_transaction *transaction, int refusal)
 	return NULL;
 }
 
-/* What it knows of the path at a level, looking now if it never has; NULL: its domain may not look at it (refusal). */
-struct xs_access *xs_transaction_look(struct xs_transaction *transaction, struct xs_walk *walk, uint32_t level)
+/* Remember what is at a path now: a node, or nothing below `above` (NULL: nobody knows) at the hash `below`. */
+static struct xs_access *look_now(struct xs_transaction *transaction, const struct xs_access *seen, struct xs_node *node,
+				  struct xs_node *above)
 {
-	uint32_t n = walk->end[level];
-	struct xs_access *access = find(transaction, walk->path, n, walk->hash[level]);
-	struct xs_node *node;
-	uint32_t n_bytes;
+	uint32_t n_bytes = seen->n_path + (node ? xs_content_bytes(node->content) : XS_NODE_HEADER_BYTES);
+	struct xs_access *access;
 
-	if (access)
-		return access;
-	node = xs_walk_node(walk, level);
-	n_bytes = n + (node ? xs_content_bytes(node->content) : XS_NODE_HEADER_BYTES);
 	if (xs_over(transaction->domain, PV_XS_QUOTA_TRANSACTION_NODES, transaction->n_accesses + 1))
 		return refuse(transaction, XS_ENOSPC);
 	if (xs_over_memory(transaction->domain, n_bytes))
 		return refuse(transaction, XS_ENOMEM);
 	access = add(transaction);
-	*access = (struct xs_access){ .n_path = n, .hash = walk->hash[level], .level = level };
-	access->path = xs_alloc(n);
-	memcpy(access->path, walk->path, n);
+	*access = *seen;
+	access->path = xs_alloc(seen->n_path);
+	memcpy(access->path, seen->path, seen->n_path);
 	enter(transaction, transaction->n_accesses++);
 	hold(transaction, n_bytes);
+	access->node = node ? node : above;
+	if (access->node)
+		access->node->refs++;
 	if (node) {
 		access->content = xs_content_keep(node->content);
 		access->before = xs_perms_keep(node->content->perms);
 		access->base = node->content->generation;
 	}
 	return access;
+}
+
+/* What it knows of the path at a level, looking now if it never has; NULL: its domain may not look at it (refusal). */
+struct xs_access *xs_transaction_look(struct xs_transaction *transaction, struct xs_walk *walk, uint32_t level)
+{
+	struct xs_access seen = {
+		.path = (char *)walk->path, .n_path = walk->end[level], .hash = walk->hash[level], .level = level,
+	};
+	struct xs_access *access = find(transaction, seen.path, seen.n_path, seen.hash);
+	struct xs_node *node;
+
+	if (access)
+		return access;
+	node = xs_walk_node(walk, level);
+	if (node || walk->at != walk->found)
+		return look_now(transaction, &seen, node, NULL);
+	seen.below = walk->hash[walk->found + 1];
+	return look_now(transaction, &seen, NULL, walk->node);
+}
+
+struct xs_access *xs_transaction_look_below(struct xs_transaction *transaction, uint32_t parent, const char *path, uint32_t n,
+					    uint32_t start, uint32_t hash)
+{
+	const struct xs_access *above = &transaction->accesses[parent];
+	struct xs_access *access = find(transaction, path, n, hash);
+	struct pv_xs *hub = transaction->hub;
+
+	if (access)
+		return access;
+	if (above->base && !above->node->gone) {
+		struct xs_access seen = {
+			.path = (char *)path, .n_path = n, .hash = hash, .level = above->level + 1, .below = hash,
+		};
+
+		return look_now(transaction, &seen, xs_find_child(hub, above->node, path + start, n - start, hash),
+				above->node);
+	}
+	xs_measure(hub, &hub->look, path, n);
+	xs_walk(hub, &hub->look);
+	return xs_transaction_look(transaction, &hub->look, hub->look.n_levels);
 }
 
 /* Its content, for changing right now. */
@@ -216,18 +256,50 @@ void xs_transaction_forget(struct xs_transaction *transaction, const uint8_t *de
 
 /* -- commit */
 
+enum { SAME, CHANGED, UNSURE };
+
+/* Whether what it saw is there as it was, without a walk. A path that was missing still is if its nearest ancestor has not
+ * got that child: what is below a missing node is missing. */
+static int compare(struct pv_xs *hub, const struct xs_access *access)
+{
+	const struct xs_node *node = access->node;
+	const char *name, *end;
+
+	if (access->base)
+		return !node->gone && node->content->generation == access->base ? SAME : CHANGED;
+	if (!node || node->gone)
+		return UNSURE;
+	name = access->path + (node->parent ? node->n_path + 1 : 1);
+	end = memchr(name, '/', (size_t)(access->path + access->n_path - name));
+	if (!end)
+		end = access->path + access->n_path;
+	return xs_find_child(hub, access->node, name, (uint32_t)(end - name), access->below) ? UNSURE : SAME;
+}
+
+static int is_missing(struct pv_xs *hub, const struct xs_access *access)
+{
+	xs_measure(hub, &hub->look, access->path, access->n_path);
+	xs_walk(hub, &hub->look);
+	return hub->look.found < access->level;
+}
+
 static int conflicts(struct xs_transaction *transaction)
 {
 	struct pv_xs *hub = transaction->hub;
+	uint32_t n_unsure = 0;
 
 	for (uint32_t i = 0; i < transaction->n_accesses; i++) {
-		const struct xs_access *access = &transaction->accesses[i];
-		struct xs_node *node;
+		int result = compare(hub, &transaction->accesses[i]);
 
-		xs_measure(hub, &hub->look, access->path, access->n_path);
-		xs_walk(hub, &hub->look);
-		node = xs_walk_node(&hub->look, access->level);
-		if (access->base != (node ? node->content->generation : 0))
+		if (result == CHANGED)
+			return 1;
+		n_unsure += result == UNSURE;
+	}
+	/* Walks are long. Mostly who has seen a path miss has seen its ancestor too, which has changed if we come here. */
+	for (uint32_t i = 0; n_unsure && i < transaction->n_accesses; i++) {
+		const struct xs_access *access = &transaction->accesses[i];
+
+		if (compare(hub, access) == UNSURE && !is_missing(hub, access))
 			return 1;
 	}
 	return 0;
@@ -264,39 +336,39 @@ static int by_level(const void *left, const void *right)
 /* Take away what it removed, or removed and made again: the latter stands last among its siblings. */
 static void apply_removal(struct pv_xs *hub, const struct xs_access *access)
 {
-	struct xs_node *node;
-
-	xs_measure(hub, &hub->look, access->path, access->n_path);
-	xs_walk(hub, &hub->look);
-	node = xs_walk_node(&hub->look, access->level);
-	if (!node)
-		return;
-	xs_log_removed(hub, access->path, access->n_path, node);
-	xs_node_unlink(hub, node);
-	xs_node_free(hub, node);
+	xs_log_removed(hub, access->path, access->n_path, access->node);
+	xs_node_unlink(hub, access->node);
+	xs_node_free(hub, access->node);
 }
 
-static void apply_content(struct pv_xs *hub, struct xs_access *access)
+/* The node of an access is now this one. */
+static void know(struct xs_access *access, struct xs_node *node)
 {
-	struct xs_walk *walk = &hub->look;
-	struct xs_content *content = xs_content_keep(access->content);
-	struct xs_node *node;
+	if (access->node)
+		xs_node_drop(access->node);
+	access->node = node;
+	node->refs++;
+}
 
-	xs_measure(hub, walk, access->path, access->n_path);
-	xs_walk(hub, walk);
-	node = xs_walk_node(walk, access->level);
-	if (node) {
+static void apply_content(struct xs_transaction *transaction, struct xs_access *access)
+{
+	struct xs_content *content = xs_content_keep(access->content);
+	struct pv_xs *hub = transaction->hub;
+
+	if (access->base && !access->remade) {
+		struct xs_node *node = access->node;
+
 		xs_account_node(hub, node, -1);
 		xs_content_drop(hub, node->content);
 		node->content = content;
 		xs_account_node(hub, node, 1);
 	} else {
-		uint32_t start = access->level > 1 ? walk->end[access->level - 1] + 1u : 1u;
+		struct xs_node *parent = transaction->accesses[access->parent].node;
+		uint32_t start = parent->parent ? parent->n_path + 1u : 1u;
 
-		node = xs_node_add(hub, xs_walk_node(walk, access->level - 1), access->path + start,
-				   access->n_path - start, access->hash, content);
+		know(access, xs_node_add(hub, parent, access->path + start, access->n_path - start, access->hash, content));
 	}
-	xs_log_node(hub, access->path, access->n_path, node);
+	xs_log_node(hub, access->path, access->n_path, access->node);
 }
 
 static void apply(struct xs_transaction *transaction)
@@ -321,7 +393,7 @@ static void apply(struct xs_transaction *transaction)
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		if (changes[i]->content)
-			apply_content(hub, changes[i]);
+			apply_content(transaction, changes[i]);
 	}
 	free(changes);
 	for (uint32_t i = 0; i < transaction->n_charges; i++)
@@ -342,7 +414,7 @@ int xs_transaction_commit(struct xs_transaction *transaction, const struct xs_do
 	for (uint32_t i = 0; i < transaction->n_accesses; i++) {
 		const struct xs_access *access = &transaction->accesses[i];
 
-		if (access->event)
+		if (access->event && (!access->exact || xs_is_watched(hub, access->hash)))
 			xs_fire(hub, access->path, access->n_path, NULL, access->exact, access->before);
 	}
 	return XS_OK;

@@ -5,6 +5,7 @@
  * Nodes also stand in the order they were made, which is the order of every list of children; a snapshot follows it.
  */
 #define _GNU_SOURCE /* memmem, memrchr */
+#include <stddef.h>
 #include <stdio.h>
 
 #include "xs_private.h"
@@ -165,19 +166,6 @@ static void grow(struct pv_xs *hub)
 	hub->nodes_room = room;
 }
 
-static uint32_t child_hash(const struct pv_xs *hub, const struct xs_node *parent, const char *name, uint32_t n)
-{
-	/* The hash of a path is that of its bytes: start again from the root. */
-	char path[XS_PATH_MAX + 1];
-	uint32_t length = xs_path_of(parent, path);
-
-	if (length == 1)
-		length = 0;
-	path[length] = '/';
-	memcpy(path + length + 1, name, n);
-	return xs_mix(xs_hash_bytes(hub->seed, path, length + 1 + n));
-}
-
 struct xs_node *xs_find_child(struct pv_xs *hub, struct xs_node *parent, const char *name, uint32_t n, uint32_t hash)
 {
 	struct xs_node *node = hub->nodes[hash & (hub->nodes_room - 1)];
@@ -192,11 +180,13 @@ struct xs_node *xs_find_child(struct pv_xs *hub, struct xs_node *parent, const c
 struct xs_node *xs_node_add(struct pv_xs *hub, struct xs_node *parent, const char *name, uint32_t n, uint32_t hash,
 			    struct xs_content *content)
 {
-	struct xs_node *node = xs_alloc(sizeof *node + n);
+	struct xs_node *node = xs_alloc(offsetof(struct xs_node, name) + n);
 
 	if (hub->n_nodes >= hub->nodes_room)
 		grow(hub);
 	node->hash = hash;
+	node->refs = 1;
+	node->n_path = (uint16_t)(parent ? (parent->parent ? parent->n_path : 0) + 1 + n : 1);
 	node->parent = parent;
 	node->content = content;
 	node->n_name = (uint16_t)n;
@@ -234,7 +224,14 @@ void xs_node_unlink(struct pv_xs *hub, struct xs_node *node)
 void xs_node_free(struct pv_xs *hub, struct xs_node *node)
 {
 	xs_content_drop(hub, node->content);
-	free(node);
+	node->content = NULL;
+	xs_node_drop(node);
+}
+
+void xs_node_drop(struct xs_node *node)
+{
+	if (!--node->refs)
+		free(node);
 }
 
 struct xs_content **xs_node_edit(struct pv_xs *hub, struct xs_node *node)
@@ -251,7 +248,7 @@ struct xs_content **xs_node_edit(struct pv_xs *hub, struct xs_node *node)
 
 uint32_t xs_path_of(const struct xs_node *node, char *path)
 {
-	uint32_t n = xs_path_length(node);
+	uint32_t n = node->n_path;
 
 	if (!node->parent) {
 		path[0] = '/';
@@ -276,6 +273,27 @@ struct xs_node *xs_walk_node(struct xs_walk *walk, uint32_t level)
 	return walk->node;
 }
 
+/* A node to be looked into, and the hash of its path before mixing. */
+struct to_see {
+	struct xs_node *node;
+	uint64_t hash;
+};
+
+static uint64_t hash_of_path(const struct pv_xs *hub, const struct xs_node *node)
+{
+	char path[XS_PATH_MAX + 1];
+	uint32_t n = xs_path_of(node, path);
+
+	return node->parent ? xs_hash_bytes(hub->seed, path, n) : hub->seed;
+}
+
+static struct to_see child_to_see(struct pv_xs *hub, const struct to_see *parent, const char *name, uint32_t n)
+{
+	uint64_t hash = xs_hash_bytes(xs_hash_bytes(parent->hash, "/", 1), name, n);
+
+	return (struct to_see){ xs_find_child(hub, parent->node, name, n, xs_mix(hash)), hash };
+}
+
 /*
  * Children before parents. The list is filled from its end: a node is entered when it leaves the stack, its children after
  * it, the last child first; read from its start that is every child, in order, before its parent.
@@ -284,23 +302,22 @@ struct xs_node **xs_subtree(struct pv_xs *hub, struct xs_node *top, uint32_t *n)
 {
 	uint32_t room = 16, n_found = 0, n_stack = 1, stack_room = 16;
 	struct xs_node **found = xs_alloc(room * sizeof *found);
-	struct xs_node **stack = xs_alloc(stack_room * sizeof *stack);
+	struct to_see *stack = xs_alloc(stack_room * sizeof *stack);
 
-	stack[0] = top;
+	stack[0] = (struct to_see){ top, hash_of_path(hub, top) };
 	while (n_stack) {
-		struct xs_node *node = stack[--n_stack];
-		const struct xs_content *content = node->content;
+		struct to_see seen = stack[--n_stack];
+		const struct xs_content *content = seen.node->content;
 
 		if (n_found == room)
 			found = xs_resize(found, (room *= 2) * sizeof *found);
-		found[n_found++] = node;
+		found[n_found++] = seen.node;
 		for (uint32_t at = 0; at < content->n_names;) {
 			uint32_t length = (uint32_t)strlen(content->names + at);
 
 			if (n_stack == stack_room)
 				stack = xs_resize(stack, (stack_room *= 2) * sizeof *stack);
-			stack[n_stack++] = xs_find_child(hub, node, content->names + at, length,
-							 child_hash(hub, node, content->names + at, length));
+			stack[n_stack++] = child_to_see(hub, &seen, content->names + at, length);
 			at += length + 1;
 		}
 	}
@@ -322,18 +339,9 @@ void xs_charge_nodes(struct pv_xs *hub, uint32_t domid, int32_t n)
 	domain->public.n_nodes = (uint32_t)((int32_t)domain->public.n_nodes + n);
 }
 
-uint32_t xs_path_length(const struct xs_node *node)
-{
-	uint32_t n = 0;
-
-	for (; node->parent; node = node->parent)
-		n += node->n_name + 1u;
-	return n ? n : 1;
-}
-
 void xs_account_node(struct pv_xs *hub, const struct xs_node *node, int sign)
 {
 	struct xs_domain *domain = xs_domain(hub, xs_owner(node->content->perms));
 
-	xs_account(hub, domain, sign * (int64_t)(xs_path_length(node) + xs_content_bytes(node->content)));
+	xs_account(hub, domain, sign * (int64_t)(node->n_path + xs_content_bytes(node->content)));
 }

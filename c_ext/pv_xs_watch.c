@@ -269,11 +269,20 @@ void xs_fire(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_co
 	tell(hub, path, n, exact, &(struct change){ .content = content, .before = before });
 }
 
+int xs_is_watched(const struct pv_xs *hub, uint32_t hash)
+{
+	const struct xs_place *place = hub->places_room ? hub->places[hash & (hub->places_room - 1)] : NULL;
+
+	while (place && place->hash != hash)
+		place = place->chain;
+	return place != NULL;
+}
+
 void xs_fire_removed(struct pv_xs *hub, const struct xs_node *node, int exact)
 {
 	char path[XS_PATH_MAX + 1];
 
-	if (hub->n_places)
+	if (!exact || xs_is_watched(hub, node->hash))
 		tell(hub, path, xs_path_of(node, path), exact,
 		     &(struct change){ .content = node->content, .parent = node->parent->content });
 }

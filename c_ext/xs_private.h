@@ -103,9 +103,11 @@ struct xs_node {
 	struct xs_node *older;      /* in the order they were made */
 	struct xs_node *newer;
 	struct xs_content *content;
-	uint32_t hash;
+	uint32_t hash;              /* of its path */
+	uint32_t refs;              /* the tree's, and of accesses of transactions */
 	uint16_t n_name;
-	uint8_t gone;               /* 1: no longer in the tree */
+	uint16_t n_path;
+	uint8_t gone;               /* 1: no longer in the tree; it has no content then, and its parent may be no more */
 	uint8_t epoch;              /* of the snapshot that has it; 0: none */
 	char name[];
 };
@@ -126,11 +128,14 @@ struct xs_walk {
 /* What a transaction knows of a path it has looked at. */
 struct xs_access {
 	char *path;
+	struct xs_node *node;           /* when first seen; if it was missing: the nearest above that was there. May be gone */
 	struct xs_content *content;     /* NULL: no such node in its view */
 	struct xs_perms *before;        /* permissions when first seen */
 	uint64_t base;                  /* generation when first seen; 0: missing */
 	uint32_t n_path;
 	uint32_t hash;
+	uint32_t below;                 /* missing when first seen: hash of the path that `node` had no child at */
+	uint32_t parent;                /* made here: index of the access to the level above */
 	uint32_t level;
 	uint32_t sequence;              /* of its making here */
 	uint8_t modified;
@@ -389,6 +394,7 @@ static inline uint32_t xs_mix(uint64_t hash)
 	return (uint32_t)(hash >> 32);
 }
 
+/* The hash of a path is xs_mix of this over its bytes; it can be gone on with from a prefix. */
 uint64_t xs_hash_bytes(uint64_t seed, const void *data, uint32_t n);
 
 /* A quota is reached by a count that a domain may not have. */
@@ -459,12 +465,13 @@ struct xs_node *xs_node_add(struct pv_xs *hub, struct xs_node *parent, const cha
 			    struct xs_content *content);
 void xs_node_unlink(struct pv_xs *hub, struct xs_node *node);
 void xs_node_free(struct pv_xs *hub, struct xs_node *node);
+/* Somebody who has kept it does so no longer. */
+void xs_node_drop(struct xs_node *node);
 /* Its content, for changing right now: nobody else's, with a new generation. */
 struct xs_content **xs_node_edit(struct pv_xs *hub, struct xs_node *node);
 /* All of a subtree, children before parents: an array of *n, to be freed. */
 struct xs_node **xs_subtree(struct pv_xs *hub, struct xs_node *top, uint32_t *n);
 void xs_charge_nodes(struct pv_xs *hub, uint32_t domid, int32_t n);
-uint32_t xs_path_length(const struct xs_node *node);
 /* Memory of a node, put to its owner's account (sign 1) or taken off it (-1). */
 void xs_account_node(struct pv_xs *hub, const struct xs_node *node, int sign);
 
@@ -478,6 +485,9 @@ void xs_transaction_free(struct xs_transaction *transaction);
 void xs_transaction_forget(struct xs_transaction *transaction, const uint8_t *dead);
 struct xs_transaction *xs_transaction_find(struct pv_xs_conn *connection, uint32_t number);
 struct xs_access *xs_transaction_look(struct xs_transaction *transaction, struct xs_walk *walk, uint32_t level);
+/* The same for a child of what an access knows: its path with its hash, and where the child's name starts in it. */
+struct xs_access *xs_transaction_look_below(struct xs_transaction *transaction, uint32_t parent, const char *path, uint32_t n,
+					    uint32_t start, uint32_t hash);
 struct xs_content **xs_transaction_edit(struct xs_transaction *transaction, struct xs_access *access);
 void xs_transaction_charge(struct xs_transaction *transaction, uint32_t domid, int32_t n_nodes, int64_t n_bytes);
 int64_t xs_transaction_charged(const struct xs_transaction *transaction, uint32_t domid);
@@ -501,6 +511,8 @@ struct xs_watch *xs_watch_find(struct pv_xs_conn *connection, const char *path, 
 struct xs_watch *xs_watch_add(struct pv_xs_conn *connection, const char *path, uint32_t n, const char *token,
 			      uint32_t n_token, uint32_t n_prefix, int32_t depth);
 void xs_watch_remove(struct xs_watch *watch);
+/* Whether there may be a watch of exactly the path with this hash. */
+int xs_is_watched(const struct pv_xs *hub, uint32_t hash);
 /* Something changed at a path. content: what is or was there, NULL: look. before: its permissions before, or NULL. */
 void xs_fire(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_content *content, int exact,
 	     const struct xs_perms *before);

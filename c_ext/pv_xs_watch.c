@@ -301,7 +301,8 @@ void pv_xs_fire_special(struct pv_xs *hub, int name, uint32_t domid)
 		match_all(hub, place, place->n_levels, &n_matches);
 	if (deep_place)
 		match_all(hub, deep_place, deep_place->n_levels, &n_matches);
-	qsort(hub->matches, n_matches, sizeof *hub->matches, by_number);
+	if (n_matches > 1)
+		qsort(hub->matches, n_matches, sizeof *hub->matches, by_number);
 	for (uint32_t i = 0; i < n_matches; i++) {
 		struct xs_watch *watch = hub->matches[i];
 

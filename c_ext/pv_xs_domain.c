@@ -414,8 +414,10 @@ void pv_xs_forget(struct pv_xs *hub, const uint32_t *domids, uint32_t n)
 		forget_one(hub, domain);
 	}
 	for (struct xs_domain *domain = NULL; (domain = xs_domain_next(hub, domain));) {
-		if (domain->public.has_target && xs_is_dead(dead, domain->public.target))
+		if (domain->public.has_target && xs_is_dead(dead, domain->public.target)) {
 			domain->public.has_target = 0;
+			xs_log_domain(hub, domain);
+		}
 	}
 	for (struct pv_xs_conn *connection = hub->connections; connection; connection = connection->next) {
 		struct xs_transaction *transaction = connection->transactions;

@@ -202,16 +202,18 @@ static const char *check_children(struct pv_xs *hub, uint64_t *n_names)
 static const char *check_owned(struct pv_xs *hub)
 {
 	uint32_t *counts = xs_alloc((XS_DOMID_MAX + 1) * sizeof *counts);
+	const struct xs_domain *domain = NULL;
 	const char *result = NULL;
 
-	for (struct xs_node *node = hub->root; node; node = node->newer)
+	for (struct xs_node *node = hub->root; node; node = node->newer) {
+		if (!xs_domain_find(hub, xs_owner(node->content->perms)))
+			result = "a node's owner has no count";
 		counts[xs_owner(node->content->perms)]++;
-	for (uint32_t domid = 0; domid <= XS_DOMID_MAX; domid++) {
-		const struct xs_domain *domain = xs_domain_find(hub, domid);
-
-		if (counts[domid] != (domain ? domain->public.n_nodes : 0))
+	}
+	while ((domain = xs_domain_next(hub, domain))) {
+		if (counts[domain->public.domid] != domain->public.n_nodes)
 			result = "the count of what a domain owns is wrong";
-		if (domain && domain->public.memory_bytes < 0)
+		if (domain->public.memory_bytes < 0)
 			result = "a domain holds less than no memory";
 	}
 	free(counts);

@@ -94,12 +94,13 @@ static uint8_t *record(struct xs_log *log, uint64_t n)
 
 static void close_frame(struct xs_log *log)
 {
-	uint8_t *frame = log->pending.data + log->frame;
 	uint32_t header[2];
+	uint8_t *frame;
 
 	if (!log->open)
 		return;
 	log->open = 0;
+	frame = log->pending.data + log->frame;
 	header[0] = (uint32_t)(log->pending.n - log->frame - FRAME_HEADER_BYTES);
 	header[1] = frame_crc(header[0], frame + FRAME_HEADER_BYTES);
 	memcpy(frame, header, sizeof header);

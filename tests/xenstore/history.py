@@ -5,7 +5,6 @@ A client is a generator: it yields requests and is sent the answers, or is throw
 the answer. So the same client runs over a socket (`drive`) and in a simulation.
 """
 
-import inspect
 import random
 import socket
 import subprocess
@@ -18,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from paravirt.xenstore.server import XenstoreServer
 from paravirt.xenstore.wire import ACK, Errno, Op, Packet, PacketParser, encode, strings
 from tests.xenstore.linearizability import Kind, Operation, Step
 
@@ -360,12 +358,6 @@ def xenstored(directory: Path, *options: str) -> Daemon:
     path = directory / "store.sock"
     place = ["--run", str(directory / "run"), "--log-level", "error"]
     return Daemon([*PARAVIRT, *place, "xenstored", "--socket", str(path), *options], path)
-
-
-def has_journal() -> bool:
-    """Whether the daemon can keep its tree over a restart."""
-    shown = subprocess.run([*PARAVIRT, "xenstored", "--help"], capture_output=True, text=True, check=True)
-    return "--journal" in shown.stdout and "journal" in inspect.signature(XenstoreServer).parameters
 
 
 def run_with_kills(daemon: Daemon, *, n_operations: int, n_kills: int, seed: int) -> list[Operation]:

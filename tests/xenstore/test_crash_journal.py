@@ -16,7 +16,7 @@ import pytest
 
 from paravirt.xenstore.wire import ACK, Errno, Op
 from tests.xenstore import stand_in
-from tests.xenstore.history import DEADLINE_S, Daemon, Request, Wire, has_journal, xenstored
+from tests.xenstore.history import DEADLINE_S, Daemon, Request, Wire, xenstored
 
 N_WRITERS = 4
 N_KILLS = 20 if os.environ.get("LINEARIZABILITY_ROUNDS", "1") == "1" else 200
@@ -188,7 +188,5 @@ def test_the_loop_finds_a_store_that_saves_too_seldom(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_daemon_with_a_journal_keeps_its_promises(tmp_path: Path) -> None:
-    if not has_journal():
-        pytest.skip("this xenstored has no journal")
     with xenstored(tmp_path, "--journal", str(tmp_path / "journal")) as daemon:
         CrashLoop(daemon, 1).run(N_KILLS)

@@ -21,7 +21,6 @@ from tests.xenstore.history import (
     Client,
     History,
     drive,
-    has_journal,
     run_clients,
     run_with_kills,
     xenstored,
@@ -293,7 +292,5 @@ def test_one_that_saves_too_seldom_is_found(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_daemon_with_a_journal_may_be_killed(tmp_path: Path, seed: int) -> None:
-    if not has_journal():
-        pytest.skip("this xenstored has no journal")
     with xenstored(tmp_path, "--journal", str(tmp_path / "journal")) as daemon:
         assert_ordered(run_with_kills(daemon, n_operations=3000, n_kills=6, seed=seed))

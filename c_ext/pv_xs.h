@@ -206,7 +206,8 @@ int pv_xs_journal_flush(struct pv_xs *hub);
 #define PV_XS_EVENT_CLOSED 2    /* a connection has ended: domid, reason (NULL: its client left) */
 #define PV_XS_EVENT_STALE 3     /* the binding of a ring's port has changed: domid */
 #define PV_XS_EVENT_PARKED 4    /* a request for the caller */
-#define PV_XS_EVENT_JOURNAL 5   /* the journal cannot be written: mask is the errno; nothing is acknowledged till it can */
+/* The journal cannot be written: mask is the errno; nothing is acknowledged till it can, which is told too: mask 0. */
+#define PV_XS_EVENT_JOURNAL 5
 #define PV_XS_EVENT_LONG 6      /* the journal is long: a snapshot would shorten it */
 #define PV_XS_EVENT_MEMORY 8    /* a guest holds much memory: domid */
 #define PV_XS_EVENT_SNAPSHOT 7  /* the snapshot is complete: pv_xs_snapshot_adopt; mask: else the errno */

@@ -485,7 +485,7 @@ struct pv_xs_conn *pv_xs_connect(struct pv_xs *hub, uint32_t domid)
 	struct xs_domain *domain = xs_domain(hub, domid);
 
 	xs_join_rate(hub, domain);
-	domain->public.known = 1;
+	xs_make_known(hub, domain);
 	domain->public.n_connections++;
 	connection->hub = hub;
 	connection->domain = domain;

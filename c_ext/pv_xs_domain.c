@@ -185,6 +185,15 @@ void xs_settle(struct pv_xs *hub)
 	}
 }
 
+void xs_make_known(struct pv_xs *hub, struct xs_domain *domain)
+{
+	if (domain->public.known)
+		return;
+	domain->public.known = 1;
+	xs_log_domain(hub, domain);
+	xs_log_commit(hub);
+}
+
 int64_t pv_xs_next_timeout(struct pv_xs *hub)
 {
 	int64_t next = INT64_MAX;

@@ -174,7 +174,7 @@ int pv_xs_resolve(struct pv_xs *hub, int exists)
 	if (!hub->parked)
 		return PV_XS_DONE;
 	if (exists) {
-		xs_domain(hub, domid)->public.known = 1;
+		xs_make_known(hub, xs_domain(hub, domid));
 	} else {
 		hub->absent[domid >> 3] |= (uint8_t)(1 << (domid & 7));
 		hub->any_absent = 1;

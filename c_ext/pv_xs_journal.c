@@ -2,8 +2,9 @@
 /*
  * The journal: a file that the tree, the domains and the quotas can be made from again.
  *
- *   header   8 bytes "PVXSJRNL", u32 version, u32 0
- *   frame    u32 n, u32 CRC-32C of n and the records, n bytes of records; one frame is one change, whole or not at all
+ *   header   8 bytes "PVXSJRNL", u32 version, u32 CRC-32C of these 12 bytes
+ *   frame    u32 n, u32 CRC-32C of n, u32 CRC-32C of the records, n bytes of records; one frame is one change, whole or
+ *            not at all
  *   record   u8 kind, then
  *     NODE        u16 n_path, u16 n_perms, u32 n_value, path, n_perms x (u16 domid, u16 access), value
  *                 levels above it that are missing are made too, with the same permissions
@@ -12,9 +13,11 @@
  *     DOMAIN      u32 domid, u8 known, introduced, shut_down, has_target, u32 features, target, gfn, port, 10 x u32 quota
  *     QUOTA       u32 quota, u32 value: that new domains get
  *     GENERATION  u64
+ *     COMPLETE    the snapshot ends here
  *
  * All numbers are little-endian. A file starts with everything there is (a snapshot), parents before their children and
- * children in their order, and goes on with changes. Only its last frame can be torn.
+ * children in their order, and goes on with changes. It is put in its place when its snapshot is complete, so only what
+ * comes after that, and of it only the last frame, can be torn.
  *
  * A new snapshot is written a few nodes at a time, while the tree changes: a change of a node that the new file has
  * already goes to it too; one of a node that it has not is found when its turn comes.
@@ -26,12 +29,13 @@
 
 #define VERSION 1
 #define FILE_HEADER_BYTES 16
-#define FRAME_HEADER_BYTES 8
+#define FRAME_HEADER_BYTES 12
 #define NODES_PER_FRAME 64
 #define FRAME_MAX (1u << 30)
 #define LONG_BYTES (8 << 20)   /* a shorter journal is not worth a snapshot */
+#define GENERATIONS_APART (1ull << 32)
 
-enum { NODE = 1, REMOVED, SPECIAL, DOMAIN, QUOTA, GENERATION };
+enum { NODE = 1, REMOVED, SPECIAL, DOMAIN, QUOTA, GENERATION, COMPLETE };
 
 static const char magic[8] = { 'P', 'V', 'X', 'S', 'J', 'R', 'N', 'L' };
 
@@ -74,9 +78,15 @@ static uint32_t crc_of(uint32_t crc, const uint8_t *data, uint64_t n)
 	return ~crc;
 }
 
-static uint32_t frame_crc(uint32_t n, const uint8_t *records)
+struct frame_header {
+	uint32_t n;
+	uint32_t n_crc;
+	uint32_t crc;
+};
+
+static struct frame_header header_of(uint32_t n, const uint8_t *records)
 {
-	return crc_of(crc_of(0, (const uint8_t *)&n, sizeof n), records, n);
+	return (struct frame_header){ n, crc_of(0, (const uint8_t *)&n, sizeof n), crc_of(0, records, n) };
 }
 
 /* -- writing records */
@@ -94,17 +104,16 @@ static uint8_t *record(struct xs_log *log, uint64_t n)
 
 static void close_frame(struct xs_log *log)
 {
-	uint32_t header[2];
+	struct frame_header header;
 	uint8_t *frame;
 
 	if (!log->open)
 		return;
 	log->open = 0;
 	frame = log->pending.data + log->frame;
-	header[0] = (uint32_t)(log->pending.n - log->frame - FRAME_HEADER_BYTES);
-	header[1] = frame_crc(header[0], frame + FRAME_HEADER_BYTES);
-	memcpy(frame, header, sizeof header);
-	log->bytes += sizeof header + header[0];
+	header = header_of((uint32_t)(log->pending.n - log->frame - FRAME_HEADER_BYTES), frame + FRAME_HEADER_BYTES);
+	memcpy(frame, &header, sizeof header);
+	log->bytes += sizeof header + header.n;
 }
 
 static uint8_t *put(uint8_t *at, const void *data, uint64_t n)
@@ -244,6 +253,14 @@ void xs_snapshot_skip(struct pv_xs *hub, const struct xs_node *node)
 		hub->journal.next = node->newer;
 }
 
+void xs_snapshot_meet(struct pv_xs *hub, struct xs_node *node)
+{
+	struct xs_journal *journal = &hub->journal;
+
+	if (journal->snapshot.fd >= 0 && !journal->done && !journal->next)
+		journal->next = node; /* what was the last to be written is gone */
+}
+
 /* -- files */
 
 static int write_out(struct xs_log *log, int sync)
@@ -251,8 +268,6 @@ static int write_out(struct xs_log *log, int sync)
 	uint64_t done = 0;
 	int error = 0;
 
-	if (!log->pending.n)
-		return 0;
 	while (done < log->pending.n) {
 		ssize_t n = write(log->fd, log->pending.data + done, log->pending.n - done);
 
@@ -264,10 +279,16 @@ static int write_out(struct xs_log *log, int sync)
 		}
 		done += (uint64_t)n;
 	}
-	log->pending.n -= done;
-	memmove(log->pending.data, log->pending.data + done, log->pending.n);
-	if (!error && sync && fdatasync(log->fd))
-		error = -errno;
+	if (done) {
+		log->pending.n -= done;
+		memmove(log->pending.data, log->pending.data + done, log->pending.n);
+		log->unsynced = 1;
+	}
+	if (!error && sync && log->unsynced) {
+		if (fdatasync(log->fd))
+			return -errno;
+		log->unsynced = 0;
+	}
 	return error;
 }
 
@@ -291,9 +312,15 @@ void pv_xs_journal_to(struct pv_xs *hub, int fd, uint64_t n_bytes, int sync)
 	journal->log.fd = fd;
 	journal->log.bytes = journal->base_bytes = n_bytes;
 	journal->log.pending.n = 0;
-	journal->log.open = 0;
+	journal->log.open = journal->log.unsynced = 0;
 	journal->sync = sync;
 	hub->loop.full_told = 0;
+	if (fd >= 0) {
+		/* A generation that clients of the former daemon have seen does not come again. */
+		hub->generation += GENERATIONS_APART;
+		record_generation(&journal->log, hub->generation);
+		close_frame(&journal->log);
+	}
 }
 
 void pv_xs_journal_sync(struct pv_xs *hub, int sync)
@@ -303,10 +330,12 @@ void pv_xs_journal_sync(struct pv_xs *hub, int sync)
 
 static void start_file(struct xs_log *log)
 {
-	uint32_t words[2] = { VERSION, 0 };
-	uint8_t *at = xs_bytes_add(&log->pending, FILE_HEADER_BYTES);
+	uint32_t version = VERSION, crc;
+	uint8_t *start = xs_bytes_add(&log->pending, FILE_HEADER_BYTES);
+	uint8_t *at = put(put(start, magic, sizeof magic), &version, sizeof version);
 
-	put(put(at, magic, sizeof magic), words, sizeof words);
+	crc = crc_of(0, start, FILE_HEADER_BYTES - sizeof crc);
+	put(at, &crc, sizeof crc);
 	log->bytes = FILE_HEADER_BYTES;
 }
 
@@ -318,7 +347,13 @@ void pv_xs_snapshot_start(struct pv_xs *hub, int fd)
 	crc_init();
 	log->fd = fd;
 	log->pending.n = 0;
-	journal->epoch = journal->epoch == 255 ? 1 : journal->epoch + 1;
+	log->open = log->unsynced = 0;
+	if (journal->epoch == 255) {
+		journal->epoch = 0; /* and no node remembers another one, of a snapshot that was given up */
+		for (struct xs_node *node = hub->root; node; node = node->newer)
+			node->epoch = 0;
+	}
+	journal->epoch++;
 	journal->done = 0;
 	journal->next = hub->root;
 	hub->loop.done_told = 0;
@@ -350,9 +385,11 @@ int pv_xs_snapshot_step(struct pv_xs *hub, uint32_t n_nodes)
 		if (n_nodes % NODES_PER_FRAME == 0)
 			close_frame(&journal->snapshot);
 	}
-	close_frame(&journal->snapshot);
-	if (!journal->next)
+	if (!journal->next && !journal->done) {
+		*record(&journal->snapshot, 1) = COMPLETE;
 		journal->done = 1;
+	}
+	close_frame(&journal->snapshot);
 	error = write_out(&journal->snapshot, journal->done && journal->sync);
 	return error ? error : journal->done;
 }
@@ -372,6 +409,8 @@ void pv_xs_snapshot_adopt(struct pv_xs *hub)
 
 void pv_xs_snapshot_abort(struct pv_xs *hub)
 {
+	hub->loop.full_told = 0;
+	hub->journal.base_bytes = hub->journal.log.bytes; /* tried again when it is that much longer */
 	free(hub->journal.snapshot.pending.data);
 	hub->journal.snapshot = (struct xs_log){ .fd = -1 };
 	hub->journal.next = NULL;
@@ -569,7 +608,7 @@ static int apply_quota(struct pv_xs *hub, struct reader *reader)
 	return 0;
 }
 
-static int apply_frame(struct pv_xs *hub, const uint8_t *records, uint32_t n)
+static int apply_frame(struct pv_xs *hub, const uint8_t *records, uint32_t n, int *complete)
 {
 	struct reader reader = { .at = records, .left = n };
 	int error = 0;
@@ -585,62 +624,78 @@ static int apply_frame(struct pv_xs *hub, const uint8_t *records, uint32_t n)
 			hub->generation = take_number(&reader, 8);
 			error = reader.bad ? -EPROTO : 0;
 			break;
+		case COMPLETE: *complete = 1; break;
 		default: error = -EPROTO;
 		}
 	}
 	return error;
 }
 
-/* Whether what follows a bad frame can be the end of a write that was cut off. */
-static int is_torn(const uint8_t *data, uint64_t at, uint64_t end)
+/*
+ * What stands at `at`: 1 and the header of a whole frame; 0: the rest of a write that was cut off, or that the machine has
+ * kept as zeros or by halves when it failed; -EPROTO: something else, and more after it.
+ */
+static int look_at_frame(const uint8_t *data, uint64_t at, uint64_t end, struct frame_header *header)
 {
-	uint32_t n;
+	uint64_t left = end - at;
 
-	if (end - at < FRAME_HEADER_BYTES)
-		return 1;
-	memcpy(&n, data + at, 4);
-	if (n && n <= FRAME_MAX)
-		return at + FRAME_HEADER_BYTES + n >= end;
-	for (; at < end; at++) {
-		if (data[at])
-			return 0;
+	if (left < FRAME_HEADER_BYTES)
+		return 0;
+	memcpy(header, data + at, sizeof *header);
+	if (!header->n || header->n > FRAME_MAX ||
+	    header->n_crc != crc_of(0, (const uint8_t *)&header->n, sizeof header->n)) {
+		for (; at < end; at++) {
+			if (data[at])
+				return -EPROTO;
+		}
+		return 0;
 	}
-	return 1;
+	left -= FRAME_HEADER_BYTES;
+	if (left < header->n)
+		return 0;
+	if (header->crc == crc_of(0, data + at + FRAME_HEADER_BYTES, header->n))
+		return 1;
+	return left == header->n ? 0 : -EPROTO;
+}
+
+static void empty(struct pv_xs *hub)
+{
+	while (hub->root->content->n_names) {
+		struct xs_walk *walk = &hub->walk;
+
+		hub->path[0] = '/';
+		strcpy(hub->path + 1, hub->root->content->names);
+		xs_measure(hub, walk, hub->path, (uint32_t)strlen(hub->path));
+		xs_walk(hub, walk);
+		remove_subtree(hub, walk->node);
+	}
 }
 
 int pv_xs_journal_load(struct pv_xs *hub, const uint8_t *data, uint64_t n, uint64_t *n_good)
 {
 	uint64_t at = FILE_HEADER_BYTES;
-	uint32_t words[2], version;
+	struct frame_header header;
+	uint32_t words[2];
+	int found = 1, complete = 0;
 
 	crc_init();
 	*n_good = 0;
 	if (n < FILE_HEADER_BYTES || memcmp(data, magic, sizeof magic))
 		return -EPROTO;
-	memcpy(&version, data + sizeof magic, 4);
-	if (version != VERSION)
+	memcpy(words, data + sizeof magic, sizeof words);
+	if (words[1] != crc_of(0, data, FILE_HEADER_BYTES - sizeof words[1]))
+		return -EPROTO;
+	if (words[0] != VERSION)
 		return -ENOTSUP;
-	while (hub->root->content->n_names) {
-		const char *name = hub->root->content->names;
-		struct xs_walk *walk = &hub->walk;
-
-		hub->path[0] = '/';
-		strcpy(hub->path + 1, name);
-		xs_measure(hub, walk, hub->path, (uint32_t)strlen(hub->path));
-		xs_walk(hub, walk);
-		remove_subtree(hub, walk->node);
-	}
-	for (; at < n; at += FRAME_HEADER_BYTES + words[0]) {
+	empty(hub);
+	for (; at < n; at += FRAME_HEADER_BYTES + header.n) {
 		*n_good = at;
-		if (n - at < FRAME_HEADER_BYTES)
-			return is_torn(data, at, n) ? 0 : -EPROTO;
-		memcpy(words, data + at, sizeof words);
-		if (!words[0] || words[0] > FRAME_MAX || n - at - FRAME_HEADER_BYTES < words[0] ||
-		    frame_crc(words[0], data + at + FRAME_HEADER_BYTES) != words[1])
-			return is_torn(data, at, n) ? 0 : -EPROTO;
-		if (apply_frame(hub, data + at + FRAME_HEADER_BYTES, words[0]))
+		found = look_at_frame(data, at, n, &header);
+		if (found <= 0)
+			break;
+		if (apply_frame(hub, data + at + FRAME_HEADER_BYTES, header.n, &complete))
 			return -EPROTO;
 	}
 	*n_good = at;
-	return 0;
+	return found < 0 || !complete ? -EPROTO : 0;
 }

@@ -87,7 +87,10 @@ int pv_xs_loop_waiter(struct pv_xs *hub, struct pv_waiter *waiter, int64_t spin_
 
 static uint32_t wanted(const struct pv_xs_conn *connection)
 {
-	return (pv_xs_wants_input(connection) ? EPOLLIN : 0) | (connection->n_out ? EPOLLOUT : 0);
+	/* While the journal cannot be written nothing is sent, so room for it is of no interest. */
+	int sends = connection->n_out && !connection->hub->journal.error;
+
+	return (pv_xs_wants_input(connection) ? EPOLLIN : 0) | (sends ? EPOLLOUT : 0);
 }
 
 int pv_xs_serve_socket(struct pv_xs_conn *connection, int fd)
@@ -266,6 +269,8 @@ static void flush(struct pv_xs *hub)
 	struct pv_xs_conn **batch;
 	uint32_t n;
 
+	if (!hub->dirty)
+		pv_xs_journal_flush(hub); /* what nobody waits for */
 	for (int round = 0; hub->dirty && round < FLUSH_ROUNDS && !hub->parked; round++) {
 		if (pv_xs_journal_flush(hub))
 			return;
@@ -368,6 +373,8 @@ static void dispatch(struct pv_xs *hub, const struct epoll_event *event)
 		else if (event->events & (EPOLLHUP | EPOLLERR))
 			end(connection);
 	}
+	if (connection->hub->journal.error && !connection->closed)
+		update_interest(connection); /* as long as nothing can be sent nobody else does it */
 }
 
 static void look_at_clock(struct pv_xs *hub)
@@ -394,7 +401,7 @@ static void look_at_journal(struct pv_xs *hub)
 {
 	struct xs_loop *loop = &hub->loop;
 
-	if (hub->journal.error && !loop->journal_told)
+	if (!hub->journal.error != !loop->journal_told)
 		xs_tell(hub, PV_XS_EVENT_JOURNAL, -1, (uint32_t)-hub->journal.error, 0, NULL);
 	loop->journal_told = hub->journal.error != 0;
 	if (!loop->full_told && xs_journal_is_long(hub)) {

@@ -198,6 +198,7 @@ struct xs_node *xs_node_add(struct pv_xs *hub, struct xs_node *parent, const cha
 		hub->newest->newer = node;
 	hub->newest = node;
 	hub->n_nodes++;
+	xs_snapshot_meet(hub, node);
 	xs_account_node(hub, node, 1);
 	return node;
 }

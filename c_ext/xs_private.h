@@ -323,6 +323,7 @@ struct xs_log {
 	uint64_t bytes;             /* of the file, with what is pending */
 	int32_t fd;                 /* -1: none */
 	uint8_t open;               /* 1: a frame is open */
+	uint8_t unsynced;           /* 1: something was written since it was last on the disk */
 };
 
 struct xs_journal {
@@ -526,6 +527,8 @@ struct xs_domain *xs_domain(struct pv_xs *hub, uint32_t domid);        /* made w
 struct xs_domain *xs_domain_find(struct pv_xs *hub, uint32_t domid);   /* or NULL */
 /* The one with the next higher id, or NULL; after NULL comes the first. */
 struct xs_domain *xs_domain_next(struct pv_xs *hub, const struct xs_domain *domain);
+/* It exists, as somebody who knows has said. */
+void xs_make_known(struct pv_xs *hub, struct xs_domain *domain);
 static inline int xs_privileged(const struct xs_domain *domain)
 {
 	return domain->public.domid == 0;
@@ -614,6 +617,8 @@ void xs_log_commit(struct pv_xs *hub);
 int xs_journal_is_long(const struct pv_xs *hub);
 /* A node goes away while a snapshot is being written. */
 void xs_snapshot_skip(struct pv_xs *hub, const struct xs_node *node);
+/* A node was made, after all others. */
+void xs_snapshot_meet(struct pv_xs *hub, struct xs_node *node);
 
 /* -- pv_xs_loop.c, pv_xs_ring.c */
 

@@ -67,9 +67,9 @@ class Guests:
             loop.listen(self._waiter.fileno(), self._on_events)
             hub.hear(self._waiter.core, spin_ns=SPIN_NS)
             stack.callback(hub.hear, ffi.NULL, spin_ns=0)
+            self._look_at_domains()  # nobody is shown what domains have left that died while there was no xenstored
             self._take_back_rings(resume=resume)
             stack.pop_all()
-        loop.call(self._look_at_domains)
 
     def exists(self, domid: int) -> bool:
         try:

@@ -46,7 +46,8 @@ class Journal:
         self._sync = sync
         self._fd = self._new_fd = self._lock_fd = -1
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                self._directory.mkdir(mode=0o700, parents=True)
             self._lock()
             with contextlib.suppress(FileNotFoundError):
                 self._new_path.unlink()
@@ -131,26 +132,28 @@ class Journal:
 
     def _adopt(self) -> None:
         """The new file is complete: it is the journal now."""
-        status = lib.pv_xs_journal_flush(self._hub.core)
-        if status < 0:
-            raise OSError(-status, os.strerror(-status))
+        self.finish()
         if self._sync:
             os.fdatasync(self._new_fd)
         os.replace(self._new_path, self._path)
-        self._sync_directory()
         lib.pv_xs_snapshot_adopt(self._hub.core)
         lib.pv_xs_journal_sync(self._hub.core, self._sync)
         former, self._fd, self._new_fd = self._fd, self._new_fd, -1
         if former >= 0:
             os.close(former)
+        if self._sync:
+            self._sync_directory()
 
     def _sync_directory(self) -> None:
-        if self._sync:
+        """The new file has its name also after the machine's end."""
+        try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+        except OSError as error:
+            log.error("%s: %s; the machine's end now may bring back an old journal", self._directory, error.strerror)
 
     def _abort(self, error: OSError) -> None:
         log.error("%s cannot be shortened for now: %s", self._path, error.strerror)
@@ -178,33 +181,51 @@ class Journal:
             self._abort(error)
 
     def on_error(self, event: Event) -> None:
-        """The journal cannot be written: the engine acknowledges nothing until it can, and tries again."""
-        log.error("%s cannot be written: %s; nothing is acknowledged until it can", self._path, os.strerror(event.mask))
+        """The journal cannot be written, or can again. The engine acknowledges nothing until it can; it tries."""
+        if event.mask:
+            why = os.strerror(event.mask)
+            log.error("%s cannot be written: %s; nothing is acknowledged until it can", self._path, why)
+        else:
+            log.warning("%s can be written again", self._path)
 
     # -- whose domains
 
     def is_of(self, hypervisor: str) -> bool:
-        """Whether the journal's domains are those of this hypervisor; from now on they are."""
-        path = self._directory / "hypervisor"
+        """Whether the journal's domains are those of this hypervisor."""
         try:
-            former = path.read_text()
+            return self._owner_path.read_text() == hypervisor
         except FileNotFoundError:
-            former = ""
-        if former == hypervisor:
-            return True
-        path.write_text(hypervisor)
-        return False
+            return False
+
+    def assign(self, hypervisor: str) -> None:
+        """The journal's domains are those of this hypervisor from now on: what is left of others is gone from it."""
+        try:
+            self.finish()
+            new = self._owner_path.with_suffix(".new")
+            new.write_text(hypervisor)
+            os.replace(new, self._owner_path)
+        except OSError as error:
+            raise PermissionRefused(f"the journal in {self._directory} cannot be used: {error.strerror}") from error
+
+    @property
+    def _owner_path(self) -> Path:
+        return self._directory / "hypervisor"
 
     # -- end
 
     def finish(self) -> None:
-        """Write what has not been written."""
-        lib.pv_xs_journal_flush(self._hub.core)
+        """Write what has not been written. Raises `OSError` if that cannot be."""
+        status = lib.pv_xs_journal_flush(self._hub.core)
+        if status < 0:
+            raise OSError(-status, os.strerror(-status))
 
     def close(self) -> None:
         """Write what has not been written and let the directory go. Twice is harmless."""
-        if self._fd >= 0:
-            self.finish()
+        try:
+            if self._fd >= 0:
+                self.finish()
+        except OSError as error:
+            log.error("%s: %s; what nobody was told of is lost", self._path, error.strerror)
         lib.pv_xs_snapshot_abort(self._hub.core)
         lib.pv_xs_journal_to(self._hub.core, -1, 0, 0)
         for fd in (self._new_fd, self._fd, self._lock_fd):

@@ -101,8 +101,10 @@ class XenstoreServer:
         if hypervisor is not None:
             from paravirt.xenstore.guests import Guests
 
-            if self._journal is not None and not self._journal.is_of(hypervisor.identity) and handover is None:
-                self.hub.died(list(self.hub.domains))  # domids of another life: none of them means the same now
+            if self._journal is not None and not self._journal.is_of(hypervisor.identity):
+                if handover is None:
+                    self.hub.died(list(self.hub.domains))  # domids of another life: none of them means the same now
+                self._journal.assign(hypervisor.identity)
             self._guests = Guests(hypervisor, self.hub, self._loop, self._adopt, resume=handover is not None)
             stack.callback(self._guests.close)
 

@@ -76,6 +76,7 @@ class XenstoreClient(DomainCalls):
         self._protocol = ClientProtocol(reconnects=connector is not None)
         self._broken: Exception | None = None  # what a sender has met
         self._closing = threading.Event()
+        self._hurry = threading.Event()  # nobody waits for a next connection any more
         self._flusher: threading.Thread | None = None
         self._watcher = Watcher(self._watch, self._unwatch, self._forget_queue)
         self._reader = threading.Thread(target=self._run, name="xenstore-client", daemon=True)
@@ -389,8 +390,10 @@ class XenstoreClient(DomainCalls):
         assert self._connector is not None
         why = ""
         while (delay := self._patience.next_delay_s(time.monotonic())) is not None:
-            if self._closing.wait(delay):
-                raise Closed("this xenstore client is closed")
+            if self._hurry.wait(delay):
+                if self._closing.is_set():
+                    raise Closed("this xenstore client is closed")
+                raise failure
             try:
                 transport = self._connector.connect_nowait()
             except (OSError, ParavirtError) as error:
@@ -421,12 +424,18 @@ class XenstoreClient(DomainCalls):
 
     # -- end
 
+    def stop_reconnecting(self) -> None:
+        """From now on a lost connection is the end: calls that wait for the next one get `StoreGone`. For shutting down
+        while no daemon may run."""
+        self._hurry.set()
+
     def close(self) -> None:
         """End the connection; calls and queues that wait get `Closed`. Harmless when repeated, or in a forked child."""
         if os.getpid() != self._pid:
             self._transport.close()
             return
         self._closing.set()
+        self._hurry.set()
         with self._lock:
             if self._protocol.ended is None:
                 self._protocol.ended = Closed("this xenstore client is closed")

@@ -56,8 +56,12 @@ class BackendService:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop serving: rings are left, frontends keep what was not answered. Harmless when repeated."""
+        """Stop serving: rings are left, frontends keep what was not answered. Harmless when repeated.
+
+        While no xenstored runs this does not wait for one: from now on `store` does not reconnect.
+        """
         self._stopping.set()
+        self._store.stop_reconnecting()
         self._queue.kick()
         if self._thread is not None and threading.current_thread() is not self._thread:
             self._thread.join()

@@ -36,14 +36,17 @@ class Context:
         self.rundir.require_running()
         return Hypervisor.connect(self.rundir.hypervisor_socket)
 
-    def store(self) -> "XenstoreClient":
-        """A new connection to this host's xenstored (or the one that was named) as Dom0; the caller closes it."""
+    def store(self, *, reconnect: bool = False) -> "XenstoreClient":
+        """A new connection to this host's xenstored (or the one that was named) as Dom0; the caller closes it.
+
+        `reconnect`: it outlives the daemon, for what has to go on when that is started again.
+        """
         from paravirt.xenstore.client import XenstoreClient
 
         if self.store_socket is not None:
-            return XenstoreClient.connect(self.store_socket)
+            return XenstoreClient.connect(self.store_socket, reconnect=reconnect)
         self.rundir.require_running()
-        return XenstoreClient.connect(self.rundir.xenstored_socket)
+        return XenstoreClient.connect(self.rundir.xenstored_socket, reconnect=reconnect)
 
 
 if TYPE_CHECKING:

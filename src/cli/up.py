@@ -28,7 +28,10 @@ memory_option = click.option(
 @click.command()
 @memory_option
 @click.option(
-    "--journal", type=Path, metavar="DIR", help="Where xenstored keeps its tree, over restarts (else nowhere)."
+    "--journal",
+    type=Path,
+    metavar="DIR",
+    help="Where xenstored keeps its tree; it is then started again if it dies (else it ends with its tree).",
 )
 @pass_context
 def up(context: Context, memory_mib: int | None, journal: Path | None) -> None:
@@ -64,7 +67,7 @@ def _daemons(memory_mib: int | None, journal: Path | None) -> tuple[Daemon, ...]
     kept = () if journal is None else ("--journal", str(journal.absolute()))
     return (
         Daemon("hypervisor", ("hypervisor", *memory)),
-        Daemon("xenstored", ("xenstored", *kept)),
+        Daemon("xenstored", ("xenstored", *kept), restart=journal is not None),
         Daemon("backend", ("backend",), restart=True),
     )
 
@@ -104,7 +107,10 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
 @pass_context
 def backend(context: Context, spin_us: float) -> None:
     """Run the block backend alone."""
-    with daemon_role(context, "backend") as request, context.hypervisor() as connection, context.store() as store:
+    with ExitStack() as stack:
+        request = stack.enter_context(daemon_role(context, "backend"))
+        connection = stack.enter_context(context.hypervisor())
+        store = stack.enter_context(context.store(reconnect=True))
         from paravirt.backend.service import BackendService
 
         serve(BackendService(connection, store, spin_ns=int(spin_us * 1000)), request)

@@ -2,10 +2,11 @@
 """A domain as its own processes see it: who it is and which devices it has."""
 
 import os
+import socket
 from types import TracebackType
 from typing import Self
 
-from paravirt.errors import AlreadyExists, NotFound, XenstoreError
+from paravirt.errors import AlreadyExists, Closed, HypervisorGone, NotFound, XenstoreError
 from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DEFAULT_SPIN_NS, Disk
 from paravirt.hypervisor.client import Hypervisor, PortState
 from paravirt.protocol.vbd import device_name, device_number
@@ -14,6 +15,9 @@ from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
 _IN_USE = tuple(str(int(state)) for state in (XenbusState.INITIALISED, XenbusState.CONNECTED, XenbusState.CLOSING))
+
+STORE_PATIENCE_S = 10.0
+"""How long calls wait for the next xenstored when there is none; then they raise `StoreGone`."""
 
 
 class Domain:
@@ -25,9 +29,19 @@ class Domain:
         self.domid: int = hypervisor.domid
         self._disks: list[Disk] = []
         try:
-            self.store = XenstoreClient.from_socket(hypervisor.store_connection())
+            self.store = XenstoreClient.from_socket(
+                hypervisor.store_connection(), again=self._next_store, reconnect_timeout_s=STORE_PATIENCE_S
+            )
         except BaseException:
             hypervisor.close()
+            raise
+
+    def _next_store(self) -> socket.socket:
+        """A connection to the xenstored that took the place of a dead one."""
+        try:
+            return self.hypervisor.store_connection()
+        except (HypervisorGone, Closed):
+            self.store.stop_reconnecting()  # nobody can give us another one
             raise
 
     @classmethod

@@ -111,9 +111,9 @@ class Place:
 class RunningHost(Place):
     """`paravirt up` in a place of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         super().__init__()
-        self.up = self.spawn("up", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.up = self.spawn("up", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             self.greeting = read_line(self.up.stdout)
         except AssertionError as error:

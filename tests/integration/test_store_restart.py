@@ -101,3 +101,23 @@ def test_a_host_stops_at_once_while_no_xenstored_runs(host: RunningHost, tmp_pat
     host.up.send_signal(signal.SIGTERM)
     assert b"does not stop" not in read_all(host.up.stderr)
     assert host.up.wait(DEADLINE_S) == 0
+
+
+def test_a_host_that_starts_again_has_its_tree_but_no_domains(tmp_path: Path) -> None:
+    options = ("--journal", str(tmp_path / "journal"))
+    with RunningHost(*options) as host:
+        host.ask("domain", "create", "guest")
+        host.ask("xenstore", "write", "/mine", "kept")
+        host.ask("xenstore", "chmod", "/mine", "n0", "b1")
+        assert host.ask("xenstore", "list", "/local/domain").split() == ["1"]
+        assert host.stop() == 0
+    with RunningHost(*options) as host:
+        for _ in range(2):  # and so it stays when xenstored is killed at once
+            assert host.ask("xenstore", "read", "/mine") == "kept\n"
+            assert "1" not in host.attempt("xenstore", "list", "/local/domain").stdout.split()
+            (mine,) = [line for line in host.ask("xenstore", "ls", "-fp", "/").splitlines() if "mine" in line]
+            assert "n0" in mine
+            assert "b1" not in mine
+            kill_store(host)
+        host.ask("domain", "create", "guest")
+        assert "1" in host.ask("xenstore", "list", "/local/domain").split()

@@ -337,20 +337,6 @@ def test_one_changed_byte_is_found(history: History, mask: int) -> None:
                 assert n_good == frame
 
 
-def test_two_frames_that_have_changed_places_are_not_believed(history: History) -> None:
-    """Each is whole, but a child comes before its parent."""
-    with Store() as store:
-        start = len(store.journal())
-        store.ask(0, Op.WRITE, b"/a\x001")
-        middle = len(store.journal())
-        store.ask(0, Op.WRITE, b"/a/b\x001")
-        journal = store.journal()
-    status, n_good, hub = loaded(journal[:start] + journal[middle:] + journal[start:middle])
-    with hub:
-        assert status < 0
-        assert n_good == start
-
-
 # -- the directory
 
 

@@ -179,7 +179,7 @@ void xs_settle(struct pv_xs *hub)
 		if (read)
 			unstall(hub, domain);
 		for (struct pv_xs_conn *connection = domain->first; connection; connection = connection->next_of_domain) {
-			if (read || (handle && connection->n_waiting))
+			if (read || (handle && connection->n_waiting && !xs_blocked(connection)))
 				xs_mark_dirty(connection);
 		}
 	}

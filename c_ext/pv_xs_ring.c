@@ -143,6 +143,8 @@ int xs_ring_read(struct pv_xs_conn *connection)
 		start_anew(connection);
 		note_moved(connection, 0);
 	}
+	if (connection->served && connection->broken) /* by a request that had waited */
+		xs_ring_give_up(connection, ERROR_PROTO);
 	/* Indexes of replies that cannot be are seen here too: there may be nothing to write for long. */
 	if (connection->served && pv_stream_writable(&connection->stream) < 0)
 		xs_ring_give_up(connection, ERROR_RINGIDX);

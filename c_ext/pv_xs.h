@@ -227,7 +227,7 @@ uint32_t pv_xs_sockets(struct pv_xs *hub, int32_t *fds, uint32_t max);
 /* A descriptor of the caller's: told by PV_XS_EVENT_FD while it is ready. */
 int pv_xs_loop_add(struct pv_xs *hub, int fd, uint32_t mask);
 int pv_xs_loop_remove(struct pv_xs *hub, int fd);
-/* Serve a connection over a socket, which the loop owns from now on. */
+/* Serve a connection over a socket, which the loop owns from now on. -errno: both are closed. */
 int pv_xs_serve_socket(struct pv_xs_conn *connection, int fd);
 /* Serve a connection over a mapped ring page (4096 bytes); page and port stay the caller's and must outlive that.
  * PV_XS_RING_FRESH: empty both streams; _BROKEN: what was under way is lost, and the guest is told so (error COMM); it may

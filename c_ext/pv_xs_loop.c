@@ -101,6 +101,7 @@ int pv_xs_serve_socket(struct pv_xs_conn *connection, int fd)
 	if (epoll_ctl(connection->hub->loop.epoll_fd, EPOLL_CTL_ADD, fd, &event)) {
 		int error = -errno;
 
+		close(fd);
 		pv_xs_disconnect(connection);
 		return error;
 	}

@@ -495,6 +495,10 @@ class CoreHub:
         lines = bytes(ffi.buffer(buffer, n_bytes)).decode("ascii", "replace").splitlines()
         return first[0] - len(lines), lines
 
+    def flush_journal(self) -> bool:
+        """Write changes to the journal, if there is one, before others hear of them; whether all are there."""
+        return lib.pv_xs_journal_flush(self.core) == 0
+
     # -- the loop
 
     def open_loop(self) -> None:

@@ -144,6 +144,10 @@ class Guests:
                     if ring.channel is port:
                         self._hub.look_at_ring(domid)
 
+    def look_again(self) -> None:
+        """The journal can be written again: the hypervisor may hear of deaths that were not in it."""
+        self._look_at_domains()
+
     def _look_at_domains(self) -> None:
         """Some domain has shut down or died: see which."""
         try:
@@ -156,6 +160,8 @@ class Guests:
             for domid in gone:
                 self.detach(domid)
             self._hub.died(gone)
+            if not self._hub.flush_journal():
+                return  # after a crash their domids must not mean new domains: `look_again`
             for domid in dead:
                 self._registration.released(domid)
         except ParavirtError as error:

@@ -19,7 +19,8 @@ import logging
 import mmap
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
 from paravirt.errors import AlreadyExists, DamagedJournal, PermissionRefused
 from paravirt.ring._core import ffi, lib
@@ -232,3 +233,11 @@ class Journal:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._new_fd = self._lock_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

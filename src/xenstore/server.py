@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from paravirt.errors import Closed, InvalidRequest
+from paravirt.errors import Closed, InvalidRequest, ResourceLimit
 from paravirt.ring._core import lib
 from paravirt.xenstore import listener
 from paravirt.xenstore.actions import Actions
@@ -119,7 +119,7 @@ class XenstoreServer:
         loop.on(lib.PV_XS_EVENT_STALE, self._on_stale)
         loop.on(lib.PV_XS_EVENT_MEMORY, self._on_memory)
         if self._journal is not None:
-            loop.on(lib.PV_XS_EVENT_JOURNAL, self._journal.on_error)
+            loop.on(lib.PV_XS_EVENT_JOURNAL, self._on_journal)
             loop.on(lib.PV_XS_EVENT_LONG, self._journal.on_long)
             loop.on(lib.PV_XS_EVENT_SNAPSHOT, self._journal.on_snapshot)
 
@@ -211,7 +211,10 @@ class XenstoreServer:
             client.close()
             return
         client.setblocking(False)
-        self.hub.serve_socket(domid, client.detach())
+        try:
+            self.hub.serve_socket(domid, client.detach())
+        except ResourceLimit as error:
+            log.warning("a client of domain %d is sent away: %s", domid, error)
 
     def _accept_more(self) -> None:
         if self._listener is not None and not self._accepting:
@@ -243,9 +246,17 @@ class XenstoreServer:
         self._accept_more()
 
     def _on_memory(self, event: Event) -> None:
-        domain = self.hub.domains[event.domid]
+        domain = self.hub.domains.get(event.domid)
+        if domain is None:
+            return  # it has died in the same wake-up
         soft = domain.quotas["soft-memory"]
         log.warning("domain %d holds %d bytes, over its soft quota of %d", event.domid, domain.memory_bytes, soft)
+
+    def _on_journal(self, event: Event) -> None:
+        assert self._journal is not None
+        self._journal.on_error(event)
+        if not event.mask and self._guests is not None:
+            self._guests.look_again()
 
     def _on_stale(self, event: Event) -> None:
         if self._guests is not None:
@@ -261,9 +272,9 @@ class XenstoreServer:
     def _become(self, program: str, command_line: str | None) -> None:
         """Go on as another program; if that fails, as this one."""
         assert self._replace is not None
-        if self._journal is not None:
-            self._journal.finish()
         try:
+            if self._journal is not None:
+                self._journal.finish()  # replies are handed over, and what they acknowledge must not be lost
             with Handover.of(self.hub, self._listener, with_tree=self._journal is None) as handover:
                 self._replace(program, command_line, handover)
         except OSError as error:

@@ -350,7 +350,7 @@ static void unname(struct pv_xs *hub, struct xs_node *node, const uint8_t *dead)
 	xs_content_set_perms(hub, *xs_node_edit(hub, node), kept);
 	xs_account_node(hub, node, 1);
 	xs_perms_drop(hub, kept);
-	xs_log_node(hub, path, xs_path_of(node, path), node);
+	xs_log_node(hub, path, xs_path_of(node, path), node, 0);
 }
 
 static void tell_and_free(struct pv_xs *hub, struct found *removed)

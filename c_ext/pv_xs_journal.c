@@ -7,7 +7,7 @@
  *            not at all
  *   record   u8 kind, then
  *     NODE        u16 n_path, u16 n_perms, u32 n_value, path, n_perms x (u16 domid, u16 access), value
- *                 levels above it that are missing are made too, with the same permissions
+ *     MADE        u16 levels, then as NODE: a new node and so many levels above it, with the same permissions and no value
  *     REMOVED     u16 n_path, path: with all below it
  *     SPECIAL     u8 which, u16 n_perms, permissions
  *     DOMAIN      u32 domid, u8 known, introduced, shut_down, has_target, u32 features, target, gfn, port, 10 x u32 quota
@@ -35,7 +35,7 @@
 #define LONG_BYTES (8 << 20)   /* a shorter journal is not worth a snapshot */
 #define GENERATIONS_APART (1ull << 32)
 
-enum { NODE = 1, REMOVED, SPECIAL, DOMAIN, QUOTA, GENERATION, COMPLETE };
+enum { NODE = 1, REMOVED, SPECIAL, DOMAIN, QUOTA, GENERATION, COMPLETE, MADE };
 
 static const char magic[8] = { 'P', 'V', 'X', 'S', 'J', 'R', 'N', 'L' };
 
@@ -123,13 +123,15 @@ static uint8_t *put(uint8_t *at, const void *data, uint64_t n)
 	return at + n;
 }
 
-static void record_node(struct xs_log *log, const char *path, uint32_t n, const struct xs_content *content)
+static void record_node(struct xs_log *log, const char *path, uint32_t n, const struct xs_content *content, uint32_t n_above)
 {
-	uint16_t lengths[2] = { (uint16_t)n, (uint16_t)content->perms->n };
+	uint16_t lengths[2] = { (uint16_t)n, (uint16_t)content->perms->n }, levels = (uint16_t)n_above;
 	uint64_t perms_bytes = content->perms->n * sizeof *content->perms->entries;
-	uint8_t *at = record(log, 9 + n + perms_bytes + content->n_value);
+	uint8_t *at = record(log, (levels ? 11 : 9) + n + perms_bytes + content->n_value);
 
-	*at++ = NODE;
+	*at++ = levels ? MADE : NODE;
+	if (levels)
+		at = put(at, &levels, sizeof levels);
 	at = put(at, lengths, sizeof lengths);
 	at = put(at, &content->n_value, 4);
 	at = put(at, path, n);
@@ -189,12 +191,12 @@ static int in_snapshot(const struct pv_xs *hub, const struct xs_node *node)
 	return journal->snapshot.fd >= 0 && (journal->done || node->epoch == journal->epoch);
 }
 
-void xs_log_node(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_node *node)
+void xs_log_node(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_node *node, uint32_t n_above)
 {
 	if (hub->journal.log.fd >= 0)
-		record_node(&hub->journal.log, path, n, node->content);
+		record_node(&hub->journal.log, path, n, node->content, n_above);
 	if (in_snapshot(hub, node))
-		record_node(&hub->journal.snapshot, path, n, node->content);
+		record_node(&hub->journal.snapshot, path, n, node->content, n_above);
 }
 
 static void record_removed(struct xs_log *log, const char *path, uint32_t n)
@@ -379,7 +381,7 @@ int pv_xs_snapshot_step(struct pv_xs *hub, uint32_t n_nodes)
 	for (; journal->next && n_nodes; n_nodes--) {
 		struct xs_node *node = journal->next;
 
-		record_node(&journal->snapshot, path, xs_path_of(node, path), node->content);
+		record_node(&journal->snapshot, path, xs_path_of(node, path), node->content, 0);
 		node->epoch = journal->epoch;
 		journal->next = node->newer;
 		if (n_nodes % NODES_PER_FRAME == 0)
@@ -507,7 +509,8 @@ static void add_node(struct pv_xs *hub, struct xs_perms *perms, const uint8_t *v
 	xs_charge_nodes(hub, xs_owner(perms), 1);
 }
 
-static int apply_node(struct pv_xs *hub, struct reader *reader)
+/* n_above: levels above it that are missing. */
+static int apply_node(struct pv_xs *hub, struct reader *reader, uint32_t n_above)
 {
 	uint32_t n_path = (uint32_t)take_number(reader, 2), n_perms = (uint32_t)take_number(reader, 2);
 	uint32_t n_value = (uint32_t)take_number(reader, 4);
@@ -518,6 +521,8 @@ static int apply_node(struct pv_xs *hub, struct reader *reader)
 	struct xs_node *node;
 
 	if (reader->bad || !n_perms || take_path(hub, path, n_path))
+		return -EPROTO;
+	if (hub->walk.found + n_above + (n_above || hub->walk.found < hub->walk.n_levels) != hub->walk.n_levels)
 		return -EPROTO;
 	perms = take_perms(hub, entries, n_perms);
 	node = xs_walk_node(&hub->walk, hub->walk.n_levels);
@@ -615,7 +620,8 @@ static int apply_frame(struct pv_xs *hub, const uint8_t *records, uint32_t n, in
 
 	while (reader.left && !error) {
 		switch (take_number(&reader, 1)) {
-		case NODE: error = apply_node(hub, &reader); break;
+		case NODE: error = apply_node(hub, &reader, 0); break;
+		case MADE: error = apply_node(hub, &reader, (uint32_t)take_number(&reader, 2)); break;
 		case REMOVED: error = apply_removed(hub, &reader); break;
 		case SPECIAL: error = apply_special(hub, &reader); break;
 		case DOMAIN: error = apply_domain(hub, &reader); break;

@@ -85,16 +85,18 @@ static const char *name_at(const struct xs_walk *walk, uint32_t level, uint32_t 
 	return walk->path + start;
 }
 
-/* Tell watchers that the node at a level has changed, or have the transaction do it when it commits. */
-static void changed(struct xs_view *view, uint32_t level, const struct xs_content *content, const struct xs_perms *before)
+/* Tell watchers of a change, or have the transaction do it when it commits. n_above: levels that were made for the node. */
+static void changed(struct xs_view *view, uint32_t n_above, const struct xs_content *content, const struct xs_perms *before)
 {
+	uint32_t level = view->walk->n_levels;
+
 	if (view->transaction) {
 		struct xs_access *access = xs_transaction_look(view->transaction, view->walk, level);
 
 		access->event = 1;
 		access->exact = 0;
 	} else {
-		xs_log_node(view->hub, view->walk->path, view->walk->end[level], xs_walk_node(view->walk, level));
+		xs_log_node(view->hub, view->walk->path, view->walk->end[level], xs_walk_node(view->walk, level), n_above);
 		xs_fire(view->hub, view->walk->path, view->walk->end[level], content, 0, before);
 	}
 }
@@ -255,7 +257,7 @@ static int create(struct xs_view *view, struct xs_domain *who, const void *value
 					level == walk->n_levels ? n_value : 0);
 		view->hub->generation += making.n_nodes;
 		charge(view, xs_owner(perms), (int32_t)making.n_nodes, making.n_bytes);
-		changed(view, walk->n_levels, made, NULL);
+		changed(view, making.n_nodes - 1, made, NULL);
 	}
 	xs_perms_drop(view->hub, perms);
 	return error;
@@ -282,7 +284,7 @@ int xs_write(struct xs_view *view, struct xs_domain *who, const void *value, uin
 	xs_content_set_value(slot, value, n);
 	edited(view, level);
 	charge(view, owner, 0, n_more);
-	changed(view, level, *slot, NULL);
+	changed(view, 0, *slot, NULL);
 	return XS_OK;
 }
 
@@ -487,7 +489,7 @@ int xs_set_perms(struct xs_view *view, struct xs_domain *who, const struct xs_pe
 	slot = edit(view, level);
 	xs_content_set_perms(view->hub, *slot, perms);
 	edited(view, level);
-	changed(view, level, *slot, before);
+	changed(view, 0, *slot, before);
 	xs_perms_drop(view->hub, before);
 	xs_perms_drop(view->hub, perms);
 	return XS_OK;

@@ -368,7 +368,7 @@ static void apply_content(struct xs_transaction *transaction, struct xs_access *
 
 		know(access, xs_node_add(hub, parent, access->path + start, access->n_path - start, access->hash, content));
 	}
-	xs_log_node(hub, access->path, access->n_path, access->node);
+	xs_log_node(hub, access->path, access->n_path, access->node, 0);
 }
 
 static void apply(struct xs_transaction *transaction)

@@ -604,8 +604,8 @@ void xs_trace_request(struct pv_xs_conn *connection, const struct xs_header *hea
 
 /* -- pv_xs_journal.c: records of the open frame */
 
-/* Its content is new. */
-void xs_log_node(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_node *node);
+/* Its content is new, and so many levels above it are, with its permissions. */
+void xs_log_node(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_node *node, uint32_t n_above);
 /* It and what is below it are going to be taken away. */
 void xs_log_removed(struct pv_xs *hub, const char *path, uint32_t n, const struct xs_node *node);
 void xs_log_special(struct pv_xs *hub, int name);

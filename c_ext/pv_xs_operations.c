@@ -435,6 +435,7 @@ static int cut_transaction(struct xs_view *view)
 		xs_content_drop(view->hub, access->content);
 		access->content = NULL;
 		access->modified = access->remade = 1;
+		access->inner |= i != 0;
 		access->exact = i != 0 && (access->exact || !access->event);
 		access->event = 1;
 	}

@@ -336,7 +336,8 @@ static int by_level(const void *left, const void *right)
 /* Take away what it removed, or removed and made again: the latter stands last among its siblings. */
 static void apply_removal(struct pv_xs *hub, const struct xs_access *access)
 {
-	xs_log_removed(hub, access->path, access->n_path, access->node);
+	if (!access->inner) /* else who reads of the node above it knows */
+		xs_log_removed(hub, access->path, access->n_path, access->node);
 	xs_node_unlink(hub, access->node);
 	xs_node_free(hub, access->node);
 }
@@ -350,12 +351,18 @@ static void know(struct xs_access *access, struct xs_node *node)
 	node->refs++;
 }
 
+/* Whether what it is now about is a new node. */
+static int is_made(const struct xs_access *access)
+{
+	return !access->base || access->remade;
+}
+
 static void apply_content(struct xs_transaction *transaction, struct xs_access *access)
 {
 	struct xs_content *content = xs_content_keep(access->content);
 	struct pv_xs *hub = transaction->hub;
 
-	if (access->base && !access->remade) {
+	if (!is_made(access)) {
 		struct xs_node *node = access->node;
 
 		xs_account_node(hub, node, -1);
@@ -368,14 +375,20 @@ static void apply_content(struct xs_transaction *transaction, struct xs_access *
 
 		know(access, xs_node_add(hub, parent, access->path + start, access->n_path - start, access->hash, content));
 	}
-	xs_log_node(hub, access->path, access->n_path, access->node, 0);
+}
+
+/* Whether the record of a node says all about the one above it. */
+static int implies(const struct xs_transaction *transaction, const struct xs_access *below, const struct xs_access *above)
+{
+	return below->content && is_made(below) && is_made(above) && &transaction->accesses[below->parent] == above &&
+	       !above->content->n_value && above->content->perms == below->content->perms;
 }
 
 static void apply(struct xs_transaction *transaction)
 {
 	struct pv_xs *hub = transaction->hub;
 	struct xs_access **changes = xs_alloc((transaction->n_accesses + 1) * sizeof *changes);
-	uint32_t n = 0;
+	uint32_t n = 0, n_above = 0;
 
 	for (uint32_t i = 0; i < transaction->n_accesses; i++) {
 		struct xs_access *access = &transaction->accesses[i];
@@ -392,8 +405,15 @@ static void apply(struct xs_transaction *transaction)
 			apply_removal(hub, changes[i]);
 	}
 	for (uint32_t i = 0; i < n; i++) {
-		if (changes[i]->content)
-			apply_content(transaction, changes[i]);
+		if (!changes[i]->content)
+			continue;
+		apply_content(transaction, changes[i]);
+		if (i + 1 < n && implies(transaction, changes[i + 1], changes[i])) {
+			n_above++;
+			continue;
+		}
+		xs_log_node(hub, changes[i]->path, changes[i]->n_path, changes[i]->node, n_above);
+		n_above = 0;
 	}
 	free(changes);
 	for (uint32_t i = 0; i < transaction->n_charges; i++)

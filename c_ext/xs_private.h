@@ -140,6 +140,7 @@ struct xs_access {
 	uint32_t sequence;              /* of its making here */
 	uint8_t modified;
 	uint8_t remade;                 /* was taken away here, whatever came after */
+	uint8_t inner;                  /* with a node above it */
 	uint8_t event;
 	uint8_t exact;
 };

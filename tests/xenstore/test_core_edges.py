@@ -116,15 +116,33 @@ def test_what_a_transaction_removes_and_makes_again_is_in_the_journal(tmp_path: 
             (Op.WRITE, b"/e/f/g\0new"),
             (Op.RM, b"/e\0"),
             (Op.WRITE, b"/e/f\0newest"),
+            (Op.WRITE, b"/a/k/l/m/n\0deep"),
+            (Op.WRITE, b"/a/k/l/o\0less deep"),
+            (Op.WRITE, b"/a/q/r/s\0other"),
+            (Op.SET_PERMS, b"/a/q/r\0r0\0"),
         ):
             assert ask(dom0, op, payload, number) == ACK
         assert ask(dom0, Op.TRANSACTION_END, b"T\0", number) == ACK
         assert hub.check() == []
+        names = ask(dom0, Op.DIRECTORY, b"/a\0"), ask(dom0, Op.DIRECTORY, b"/a/k/l\0")
+    with CoreHub() as hub, Journal(tmp_path, hub):
+        dom0 = hub.connect()
+        assert (ask(dom0, Op.DIRECTORY, b"/a\0"), ask(dom0, Op.DIRECTORY, b"/a/k/l\0")) == names
+        perms = [ask(dom0, Op.GET_PERMS, path) for path in (b"/a/q\0", b"/a/q/r\0", b"/a/q/r/s\0")]
+        assert perms == [b"n0\0", b"r0\0", b"n0\0"]
     found = journals(tmp_path)
     assert {path: value for path, value in found.items() if path[:2] in ("/a", "/e")} == {
         "/a": b"",
         "/a/b": b"",
         "/a/b/x": b"new",
+        "/a/k": b"",
+        "/a/k/l": b"",
+        "/a/k/l/m": b"",
+        "/a/k/l/m/n": b"deep",
+        "/a/k/l/o": b"less deep",
+        "/a/q": b"",
+        "/a/q/r": b"",
+        "/a/q/r/s": b"other",
         "/e": b"",
         "/e/f": b"newest",
     }

@@ -567,25 +567,34 @@ void xs_grow_credit(struct pv_xs *hub, struct xs_domain *domain);
 /* How long after its credit last grew a guest is out of debt, if nobody helps. */
 int64_t xs_debt_ms(const struct pv_xs *hub, const struct xs_domain *domain);
 
-/* -- pv_xs_conn.c */
+/* -- pv_xs_output.c */
 
+/* A request of a guest is being handled: what is queued meanwhile belongs to it. */
+struct xs_cause *xs_cause_new(struct xs_domain *domain);
+/* One of the packets that belong to a request is out of the way; after the last one it is no longer outstanding. */
+void xs_cause_drop(struct xs_cause *cause);
 void xs_mark_dirty(struct pv_xs_conn *connection);
 /* A reply with room for n bytes of payload, queued: where they go. */
 uint8_t *xs_put_reply(struct pv_xs_conn *connection, uint32_t op, uint32_t request_id, uint32_t transaction_id, uint32_t n);
 void xs_put_event(struct pv_xs_conn *connection, const char *path, uint32_t n_path, const char *token, uint32_t n_token);
+/* Bytes to send as they are. */
+uint8_t *xs_put_raw(struct pv_xs_conn *connection, uint32_t n);
+/* Take away the first packet, sent or not. */
+void xs_pop_output(struct pv_xs_conn *connection);
+void xs_drop_old_events(struct pv_xs_conn *connection);
+/* When it has something to drop next; INT64_MAX: never. */
+int64_t xs_next_expiry(const struct pv_xs_conn *connection);
+
+/* -- pv_xs_conn.c */
+
 void xs_drop_state(struct pv_xs_conn *connection);
 /* Whether requests that were read have to wait. */
 int xs_blocked(const struct pv_xs_conn *connection);
 int xs_handle_waiting(struct pv_xs_conn *connection);
-/* Bytes to send as they are. */
-uint8_t *xs_put_raw(struct pv_xs_conn *connection, uint32_t n);
 /* Bytes that are not handled yet. */
 void xs_keep_input(struct pv_xs_conn *connection, const uint8_t *data, uint32_t n);
 /* Forget the first n bytes of what was not handled yet. */
 void xs_consume_input(struct pv_xs_conn *connection, uint32_t n);
-void xs_drop_old_events(struct pv_xs_conn *connection);
-/* When it has something to drop next; INT64_MAX: never. */
-int64_t xs_next_expiry(const struct pv_xs_conn *connection);
 
 /* -- pv_xs_request.c */
 

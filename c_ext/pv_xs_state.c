@@ -122,7 +122,8 @@ static int load_watch(struct pv_xs_conn *connection, struct reader *reader)
 	memcpy(&head, from, sizeof head);
 	path = take(reader, head.n_path);
 	token = take(reader, head.n_token);
-	if (!path || !token || !head.n_path || head.n_path > XS_PATH_MAX || head.n_prefix > head.n_path)
+	if (!path || !token || !head.n_path || head.n_path > XS_PATH_MAX || head.n_prefix > head.n_path ||
+	    !xs_is_well_formed(connection->hub, (const char *)path, head.n_path))
 		return -EPROTO;
 	xs_watch_add(connection, (const char *)path, head.n_path, (const char *)token, head.n_token, head.n_prefix,
 		     head.depth);

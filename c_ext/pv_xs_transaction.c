@@ -435,7 +435,7 @@ int xs_transaction_commit(struct xs_transaction *transaction, const struct xs_do
 		const struct xs_access *access = &transaction->accesses[i];
 
 		if (access->event && (!access->exact || xs_is_watched(hub, access->hash)))
-			xs_fire(hub, access->path, access->n_path, NULL, access->exact, access->before);
+			xs_fire(hub, access->path, access->n_path, access->content, access->exact, access->before);
 	}
 	return XS_OK;
 }

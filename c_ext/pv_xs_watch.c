@@ -61,6 +61,7 @@ static struct xs_place *place_for(struct pv_xs *hub, const char *path, uint32_t 
 	place->chain = hub->places[hash & (hub->places_room - 1)];
 	hub->places[hash & (hub->places_room - 1)] = place;
 	hub->n_places++;
+	hub->places_at[place->n_levels]++;
 	return place;
 }
 
@@ -72,6 +73,7 @@ static void free_place(struct pv_xs *hub, struct xs_place *place)
 		at = &(*at)->chain;
 	*at = place->chain;
 	hub->n_places--;
+	hub->places_at[place->n_levels]--;
 	free(place);
 }
 
@@ -190,8 +192,10 @@ static uint32_t find_matches(struct pv_xs *hub, const struct xs_walk *walk, int 
 	uint32_t n = 0, n_places = 0;
 
 	for (uint32_t level = walk->n_levels + 1; level-- > 0;) {
-		const struct xs_place *place = find_place(hub, walk->path, walk->end[level], walk->hash[level]);
+		const struct xs_place *place = NULL;
 
+		if (hub->places_at[level])
+			place = find_place(hub, walk->path, walk->end[level], walk->hash[level]);
 		if (place) {
 			match_all(hub, place, walk->n_levels, &n);
 			n_places++;

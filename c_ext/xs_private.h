@@ -360,6 +360,7 @@ struct pv_xs {
 	uint32_t n_nodes, nodes_room;
 	uint32_t n_perms, perms_room;
 	uint32_t n_places, places_room;
+	uint32_t places_at[XS_LEVELS_MAX];   /* by level of their path: most levels of a deep path have none */
 	uint32_t n_watches;
 	uint32_t n_connections;
 	uint32_t n_transactions;

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def xenstored(
         place = path or context.rundir.xenstored_socket
         handover = Handover.from_environment()
         options = choice.server_options()
-        server = XenstoreServer(place, hypervisor, **options, replace=_replace, handover=handover)
+        server = XenstoreServer(place, hypervisor, **options, replace=_Next(), handover=handover)
         stack.callback(server.stop)
         if READY_FD not in os.environ and handover is None:
             click.echo(f"xenstored serves {place}; Ctrl-C stops it")
@@ -163,10 +164,30 @@ def _hypervisor(context: Context, broker: str | None, *, alone: bool) -> Hypervi
     return None
 
 
-def _replace(program: str, command_line: str | None, handover: Handover) -> None:
-    """Go on as another program, with this one's command line unless there is another. Returns only by `OSError`."""
-    arguments = shlex.split(command_line) if command_line is not None else sys.argv[1:]
-    environment = {**os.environ, **handover.inherit()}
-    path = shutil.which(program) or program
-    words = [path, "-P", "-m", "paravirt"] if os.path.samefile(path, sys.executable) else [path]
-    os.execve(path, [*words, *arguments], environment)
+class _Next:
+    """Goes on as another program, with this one's command line unless there is another."""
+
+    def why_not(self, program: str, command_line: str | None, timeout_s: float) -> str | None:
+        """Has the program read the command line, and say no more than its help."""
+        try:
+            words = [*self._words(program, command_line), "--help"]
+            done = subprocess.run(words, capture_output=True, timeout=timeout_s, stdin=subprocess.DEVNULL, check=False)
+        except subprocess.TimeoutExpired:
+            return f"{program} does not answer to --help"
+        except (OSError, ValueError) as error:
+            return f"{program} cannot be run: {error}"
+        if done.returncode == 0:
+            return None if b"xenstored" in done.stdout else f"{program} is no xenstored"
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return f"{program} does not start (status {done.returncode}): {said[-1] if said else 'it does not say why'}"
+
+    def become(self, program: str, command_line: str | None, handover: Handover) -> None:
+        words = self._words(program, command_line)
+        sys.stdout.flush()
+        os.execve(words[0], words, {**os.environ, **handover.inherit()})
+
+    def _words(self, program: str, command_line: str | None) -> list[str]:
+        arguments = shlex.split(command_line) if command_line is not None else sys.argv[1:]
+        path = shutil.which(program) or program
+        words = [path, "-P", "-m", "paravirt"] if os.path.samefile(path, sys.executable) else [path]
+        return [*words, *arguments]

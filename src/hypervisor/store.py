@@ -62,6 +62,12 @@ class StoreRegistration:
             raise Closed("this registration is closed")
         return self._socket
 
+    def end(self) -> None:
+        """Processes that ask from now on hear that there is no xenstored. Those that the broker has sent are still
+        there for `next`; then it raises `HypervisorGone`."""
+        with contextlib.suppress(OSError):
+            self._open_socket().shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Processes that ask from now on hear that there is no xenstored. Harmless when repeated."""
         connected, self._socket = self._socket, None

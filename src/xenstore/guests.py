@@ -22,6 +22,7 @@ from paravirt.hypervisor.store import StoreRegistration
 from paravirt.ring._core import ffi, lib
 from paravirt.xenstore.core import CoreHub
 from paravirt.xenstore.loop import Loop
+from paravirt.xenstore.ring_page import RingPage
 from paravirt.xenstore.wire import Errno
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Guests:
             stack.pop_all()
         self._rings[domid] = Ring(pages, channel)
         self._hub.serve_ring(domid, pages.view, channel.core, how)
+        RingPage(pages.view).updating = False
         return None
 
     def detach(self, domid: int) -> None:
@@ -121,15 +123,18 @@ class Guests:
 
     # -- events
 
+    def _take_connection(self) -> None:
+        domid, client = self._registration.next()
+        domain = self._hub.known(domid)
+        if domain is None:
+            client.close()  # it died meanwhile
+            return
+        self._adopt(client, domid)
+        self._hub.served(domain)  # its processes need no ring page, so nobody may ever introduce it
+
     def _on_connections(self, _events: int) -> None:
         try:
-            domid, client = self._registration.next()
-            domain = self._hub.known(domid)
-            if domain is None:
-                client.close()  # it died meanwhile
-                return
-            self._adopt(client, domid)
-            self._hub.served(domain)  # its processes need no ring page, so nobody may ever introduce it
+            self._take_connection()
         except ParavirtError as error:
             log.error("%s: connections go on, but no domain can connect any more", error)
             self._forget_registration()
@@ -166,6 +171,34 @@ class Guests:
                 self._registration.released(domid)
         except ParavirtError as error:
             log.error("%s: the deaths of domains are not seen any more", error)
+
+    # -- live update
+
+    def suspend(self) -> None:
+        """Another program is going to take this one's place: guests on rings are told to wait for it, and connections
+        that the broker has sent already are taken."""
+        for ring in self._rings.values():
+            RingPage(ring.pages.view).updating = True
+        if self._registration_fd < 0:
+            return
+        self._registration.end()
+        try:
+            while True:
+                self._take_connection()
+        except ParavirtError:
+            self._forget_registration()  # that was all
+
+    def resume(self) -> None:
+        """There was no other program: go on."""
+        for ring in self._rings.values():
+            RingPage(ring.pages.view).updating = False
+        try:
+            self._registration = _register(self._hypervisor, TAKE_OVER_S)
+        except ParavirtError as error:
+            log.error("%s: connections go on, but no domain can connect any more", error)
+            return
+        self._registration_fd = self._registration.fileno()
+        self._loop.add(self._registration_fd, self._on_connections)
 
     # -- end
 

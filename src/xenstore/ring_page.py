@@ -17,6 +17,8 @@ _WORD: Final = struct.Struct("<I")
 _FEATURES_AT: Final = 2064
 _CONNECTION_AT: Final = 2068
 _ERROR_AT: Final = 2072
+_UPDATING_AT: Final = 2080
+"""After all that Xen has there: a word of ours, which other guests do not look at."""
 
 
 class Feature(IntFlag):
@@ -77,6 +79,15 @@ class RingPage:
     @error.setter
     def error(self, value: int) -> None:
         _WORD.pack_into(self.view, _ERROR_AT, value)
+
+    @property
+    def updating(self) -> bool:
+        """The daemon is replacing itself: its event channel is gone for a moment, the streams stay as they are."""
+        return self._get(_UPDATING_AT) != 0
+
+    @updating.setter
+    def updating(self, value: bool) -> None:
+        _WORD.pack_into(self.view, _UPDATING_AT, int(value))
 
     def empty_streams(self) -> None:
         """Both streams start again at index 0. The server's alone, while the guest waits for it."""

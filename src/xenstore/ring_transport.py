@@ -2,6 +2,7 @@
 """A client's bytes through a xenstore ring page: for a guest that speaks the ring instead of a socket."""
 
 import threading
+import time
 from typing import Final
 
 from paravirt.errors import StoreGone
@@ -12,6 +13,8 @@ from paravirt.xenstore.ring_page import Feature, RingError, RingPage, State
 from paravirt.xenstore.transport import Transport
 
 RECONNECT_TIMEOUT_S: Final = 10.0
+UPDATE_TIMEOUT_S: Final = 30.0
+"""A daemon that replaces itself and is not back after so long is gone."""
 
 
 class RingTransport:
@@ -64,7 +67,7 @@ class RingTransport:
             data = self._stream.read_nowait()
             if data:
                 return data
-            if self._waiter.wait(self._port) is WaitResult.STALE and not self._still_bound():
+            if self._waiter.wait(self._port) is WaitResult.STALE and not self._bound_again():
                 return b""
             with self._changed:
                 self._changed.notify_all()
@@ -83,7 +86,17 @@ class RingTransport:
         data = self._stream.read_nowait()
         if data:
             return data
-        return b"" if stale and not self._still_bound() else None
+        return b"" if stale and not self._still_bound() and not self._page.updating else None
+
+    def _bound_again(self) -> bool:
+        """Whether there is a daemon, also one that replaces itself just now: then the next one is waited for."""
+        deadline = time.monotonic() + UPDATE_TIMEOUT_S
+        while not self._still_bound():
+            left = deadline - time.monotonic()
+            if not self._page.updating or self._ended or left <= 0:
+                return False
+            self._waiter.wait(self._port, timeout_s=left)
+        return True
 
     def _still_bound(self) -> bool:
         self._port.notify()  # learns the new binding; an extra event is harmless

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -23,7 +22,7 @@ from paravirt.xenstore.domains import DOM0, AnyConnection
 from paravirt.xenstore.journal import Journal
 from paravirt.xenstore.limits import Limits
 from paravirt.xenstore.loop import Loop
-from paravirt.xenstore.update import Handover
+from paravirt.xenstore.update import Handover, NextProgram
 from paravirt.xenstore.wire import Errno
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TRIAL_TIMEOUT_S: Final = 10
+"""How long the store may stand still while a program that is to take over is tried."""
 OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -41,7 +42,7 @@ class XenstoreServer:
     `socket_path`: where Dom0's clients connect; None: only `connect`, in this process. `hypervisor`: whose domains it
     serves too; it stays the caller's, who closes it after `stop`. `journal`: the directory that keeps the store; None:
     it is gone with the process. `sync`: what is acknowledged also survives the machine's end. `access_log`: a file that
-    gets a line for each request. `replace`: what a live update calls to go on as another program; it does not return.
+    gets a line for each request. `replace`: how a live update goes on as another program.
     `handover`: what a former program has left for this one. Connections are accepted from the moment this object
     exists.
 
@@ -57,7 +58,7 @@ class XenstoreServer:
         journal: str | os.PathLike[str] | None = None,
         sync: bool = False,
         access_log: str | os.PathLike[str] | None = None,
-        replace: Callable[[str, str | None, Handover], None] | None = None,
+        replace: NextProgram | None = None,
         handover: Handover | None = None,
     ) -> None:
         self._path = os.fspath(socket_path) if socket_path is not None else None
@@ -264,21 +265,33 @@ class XenstoreServer:
 
     # -- live update
 
-    def _plan_update(self, program: str, command_line: str | None, _timeout_s: int) -> str | None:
-        """Once the reply is sent."""
-        self._update = program, command_line
-        return None
+    def _plan_update(self, program: str, command_line: str | None, timeout_s: int) -> str | None:
+        """Why not, or None: after this wake-up."""
+        assert self._replace is not None
+        try:
+            if self._journal is not None:
+                self._journal.finish()
+        except OSError as error:
+            return f"the journal cannot be written: {error.strerror}"
+        refusal = self._replace.why_not(program, command_line, min(timeout_s, TRIAL_TIMEOUT_S))
+        if refusal is None:
+            self._update = program, command_line
+        return refusal
 
     def _become(self, program: str, command_line: str | None) -> None:
         """Go on as another program; if that fails, as this one."""
         assert self._replace is not None
         try:
+            if self._guests is not None:
+                self._guests.suspend()
             if self._journal is not None:
                 self._journal.finish()  # replies are handed over, and what they acknowledge must not be lost
             with Handover.of(self.hub, self._listener, with_tree=self._journal is None) as handover:
-                self._replace(program, command_line, handover)
+                self._replace.become(program, command_line, handover)
         except OSError as error:
             log.error("the live update failed, this program goes on: %s", error)
+            if self._guests is not None:
+                self._guests.resume()
 
     # -- what the hub asks for (`domains.DomainControl`)
 

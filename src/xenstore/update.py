@@ -12,7 +12,7 @@ import mmap
 import os
 import socket
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from paravirt.errors import DamagedJournal, InvalidRequest
 from paravirt.ring._core import ffi, lib
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 ENVIRONMENT: Final = "PARAVIRT_XENSTORED_UPDATE"
 """In the next program: the descriptors of state, tree and listening socket, commas between; -1 for none."""
+
+
+class NextProgram(Protocol):
+    """How a daemon goes on as another program."""
+
+    def why_not(self, program: str, command_line: str | None, timeout_s: float) -> str | None:
+        """Why that program cannot take over, None if it can. Tries, for at most so long."""
+
+    def become(self, program: str, command_line: str | None, handover: Handover) -> None:
+        """Does not return, unless by `OSError`."""
 
 
 class Handover:
@@ -94,14 +104,14 @@ class Handover:
         self.close()
 
     def close(self) -> None:
-        """Let go of the memory objects. The sockets are the hub's."""
+        """Let go of the memory objects. The sockets are the hub's, for this program alone."""
+        for fd in self._all():
+            with contextlib.suppress(OSError):
+                os.set_inheritable(fd, False)
         for fd in (self._state_fd, self._tree_fd):
             if fd >= 0:
                 os.close(fd)
         self._state_fd = self._tree_fd = -1
-        for fd in self._client_fds:
-            with contextlib.suppress(OSError):
-                os.set_inheritable(fd, False)
 
     def __enter__(self) -> Self:
         return self

@@ -142,7 +142,8 @@ class XenstoreServer:
             self._closed = True
             if not self._released:
                 self._loop.stop()
-        if self._runner is not None and self._runner is not threading.current_thread():
+            runner = self._runner
+        if runner is not None and runner is not threading.current_thread():
             self._finished.wait()
         self._release()
 
@@ -153,6 +154,8 @@ class XenstoreServer:
         with self._lock:
             if self._runner is not None:
                 raise InvalidRequest("this store is running already")
+            if self._closed:
+                return  # whoever has stopped it closes everything
             self._runner = threading.current_thread()
         main = self._runner is threading.main_thread()
         numbers = (signal.SIGTERM, signal.SIGINT) if main else ()

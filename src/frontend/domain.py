@@ -3,6 +3,7 @@
 
 import os
 import socket
+import time
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,21 @@ _IN_USE = tuple(str(int(state)) for state in (XenbusState.INITIALISED, XenbusSta
 STORE_PATIENCE_S = 10.0
 """How long calls wait for the next xenstored when there is none; then they raise `StoreGone`."""
 
+STORE_START_S = 3.0
+"""How long a process that comes while xenstored is being replaced waits for it; then it hears `NotFound`."""
+STORE_PAUSE_S = 0.02
+
+
+def _first_store(hypervisor: Hypervisor) -> socket.socket:
+    deadline = time.monotonic() + STORE_START_S
+    while True:
+        try:
+            return hypervisor.store_connection()
+        except NotFound:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(STORE_PAUSE_S)
+
 
 class Domain:
     """One process' part in a domain: its connection to the hypervisor and to xenstore. A context manager."""
@@ -30,7 +46,7 @@ class Domain:
         self._disks: list[Disk] = []
         try:
             self.store = XenstoreClient.from_socket(
-                hypervisor.store_connection(), again=self._next_store, reconnect_timeout_s=STORE_PATIENCE_S
+                _first_store(hypervisor), again=self._next_store, reconnect_timeout_s=STORE_PATIENCE_S
             )
         except BaseException:
             hypervisor.close()

@@ -29,6 +29,13 @@ with paravirt.Domain.from_environment() as domain:
         print(disk.pread(4096, 0) == b"x" * 4096, domain.disks(), flush=True)
 """
 
+SHORT = """
+import paravirt
+with paravirt.Domain.from_environment() as domain, domain.open_disk("xvda") as disk:
+    disk.pwrite(b"x" * 4096, 0)
+    print(domain.disks())
+"""
+
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[RunningHost]:
@@ -121,3 +128,27 @@ def test_a_host_that_starts_again_has_its_tree_but_no_domains(tmp_path: Path) ->
             kill_store(host)
         host.ask("domain", "create", "guest")
         assert "1" in host.ask("xenstore", "list", "/local/domain").split()
+
+
+def test_a_live_update_of_a_host(host: RunningHost, tmp_path: Path) -> None:
+    """Nobody notices: the supervisor, the backend, guests that run and guests that come."""
+    host.ask("domain", "create", "guest")
+    host.ask("vbd", "attach", "guest", image(tmp_path / "guest.img"))
+    worker = run(host, "guest", sys.executable, str(WORKER))
+    assert read_line(worker.stdout) == "ready"
+    pids = [host.pid(name) for name in ("hypervisor", "xenstored", "backend")]
+    for number in range(3):
+        host.ask("domain", "create", f"new{number}")
+        host.ask("vbd", "attach", f"new{number}", image(tmp_path / f"{number}.img"))
+        update = host.spawn("xenstore", "live-update")
+        done = host.ask("run", f"new{number}", "--", sys.executable, "-c", SHORT)  # while the update goes on
+        assert done == "['xvda']\n"
+        assert update.wait(DEADLINE_S) == 0
+        assert read_line(worker.stdout).isdigit()
+    assert [host.pid(name) for name in ("hypervisor", "xenstored", "backend")] == pids
+    last = finish(worker)[-1].split()
+    assert (last[0], last[2:]) == ("done", ["0", "0"])
+    host.up.send_signal(signal.SIGTERM)
+    assert host.up.stderr is not None
+    assert b"xenstored ended" not in read_all(host.up.stderr)
+    assert host.up.wait(DEADLINE_S) == 0

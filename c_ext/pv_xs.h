@@ -222,7 +222,7 @@ struct pv_xs_event {
 
 /* 0 or -errno. */
 int pv_xs_loop_open(struct pv_xs *hub);
-/* Descriptors of the sockets it serves: how many, of which max are written. */
+/* Descriptors of the sockets it serves and will go on to serve: how many, of which max are written. */
 uint32_t pv_xs_sockets(struct pv_xs *hub, int32_t *fds, uint32_t max);
 /* A descriptor of the caller's: told by PV_XS_EVENT_FD while it is ready. */
 int pv_xs_loop_add(struct pv_xs *hub, int fd, uint32_t mask);

@@ -117,7 +117,7 @@ uint32_t pv_xs_sockets(struct pv_xs *hub, int32_t *fds, uint32_t max)
 	uint32_t n = 0;
 
 	for (const struct pv_xs_conn *connection = hub->connections; connection; connection = connection->next) {
-		if (connection->fd < 0)
+		if (connection->fd < 0 || connection->broken)
 			continue;
 		if (n < max)
 			fds[n] = connection->fd;

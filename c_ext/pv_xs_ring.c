@@ -64,8 +64,11 @@ static void start_anew(struct pv_xs_conn *connection)
 
 void pv_xs_serve_ring(struct pv_xs_conn *connection, void *page, struct pv_port *port, int how)
 {
+	int goes_on = connection->served; /* as the former program has said */
+
 	if (connection->page)
 		pv_xs_stop_ring(connection);
+	connection->served = 0;
 	connection->page = page;
 	connection->port = port;
 	connection->domain->ring = connection;
@@ -75,6 +78,8 @@ void pv_xs_serve_ring(struct pv_xs_conn *connection, void *page, struct pv_port 
 	} else if (how == PV_XS_RING_BROKEN) {
 		pv_store_relaxed(field(connection, FEATURES_AT), connection->domain->public.features);
 		xs_ring_give_up(connection, ERROR_COMM);
+	} else if (!goes_on) {
+		notify(connection); /* the error that has ended it stands in the page */
 	} else if (pv_stream_attach(&connection->stream, page, PV_PAGE_BYTES, &layout, port) == 0) {
 		connection->served = 1;
 		notify(connection);

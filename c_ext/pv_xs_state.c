@@ -3,7 +3,8 @@
  * What a live update hands over beside the tree: the connections. All numbers are little-endian.
  *
  *   header      8 bytes "PVXSSTAT", u32 version, u32 number of the last connection
- *   connection  u32 domid, i32 socket (-1: the domain's ring), u32 number, u32 next transaction,
+ *   connection  u32 domid, i32 socket (-1: the domain's ring; -2: one that an error has ended), u32 number,
+ *               u32 next transaction,
  *               u32 n_in, u32 n_out, u32 n_watches, u32 n_transactions,
  *               n_in bytes that were not handled, n_out bytes that were not sent,
  *               watches: u16 n_path, u16 n_token, u16 n_prefix, u16 0, i32 depth, path, token,
@@ -16,6 +17,8 @@
 #include "xs_private.h"
 
 #define VERSION 1
+#define RING (-1)
+#define ENDED_RING (-2)
 
 static const char magic[8] = { 'P', 'V', 'X', 'S', 'S', 'T', 'A', 'T' };
 
@@ -56,7 +59,8 @@ static void save_watch(struct xs_bytes *bytes, const struct xs_watch *watch)
 static void save_connection(struct xs_bytes *bytes, const struct pv_xs_conn *connection)
 {
 	struct head head = {
-		.domid = connection->domain->public.domid, .fd = connection->fd, .number = connection->number,
+		.domid = connection->domain->public.domid, .number = connection->number,
+		.fd = connection->fd >= 0 ? connection->fd : connection->served ? RING : ENDED_RING,
 		.next_transaction = connection->next_transaction, .n_in = connection->n_in,
 		.n_out = (uint32_t)connection->n_out, .n_transactions = connection->n_transactions,
 	};
@@ -83,7 +87,7 @@ int64_t pv_xs_state_save(struct pv_xs *hub, uint8_t **state)
 	while (connection && connection->next)
 		connection = connection->next;
 	for (; connection; connection = connection->previous) { /* oldest first */
-		if (connection->fd >= 0 || connection->page)
+		if ((connection->fd >= 0 && !connection->broken) || connection->page)
 			save_connection(&bytes, connection);
 	}
 	*state = bytes.data;
@@ -165,6 +169,7 @@ static int load_connection(struct pv_xs *hub, struct reader *reader)
 	if (head.fd >= 0)
 		return pv_xs_serve_socket(connection, head.fd);
 	connection->domain->ring = connection; /* its page and port are the caller's to find */
+	connection->served = head.fd == RING;
 	return 0;
 }
 

@@ -268,7 +268,7 @@ class XenstoreServer:
 
     # -- live update
 
-    def _plan_update(self, program: str, command_line: str | None, timeout_s: int) -> str | None:
+    def _plan_update(self, program: str, command_line: str | None, _timeout_s: int) -> str | None:
         """Why not, or None: after this wake-up."""
         assert self._replace is not None
         try:
@@ -276,7 +276,7 @@ class XenstoreServer:
                 self._journal.finish()
         except OSError as error:
             return f"the journal cannot be written: {error.strerror}"
-        refusal = self._replace.why_not(program, command_line, min(timeout_s, TRIAL_TIMEOUT_S))
+        refusal = self._replace.why_not(program, command_line, TRIAL_TIMEOUT_S)
         if refusal is None:
             self._update = program, command_line
         return refusal

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from paravirt.xenstore.client import TransactionConflict, XenstoreClient
+from paravirt.xenstore.ring_page import RingError, RingPage
 from paravirt.xenstore.wire import ACK, Op, Packet, PacketParser, encode
 from tests.xenstore.durable import Durable, Ring, await_event
 from tests.xenstore.history import DEADLINE_S, PARAVIRT
@@ -309,6 +311,30 @@ def test_what_a_guest_has_sent_meanwhile_is_answered(full: Durable) -> None:
         assert asked.value == b"1"
         assert update(full) == "OK"
         assert guest.read("x") == b"1"
+
+
+def test_a_guest_that_was_given_up_stays_so(full: Durable) -> None:
+    ring = Ring(full, full.domain("guest"))
+    page = RingPage(ring.memory)
+    struct.pack_into("<I", page.view, 2052, 5000)  # an index that cannot be
+    while page.error != RingError.INDEX:
+        ring.channel.notify()
+        ring.waiter.wait(ring.channel, timeout_s=0.01)
+    struct.pack_into("<4I", page.view, 2048, 0, 0, 0, 0)  # now they could be, but nobody has asked for that
+    assert update(full) == "OK"
+    request = encode(Op.GET_DOMAIN_PATH, 1, 0, b"0\0")
+    page.view[: len(request)] = request
+    struct.pack_into("<I", page.view, 2052, len(request))
+    ring.channel.notify()
+    with full.client() as store:
+        store.read("/tool")
+        store.read("/tool")
+    assert struct.unpack_from("<4I", page.view, 2048) == (0, len(request), 0, 0), "nobody reads it"
+    assert page.error == RingError.INDEX
+    with ring.client(reconnect=True) as guest:
+        guest.write("x", "1")
+        assert guest.read("x") == b"1"
+    assert page.error == RingError.NONE
 
 
 def test_a_domain_that_is_destroyed_after_an_update(full: Durable) -> None:

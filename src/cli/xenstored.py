@@ -108,7 +108,7 @@ def parse_quotas(
     multiple=True,
     metavar="NAME=VALUE",
     callback=parse_quotas,
-    help="What a domain may have, such as nodes=2000; 0: no limit; repeatable.",
+    help="What a domain may have, such as nodes=2000; 0: no limit; repeatable. A journal keeps what was set in it.",
 )
 @pass_context
 def xenstored(

@@ -134,28 +134,19 @@ static int load_watch(struct pv_xs_conn *connection, struct reader *reader)
 	return 0;
 }
 
-static int load_connection(struct pv_xs *hub, struct reader *reader)
+static int load_holdings(struct pv_xs_conn *connection, const struct head *head, struct reader *reader)
 {
-	const uint8_t *from = take(reader, sizeof(struct head)), *in, *out;
-	struct pv_xs_conn *connection;
-	struct head head;
+	const uint8_t *in = take(reader, head->n_in), *out = in ? take(reader, head->n_out) : NULL;
 	int error = 0;
 
-	if (!from)
+	if (!out)
 		return -EPROTO;
-	memcpy(&head, from, sizeof head);
-	in = take(reader, head.n_in);
-	out = take(reader, head.n_out);
-	if (!in || !out || head.domid > XS_DOMID_MAX)
-		return -EPROTO;
-	connection = pv_xs_connect(hub, head.domid);
-	connection->number = head.number;
-	xs_keep_input(connection, in, head.n_in);
-	if (head.n_out)
-		memcpy(xs_put_raw(connection, head.n_out), out, head.n_out);
-	for (uint32_t i = 0; i < head.n_watches && !error; i++)
+	xs_keep_input(connection, in, head->n_in);
+	if (head->n_out)
+		memcpy(xs_put_raw(connection, head->n_out), out, head->n_out);
+	for (uint32_t i = 0; i < head->n_watches && !error; i++)
 		error = load_watch(connection, reader);
-	for (uint32_t i = 0; i < head.n_transactions && !error; i++) {
+	for (uint32_t i = 0; i < head->n_transactions && !error; i++) {
 		const uint8_t *number = take(reader, 4);
 
 		if (!number)
@@ -163,9 +154,29 @@ static int load_connection(struct pv_xs *hub, struct reader *reader)
 		memcpy(&connection->next_transaction, number, 4);
 		xs_transaction_new(connection)->outdated = 1;
 	}
-	connection->next_transaction = head.next_transaction;
-	if (error)
+	connection->next_transaction = head->next_transaction;
+	return error;
+}
+
+static int load_connection(struct pv_xs *hub, struct reader *reader)
+{
+	const uint8_t *from = take(reader, sizeof(struct head));
+	struct pv_xs_conn *connection;
+	struct head head;
+	int error;
+
+	if (!from)
+		return -EPROTO;
+	memcpy(&head, from, sizeof head);
+	if (head.domid > XS_DOMID_MAX || (head.fd < 0 && pv_xs_ring_of(hub, head.domid)))
+		return -EPROTO;
+	connection = pv_xs_connect(hub, head.domid);
+	connection->number = head.number;
+	error = load_holdings(connection, &head, reader);
+	if (error) {
+		pv_xs_conn_free(connection);
 		return error;
+	}
 	if (head.fd >= 0)
 		return pv_xs_serve_socket(connection, head.fd);
 	connection->domain->ring = connection; /* its page and port are the caller's to find */

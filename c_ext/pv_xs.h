@@ -55,7 +55,7 @@ struct pv_xs_limits {
 /* A domain as the engine knows it. The second group is the caller's to set with pv_xs_set_domain. */
 struct pv_xs_domain {
 	uint32_t domid;
-	uint32_t known;          /* 1: exists; 0: only its quotas or nodes are remembered */
+	uint32_t known;          /* 1: exists; 0: only its nodes are counted */
 	uint32_t n_nodes;
 	uint32_t n_watches;
 	uint32_t n_transactions;

@@ -128,7 +128,7 @@ int xs_handle_waiting(struct pv_xs_conn *connection)
 		uint32_t n = handle_all(connection, connection->in, connection->n_in);
 
 		if (connection->n_in)   /* else it was closed meanwhile */
-			xs_consume_input(connection, n);
+			xs_consume_input(connection, connection->broken ? connection->n_in : n);
 	}
 	return connection->parked ? PV_XS_PARKED : PV_XS_DONE;
 }
@@ -181,7 +181,7 @@ void pv_xs_reset(struct pv_xs_conn *connection)
 	if (connection->n_in)
 		xs_consume_input(connection, connection->n_in);
 	if (connection->hub->parked == connection)
-		connection->hub->parked = NULL;
+		xs_drop_parked(connection->hub);
 	connection->parked = 0;
 	connection->broken = NULL;
 	xs_settle(connection->hub);

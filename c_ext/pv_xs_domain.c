@@ -189,6 +189,7 @@ void xs_make_known(struct pv_xs *hub, struct xs_domain *domain)
 {
 	if (domain->public.known)
 		return;
+	memcpy(domain->public.quotas, hub->limits.quotas, sizeof hub->limits.quotas); /* those that new domains get */
 	domain->public.known = 1;
 	xs_log_domain(hub, domain);
 	xs_log_commit(hub);
@@ -243,7 +244,7 @@ void pv_xs_set_domain(struct pv_xs *hub, const struct pv_xs_domain *public)
 {
 	struct xs_domain *domain = xs_domain(hub, public->domid);
 
-	domain->public.known = 1;
+	xs_make_known(hub, domain);
 	domain->public.introduced = public->introduced;
 	domain->public.shut_down = public->shut_down;
 	domain->public.features = public->features;

@@ -125,6 +125,21 @@ int pv_xs_parked(struct pv_xs *hub, struct pv_xs_request *request)
 	return 1;
 }
 
+void xs_forget_absent(struct pv_xs *hub)
+{
+	if (hub->any_absent) {
+		hub->any_absent = 0;
+		memset(hub->absent, 0, sizeof hub->absent);
+	}
+}
+
+void xs_drop_parked(struct pv_xs *hub)
+{
+	hub->parked = NULL;
+	hub->unresolved = 0;
+	xs_forget_absent(hub);
+}
+
 static struct pv_xs_conn *unpark(struct pv_xs *hub)
 {
 	struct pv_xs_conn *connection = hub->parked;

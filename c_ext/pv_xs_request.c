@@ -544,10 +544,7 @@ int xs_handle(struct pv_xs_conn *connection, const struct xs_header *header, con
 	error = run(&request);
 	if (error == XS_PARKED || error == XS_UNRESOLVED)
 		return error;
-	if (hub->any_absent) {
-		hub->any_absent = 0;
-		memset(hub->absent, 0, sizeof hub->absent);
-	}
+	xs_forget_absent(hub);
 	if (error) {
 		const char *name = xs_errno_names[error];
 		uint32_t n = (uint32_t)strlen(name) + 1;

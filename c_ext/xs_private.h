@@ -603,6 +603,13 @@ void xs_consume_input(struct pv_xs_conn *connection, uint32_t n);
 int xs_handle(struct pv_xs_conn *connection, const struct xs_header *header, const uint8_t *payload);
 extern const char *const xs_errno_names[XS_N_ERRNOS];
 
+/* -- pv_xs_hub.c */
+
+/* The parked request is over, with what was asked and heard for it. */
+void xs_drop_parked(struct pv_xs *hub);
+/* What one request has heard of domains that do not exist is not true for the next. */
+void xs_forget_absent(struct pv_xs *hub);
+
 /* -- pv_xs_trace.c */
 
 static inline int xs_traces(const struct pv_xs *hub)

@@ -89,18 +89,23 @@ class Connection:
             self._wait(packets)
         else:
             self._handle_all(packets)
-        if self._parser.broken is not None and self.broken is None:
-            self.give_up(self._parser.broken)
+        self._look_at_parser()
         self.hub.settle()
 
     def resume(self) -> None:
         """Go on with requests that waited, as far as they may be handled now."""
         waiting = self._waiting
-        if waiting:
+        if waiting and self.broken is None:
             self._waiting = deque()
             self.domain.held_bytes -= _n_bytes(waiting)
             self._handle_all(waiting)
+            self._look_at_parser()
             self.hub.settle()
+
+    def _look_at_parser(self) -> None:
+        """Give the client up for what it sent, once the requests before that are handled."""
+        if self._parser.broken is not None and self.broken is None and not self._waiting:
+            self.give_up(self._parser.broken)
 
     def _wait(self, packets: list[Packet] | deque[Packet]) -> None:
         self._waiting.extend(packets)

@@ -7,7 +7,7 @@ Nodes are changed in place unless a transaction has seen them: those are frozen,
 
 from typing import Protocol
 
-from paravirt.xenstore.paths import ROOT, child_of
+from paravirt.xenstore.paths import ROOT
 from paravirt.xenstore.permissions import DOM0_ONLY, EVERYBODY_READS, Permissions
 from paravirt.xenstore.wire import Errno
 
@@ -126,9 +126,11 @@ class Store:
         self._owned: dict[int, int] = {}
         self._owned_bytes: dict[int, int] = {}
         self.add(ROOT, Node(b"", DOM0_ONLY))
-        for path, name in ((ROOT, b"tool"), (b"/tool", b"xenstored")):
-            self.edit(path).add_child(name)
-            self.add(child_of(path, name), Node(b"", DOM0_ONLY))
+        self.edit(ROOT).add_child(b"tool")
+        tool = Node(b"", DOM0_ONLY)
+        tool.add_child(b"xenstored")
+        for path, node in ((b"/tool/xenstored", Node(b"", DOM0_ONLY)), (b"/tool", tool)):
+            self.add(path, node)
         self.charge(0, len(self.nodes), sum(stored_bytes(path, node) for path, node in self.nodes.items()))
 
     def refused(self) -> Errno | None:

@@ -216,23 +216,24 @@ static const char *check_children(struct pv_xs *hub, uint64_t *n_names)
 
 static const char *check_owned(struct pv_xs *hub)
 {
-	uint32_t *counts = xs_alloc((XS_DOMID_MAX + 1) * sizeof *counts);
-	const struct xs_domain *domain = NULL;
-	const char *result = NULL;
+	struct xs_domain *domain = NULL;
 
+	while ((domain = xs_domain_next(hub, domain)))
+		domain->n_found = 0;
 	for (struct xs_node *node = hub->root; node; node = node->newer) {
-		if (!xs_domain_find(hub, xs_owner(node->content->perms)))
-			result = "a node's owner has no count";
-		counts[xs_owner(node->content->perms)]++;
+		domain = xs_domain_find(hub, xs_owner(node->content->perms));
+		if (!domain)
+			return "a node's owner has no count";
+		domain->n_found++;
 	}
+	domain = NULL;
 	while ((domain = xs_domain_next(hub, domain))) {
-		if (counts[domain->public.domid] != domain->public.n_nodes)
-			result = "the count of what a domain owns is wrong";
+		if (domain->n_found != domain->public.n_nodes)
+			return "the count of what a domain owns is wrong";
 		if (domain->public.memory_bytes < 0)
-			result = "a domain holds less than no memory";
+			return "a domain holds less than no memory";
 	}
-	free(counts);
-	return result;
+	return NULL;
 }
 
 const char *pv_xs_check(struct pv_xs *hub)

@@ -209,6 +209,7 @@ struct xs_domain {
 	struct pv_xs_domain public;
 	uint32_t epoch;             /* counts its deaths: what was caused before is not its any more */
 	uint32_t n_home;
+	uint32_t n_found;           /* nodes it owns, counted by pv_xs_check */
 	int64_t credit_ms;          /* when its credit last grew */
 	int64_t reported_ms;        /* when its memory was last reported */
 	uint8_t has_credit;         /* it shares the rate of writes */

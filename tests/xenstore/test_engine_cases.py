@@ -3,7 +3,7 @@
 
 from paravirt.xenstore.limits import Limits
 from paravirt.xenstore.wire import Op, encode
-from tests.xenstore.story import World
+from tests.xenstore.story import World, tell
 
 
 def test_the_first_event_of_a_watch_that_is_partly_read_counts_for_nobody() -> None:
@@ -35,3 +35,23 @@ def test_a_domain_that_comes_again_has_the_quotas_of_new_ones() -> None:
     del world.clients["dom5"]
     world.client("dom5")
     assert world.ask("dom0", "GET_QUOTA", "5|watches|") == "7|"
+
+
+def test_what_a_transaction_makes_and_removes_again_is_no_event() -> None:
+    tell("""
+        dom0> WATCH /a|t|
+        dom0< OK
+        dom0< * /a|t|
+        dom0> MKDIR /a|
+        dom0< * /a|t|
+        dom0< OK
+        dom0b> TRANSACTION_START |
+        dom0b< 1|
+        dom0b> WRITE@1 /a/b|value
+        dom0b< OK
+        dom0b> RM@1 /a|
+        dom0b< OK
+        dom0b> TRANSACTION_END@1 T|
+        dom0b< OK
+        dom0< * /a|t|
+    """)

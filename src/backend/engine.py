@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from paravirt.backend import connection
+from paravirt.backend.connection import Connection as Connection
 from paravirt.backend.disks import Disk
 from paravirt.errors import ParavirtError, PeerError
 from paravirt.protocol.blkif import SECTOR_BYTES, Operation
 from paravirt.ring import blkif
-from paravirt.ring.event import EventPort, EventWaiter
-from paravirt.ring.grant import Mapper
-from paravirt.ring.memory import Mapping, address_of
-from paravirt.ring.shared import BackRing, RingStatistics
+from paravirt.ring.memory import address_of
+from paravirt.ring.shared import RingStatistics
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +30,6 @@ ERROR_PAUSE_S = 0.001
 
 # Requests answered at once, at most: a frontend with many in flight gets the first while the last are done.
 MAX_BATCH = 16
-
-
-@dataclass(slots=True)
-class Connection:
-    """What a connected device hands to its engine. The device owns and closes all of it, after the engine has
-    stopped.
-    """
-
-    ring: BackRing
-    mapper: Mapper
-    data: Mapping
-    waiter: EventWaiter
-    port: EventPort
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +47,7 @@ class EngineStatistics:
     ring: RingStatistics
 
 
-class Engine(Protocol):
-    """Serves one ring. `on_failure` is called from the engine's thread, once, when the peer broke the protocol."""
-
-    def start(self) -> None:
-        """Begin serving."""
-
-    def stop(self) -> None:
-        """Finish what was taken, then stop; harmless when repeated. Nothing is in use afterwards."""
-
-    def statistics(self) -> EngineStatistics:
-        """The counters, live."""
+Engine = connection.Engine[EngineStatistics]
 
 
 class EngineFactory(Protocol):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The block backend service of Dom0: finds its devices in xenstore and drives each by the transition table.
+"""A backend service of Dom0: finds the devices of its class in xenstore and drives each by the transition table.
 
 One thread looks at states and negotiates; each connected device has an engine with a thread of its own. Everything a
 guest can do to this thread is rewrite its own `state`: identical pending watch events are merged, so that costs one
@@ -9,9 +9,12 @@ look.
 import logging
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Generic, Protocol, Self
 
+from paravirt.backend.device import BackendDevice, S
 from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
 from paravirt.backend.vbd import Policy, VbdBackend
 from paravirt.errors import ParavirtError, StoreGone, XenstoreError
@@ -21,29 +24,35 @@ from paravirt.xenstore.client import WatchEvent, XenstoreClient
 
 log = logging.getLogger(__name__)
 
-KIND = "vbd"
-ROOT = f"/local/domain/0/backend/{KIND}"
 DEFAULT_SPIN_NS = 30_000
 
 
-class BackendService:
-    """Serves all vbds of Dom0. Owns neither `hypervisor` nor `store`: they outlive it.
+class DeviceFactory(Protocol[S]):
+    """Makes the backend half of a device that was found."""
+
+    def __call__(
+        self,
+        hypervisor: Hypervisor,
+        store: XenstoreClient,
+        path: DevicePath,
+        on_failure: Callable[[BackendDevice[S]], None],
+    ) -> BackendDevice[S]: ...
+
+
+class DeviceService(Generic[S]):
+    """Serves all devices of one class of Dom0. Owns neither `hypervisor` nor `store`: they outlive it.
 
     `serve_forever` in a process of its own, or `start`/`stop` in a thread of somebody else's.
     """
 
-    def __init__(
-        self,
-        hypervisor: Hypervisor,
-        store: XenstoreClient,
-        *,
-        engine: EngineFactory = PythonEngine,
-        spin_ns: int = DEFAULT_SPIN_NS,
-    ) -> None:
+    def __init__(self, hypervisor: Hypervisor, store: XenstoreClient, kind: str, make_device: DeviceFactory[S]) -> None:
+        """`kind`: the name of the class in xenstore, such as "vbd"."""
+        self.kind = kind
+        self._root = f"/local/domain/0/backend/{kind}"
         self._hypervisor = hypervisor
         self._store = store
-        self._policy = Policy(engine, spin_ns)
-        self._devices: dict[DevicePath, VbdBackend] = {}
+        self._make_device = make_device
+        self._devices: dict[DevicePath, BackendDevice[S]] = {}
         self._lock = threading.Lock()  # guards _devices against statistics() of other threads
         self._failed: set[DevicePath] = set()
         self._stopping = threading.Event()
@@ -52,7 +61,7 @@ class BackendService:
 
     def start(self) -> None:
         """Serve in a thread."""
-        self._thread = threading.Thread(target=self.serve_forever, name="vbd-backend", daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, name=f"{self.kind}-backend", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -69,7 +78,7 @@ class BackendService:
     def serve_forever(self) -> None:
         """Serve until `stop`, or until xenstored is gone for good: connected rings then go on until `stop`."""
         try:
-            self._queue.add(ROOT, ROOT)  # fires at once
+            self._queue.add(self._root, self._root)  # fires at once
             while not self._stopping.is_set():
                 self._handle(self._queue.get(timeout_s=self._patience()))
         except StoreGone as error:
@@ -78,7 +87,7 @@ class BackendService:
         finally:
             self._close_all()
 
-    def statistics(self) -> dict[DevicePath, EngineStatistics]:
+    def statistics(self) -> dict[DevicePath, S]:
         """Counters of every connected device."""
         with self._lock:
             devices = list(self._devices.values())
@@ -98,9 +107,9 @@ class BackendService:
 
     def _scan(self) -> None:
         """Look at all devices: at the start (after a crash nobody tells us of them), and when events were lost."""
-        for guest in self._list(ROOT):
-            for device in self._list(f"{ROOT}/{guest}"):
-                path = DevicePath.from_backend(f"{ROOT}/{guest}/{device}")
+        for guest in self._list(self._root):
+            for device in self._list(f"{self._root}/{guest}"):
+                path = DevicePath.from_backend(f"{self._root}/{guest}/{device}")
                 if path is not None:
                     self._evaluate(path)
 
@@ -115,7 +124,7 @@ class BackendService:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _handle(self, event: WatchEvent | None) -> None:
-        if event is not None and event.path == ROOT:
+        if event is not None and event.path == self._root:
             self._scan()
         elif event is not None:
             # The token of a watch on a frontend is its backend directory.
@@ -133,7 +142,7 @@ class BackendService:
         device = self._devices.get(path)
         known = device is not None
         if device is None:
-            device = VbdBackend(self._hypervisor, self._store, path, self._policy, self._on_failure)
+            device = self._make_device(self._hypervisor, self._store, path, self._on_failure)
             with self._lock:
                 self._devices[path] = device
         try:
@@ -157,7 +166,7 @@ class BackendService:
         if watched:
             self._queue.remove(f"{path.frontend}/state", path.backend)
 
-    def _on_failure(self, device: VbdBackend) -> None:
+    def _on_failure(self, device: BackendDevice[S]) -> None:
         with self._lock:
             self._failed.add(device.path)
         self._queue.kick()
@@ -168,3 +177,17 @@ class BackendService:
         for device in devices:
             device.close()
         self._queue.close()
+
+
+class BackendService(DeviceService[EngineStatistics]):
+    """Serves all vbds of Dom0."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        store: XenstoreClient,
+        *,
+        engine: EngineFactory = PythonEngine,
+        spin_ns: int = DEFAULT_SPIN_NS,
+    ) -> None:
+        super().__init__(hypervisor, store, "vbd", partial(VbdBackend, policy=Policy(engine, spin_ns)))

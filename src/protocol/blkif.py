@@ -9,11 +9,12 @@ from enum import IntEnum
 
 import numpy as np
 
+from paravirt.protocol.keys import MAX_RING_PAGE_ORDER as MAX_RING_PAGE_ORDER
+
 SECTOR_BYTES = 512
 PAGE_BYTES = 4096
 MAX_SEGMENTS = 11
 MAX_REQUEST_BYTES = MAX_SEGMENTS * PAGE_BYTES
-MAX_RING_PAGE_ORDER = 4
 
 
 class Operation(IntEnum):

@@ -12,25 +12,13 @@ from typing import Literal, Self
 
 from paravirt.errors import InvalidRequest, PeerError
 from paravirt.protocol.blkif import MAX_RING_PAGE_ORDER, SECTOR_BYTES, Info
+from paravirt.protocol.keys import Keys, RingRequest, number
 
 XVD_MAJOR = 202
 EXTENDED = 1 << 28
 NATIVE_ABI = "x86_64-abi"
 
 Mode = Literal["r", "w"]
-Keys = dict[str, str]
-
-
-def number(keys: Mapping[str, str], name: str, default: int | None = None, maximum: int = 0xFFFFFFFF) -> int:
-    """A decimal key of the other end. Missing without a default, malformed or too large is a `PeerError`."""
-    text = keys.get(name)
-    if text is None:
-        if default is None:
-            raise PeerError(f"{name} is missing")
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) <= maximum):
-        raise PeerError(f"{name} is {text[:40]!r}, not a number up to {maximum}")
-    return int(text)
 
 
 def device_number(name: str) -> int:
@@ -151,15 +139,8 @@ class VbdRequest:
     protocol: str = NATIVE_ABI
 
     def to_keys(self) -> Keys:
-        keys = {"event-channel": str(self.event_channel), "protocol": self.protocol, "feature-persistent": "0"}
-        if len(self.ring_refs) == 1:
-            return {"ring-ref": str(self.ring_refs[0]), **keys}
-        order = len(self.ring_refs).bit_length() - 1
-        return {
-            "ring-page-order": str(order),
-            **{f"ring-ref{i}": str(ref) for i, ref in enumerate(self.ring_refs)},
-            **keys,
-        }
+        ring = RingRequest(self.ring_refs, self.event_channel).to_keys()
+        return {**ring, "protocol": self.protocol, "feature-persistent": "0"}
 
     @classmethod
     def from_keys(cls, keys: Mapping[str, str], *, max_ring_page_order: int = MAX_RING_PAGE_ORDER) -> Self:
@@ -169,13 +150,5 @@ class VbdRequest:
             raise PeerError(f"protocol is {protocol[:40]!r}; this backend speaks {NATIVE_ABI}")
         if number(keys, "multi-queue-num-queues", 1) != 1:
             raise PeerError("multi-queue-num-queues is not 1, and no multi-queue-max-queues was offered")
-        if "ring-page-order" in keys:
-            # Present means the ring-refN names, even for order 0.
-            order = number(keys, "ring-page-order", maximum=max_ring_page_order)
-            refs = tuple(number(keys, f"ring-ref{i}") for i in range(1 << order))
-        else:
-            refs = (number(keys, "ring-ref"),)
-        port = number(keys, "event-channel")
-        if port == 0:
-            raise PeerError("event-channel is 0, which is no port")
-        return cls(refs, port, protocol)
+        ring = RingRequest.from_keys(keys, max_ring_page_order=max_ring_page_order)
+        return cls(ring.ring_refs, ring.event_channel, protocol)

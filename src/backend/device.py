@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""The backend half of one device of any class: negotiation and life of its connection, by the transition table.
+
+What is particular to a class is in its subclass: what it offers, how it reads the frontend's keys, what serves a
+connection. The order of events is QEMU's (keys published before INIT_WAIT, INITIALISED or CONNECTED accepted). Methods
+are called from the service's thread, but for `fail` and `statistics`.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from paravirt.backend.connection import Connection, Engine
+from paravirt.errors import Closed, HypervisorGone, ParavirtError, PeerError, StoreGone, XenstoreError
+from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
+from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step, parse_state
+from paravirt.ring.shared import BackRing
+from paravirt.xenstore import xenbus
+from paravirt.xenstore.client import XenstoreClient
+
+log = logging.getLogger(__name__)
+
+MAX_STEPS = 8  # transitions in one look at the states; more would be a loop of the two ends
+
+S = TypeVar("S")
+"""What the statistics of a connected device are."""
+
+
+class RingPlace(Protocol):
+    """The frontend's keys, as far as every class has them. Two of the same ring are equal."""
+
+    @property
+    def ring_refs(self) -> tuple[int, ...]: ...
+
+    @property
+    def event_channel(self) -> int: ...
+
+
+class BackendDevice(ABC, Generic[S]):
+    """The backend half of one device."""
+
+    messages: tuple["np.dtype[Any]", "np.dtype[Any]"]
+    """Layouts of requests and responses."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        store: XenstoreClient,
+        path: DevicePath,
+        on_failure: Callable[["BackendDevice[S]"], None],
+    ) -> None:
+        """`on_failure`: told from an engine's thread that the device wants to be looked at."""
+        self.path = path
+        self.removed = False
+        self.retry_at: float | None = None  # monotonic seconds: look again then
+        self._hypervisor = hypervisor
+        self._store = store
+        self._on_failure = on_failure
+        self._engine: Engine[S] | None = None
+        self._connection: Connection | None = None
+        self._arena: ForeignArena | None = None
+        self._ring_pages: MappedPages | None = None
+        self._failure: ParavirtError | None = None
+        self._stale: RingPlace | None = None
+        self._adopted = False
+        self._complained = False
+        self._refused: dict[str, str] | None = None  # configuration that could not be served
+
+    # -- what a class of devices says
+
+    @abstractmethod
+    def _prepare(self) -> dict[str, str] | None:
+        """Take what the device stands for, if it is not taken yet; the keys to offer, None when it cannot be had."""
+
+    @abstractmethod
+    def _read_request(self) -> RingPlace:
+        """The frontend's keys. Raises `PeerError`."""
+
+    @abstractmethod
+    def _make_engine(self, connection: Connection) -> Engine[S]:
+        """What serves a connection, not started yet."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go of what `_prepare` took."""
+
+    # -- what the service calls
+
+    def evaluate(self) -> None:
+        """Look at both states and take steps until nothing is left to do."""
+        for _ in range(MAX_STEPS):
+            try:
+                if not self._step():
+                    return
+            except (StoreGone, XenstoreError, HypervisorGone):
+                raise
+            except ParavirtError as error:
+                self._fail(error)
+                return
+        self._complain("the frontend keeps changing its state")
+
+    def statistics(self) -> S | None:
+        """Counters of the present connection; None while there is none."""
+        engine = self._engine
+        try:
+            return None if engine is None else engine.statistics()
+        except Closed:
+            return None  # it was torn down meanwhile
+
+    def fail(self, error: ParavirtError) -> None:
+        """From the engine's thread: the device cannot go on. The service's thread does the rest."""
+        self._failure = error
+        self._on_failure(self)
+
+    def give_up(self, error: ParavirtError) -> None:
+        """After a defect of ours: leave the device, and tell the frontend if that is still possible."""
+        try:
+            self._fail(error)
+        except Exception:
+            log.exception("%s: could not even be given up", self.path.backend)
+
+    def close(self) -> None:
+        """Stop serving and free everything; xenstore is left as it is, for the next backend to find."""
+        self._disconnect()
+        self._release()
+
+    # -- the steps
+
+    def _step(self) -> bool:
+        if self._failure is not None and self._engine is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        own = xenbus.read_state(self._store, self.path.backend)
+        if own is XenbusState.UNKNOWN:
+            self._forget()
+            return False
+        frontend = self._frontend_state()
+        online = xenbus.read_key(self._store, f"{self.path.backend}/online") == "1"
+        if not self._adopted:
+            served = own not in (XenbusState.INITIALISING, XenbusState.CLOSED)
+            if served and online and frontend is not XenbusState.UNKNOWN:
+                return self._adopt(own, frontend)
+            self._adopted = True
+        step = backend_step(own, frontend, online=online)
+        if step is BackendStep.CONNECT and self._is_stale(frontend):
+            return False
+        log.debug("%s: %s sees %s: %s", self.path.backend, own.name, frontend.name, step.name)
+        return self._act(step, frontend)
+
+    def _frontend_state(self) -> XenbusState:
+        """UNKNOWN only when the directory is gone: a guest that writes 0 there has closed."""
+        text = xenbus.read_key(self._store, f"{self.path.frontend}/state")
+        state = parse_state(text)
+        return XenbusState.CLOSED if text is not None and state is XenbusState.UNKNOWN else state
+
+    def _act(self, step: BackendStep, frontend: XenbusState) -> bool:
+        match step:
+            case BackendStep.NOTHING:
+                return False
+            case BackendStep.OFFER:
+                return self._offer()
+            case BackendStep.CONNECT:
+                return self._connect()
+            case BackendStep.RESTART:
+                self._disconnect()
+                return self._offer()
+            case BackendStep.CLOSING:
+                return self._switch(XenbusState.CLOSING)
+            case BackendStep.DISCONNECT:
+                self._disconnect()
+                return self._switch(XenbusState.CLOSED)
+            case BackendStep.REMOVE:
+                self._disconnect()
+                self._switch(XenbusState.CLOSED)
+                if frontend is XenbusState.UNKNOWN:
+                    # The domain is gone and nobody else will tidy up.
+                    xenbus.remove_backend(self._store, self.path.backend)
+                self._forget()
+                return False
+            case BackendStep.FAIL:
+                raise PeerError(f"the frontend is in state {frontend.name}, which is none of a frontend's")
+
+    def _switch(self, state: XenbusState, keys: dict[str, str] | None = None) -> bool:
+        return xenbus.switch_state(self._store, self.path.backend, state, keys)
+
+    def _adopt(self, own: XenbusState, frontend: XenbusState) -> bool:
+        """A backend before us served this device and died: offer anew, as soon as what it stands for can be had.
+
+        The frontend's present keys name a ring that may be in any condition; if it was CONNECTED they are not to be
+        used, however often its state is seen, until it has published others. One that is INITIALISED and was told to
+        connect may use its ring at any moment: it goes on to CONNECTED by itself.
+        """
+        if own is XenbusState.CONNECTED and frontend is XenbusState.INITIALISED:
+            return False
+        if frontend is XenbusState.CONNECTED:
+            try:
+                self._stale = self._read_request()
+            except PeerError:
+                self._stale = None
+        self._adopted = self._offer()
+        return self._adopted
+
+    def _is_stale(self, frontend: XenbusState) -> bool:
+        if self._stale is None:
+            return False
+        if frontend is XenbusState.CONNECTED and self._read_request() == self._stale:
+            return True
+        self._stale = None
+        return False
+
+    def _offer(self) -> bool:
+        keys = self._prepare()
+        if keys is None:
+            return False
+        return self._switch(XenbusState.INIT_WAIT, {**keys, "hotplug-status": "connected"})
+
+    def _refuse(self, keys: dict[str, str], error: Exception) -> None:
+        """The configuration `keys` cannot be served: say why, once."""
+        self._refused = keys
+        self._hotplug_error(error)
+
+    def _is_refused(self, keys: dict[str, str]) -> bool:
+        """We have said why; what wakes us is what we wrote, or the directory on its way out."""
+        return self._refused is not None and keys.items() <= self._refused.items()
+
+    def _hotplug_error(self, error: Exception) -> None:
+        log.warning("%s: %s", self.path.backend, error)
+        xenbus.write_hotplug(self._store, self.path.backend, "error", str(error))
+
+    def _connect(self) -> bool:
+        self._disconnect()
+        if self._prepare() is None:
+            return False
+        request = self._read_request()
+        self._connection = self._map(request)
+        self._engine = self._make_engine(self._connection)
+        self._engine.start()
+        log.info("%s: connected, %d ring pages", self.path.backend, len(request.ring_refs))
+        return self._switch(XenbusState.CONNECTED)
+
+    def _map(self, request: RingPlace) -> Connection:
+        """Ring, data and port of the guest; what was taken before a failure is given back by `_disconnect`."""
+        guest = self.path.frontend_domid
+        self._arena = arena = self._hypervisor.foreign_arena(guest, request.ring_refs[0])
+        self._ring_pages = arena.map_pages(request.ring_refs)
+        waiter = self._hypervisor.waiter()
+        try:
+            port = self._hypervisor.bind_interdomain(waiter, guest, request.event_channel)
+            ring = BackRing.attach(self._ring_pages.view, *self.messages, port=port)
+        except BaseException:
+            waiter.close()
+            raise
+        return Connection(ring=ring, arena=arena, waiter=waiter, port=port)
+
+    def _disconnect(self) -> None:
+        """Stop, unbind, unmap; harmless when nothing is connected."""
+        self._failure = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.stop()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            log.info("%s: disconnected", self.path.backend)
+            connection.ring.close()
+            connection.port.close()
+            connection.waiter.close()
+        pages, self._ring_pages = self._ring_pages, None
+        if pages is not None:
+            pages.close()
+        arena, self._arena = self._arena, None
+        if arena is not None:
+            arena.close()
+
+    def _complain(self, what: object) -> None:
+        """Of the frontend, loudly once: a guest must not fill the log."""
+        log.log(logging.DEBUG if self._complained else logging.WARNING, "%s: %s", self.path.backend, what)
+        self._complained = True
+
+    def _fail(self, error: ParavirtError) -> None:
+        self._complain(error)
+        self._disconnect()
+        xenbus.write_error(self._store, self.path.backend, 22, str(error))
+        self._switch(XenbusState.CLOSING)
+
+    def _forget(self) -> None:
+        self.close()
+        self.removed = True

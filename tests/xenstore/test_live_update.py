@@ -2,6 +2,7 @@
 """xenstored goes on as another program: same process, same connections, nothing lost, nothing doubled."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -9,12 +10,14 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from paravirt.errors import StoreGone
 from paravirt.xenstore.client import TransactionConflict, XenstoreClient
 from paravirt.xenstore.ring_page import RingError, RingPage
 from paravirt.xenstore.wire import ACK, Op, Packet, PacketParser, encode
@@ -388,6 +391,45 @@ def test_an_update_while_the_journal_cannot_be_written_is_refused(tmp_path: Path
             control.close()
             assert answer in (ACK, b"the journal cannot be written: File too large\0")
             assert store.read("/a") == b"2"
+
+
+def test_killed_at_any_moment_of_an_update(tmp_path: Path) -> None:
+    """With a journal nothing is lost: neither what the old program has acknowledged nor what the new one has."""
+    chance = random.Random(3)
+    with ExitStack() as stack:
+        durable = Durable(stack, tmp_path, "--journal", str(tmp_path / "j"), broker=False)
+        durable.start()
+        with durable.client() as store:
+            store.write("/count", "0")
+        for _ in range(6):
+            acknowledged = []
+            with durable.client() as store:
+                assert store.control("live-update", "-f", sys.executable) == "OK"
+                writer = threading.Thread(target=count_up, args=(store, acknowledged))
+                updater = Raw(durable)
+                writer.start()
+                updater.send(Op.CONTROL, b"live-update\0-s\0")
+                time.sleep(chance.random())  # trial, hand over, start of the next one, or after all that
+                durable.kill()
+                writer.join(DEADLINE_S)
+                updater.close()
+            durable.start()
+            with durable.client() as store:
+                found = int(store.read("/count"))
+                assert not acknowledged or acknowledged[-1] <= found <= acknowledged[-1] + 1
+                assert store.control("check") == "OK"
+
+
+def count_up(store: XenstoreClient, acknowledged: list[int]) -> None:
+    """Until the daemon dies."""
+    try:
+        count = int(store.read("/count"))
+        while True:
+            count += 1
+            store.write("/count", str(count))
+            acknowledged.append(count)
+    except StoreGone:
+        pass
 
 
 def test_the_command(alone: Durable, tmp_path: Path) -> None:

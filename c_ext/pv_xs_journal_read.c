@@ -166,6 +166,8 @@ static int apply_domain(struct pv_xs *hub, struct reader *reader)
 	if (reader->bad || domid > XS_DOMID_MAX)
 		return -EPROTO;
 	memcpy(values, words, sizeof values);
+	if (values[1] > XS_DOMID_MAX)
+		return -EPROTO;
 	domain = &xs_domain(hub, domid)->public;
 	domain->known = flags[0];
 	domain->introduced = flags[1];

@@ -18,7 +18,7 @@ from tests.xenstore.fuzz import make_seeds
 from tests.xenstore.fuzz.build import Builder, Change, command, has_clang
 
 CI = os.environ.get("CI") == "true"
-RUNS = {"engine": 8000, "journal": 10000, "ring": 8000} if CI else {"engine": 2000, "journal": 2500, "ring": 2000}
+RUNS = {"engine": 8000, "journal": 10000, "ring": 8000} if CI else {"engine": 1000, "journal": 2000, "ring": 1500}
 DEADLINE_S = 600
 BUILT_IN_S = 900
 
@@ -43,7 +43,7 @@ MISTAKES: dict[str, tuple[str, str, Change]] = {
     ),
     "a record longer than its frame": (
         "journal",
-        "pv_xs_journal.c",
+        "pv_xs_journal_read.c",
         ("if (n > reader->left) {", "if (n > reader->left + 64) {"),
     ),
     "an index that is fetched twice": (

@@ -199,7 +199,7 @@ static uint32_t take_word(uint8_t *at)
 
 /*
  * An operation with words: operation, transaction, shape, words. Bits of the shape: 0 and 1 how many words (beside those
- * that the operation needs), 2 no last NUL, 3 it may be longer than a payload can be.
+ * that the operation needs), 2 no last NUL, 3 to 6 all set: it is longer than a payload may be.
  */
 static uint32_t take_request(uint8_t *packet)
 {
@@ -221,8 +221,10 @@ static uint32_t take_request(uint8_t *packet)
 	header[0] = op;
 	header[1] = ++world.request_id;
 	header[2] = transaction < 128 ? 0 : transaction & 7;
-	if (n > PV_XS_PAYLOAD_MAX && !(shape & 8))
+	if (n > PV_XS_PAYLOAD_MAX)
 		n = PV_XS_PAYLOAD_MAX;
+	if ((shape & 0x78) == 0x78)
+		n = PV_XS_PAYLOAD_MAX + 1 + transaction;
 	header[3] = n;
 	memcpy(packet, header, sizeof header);
 	return 16 + n;

@@ -74,6 +74,7 @@ def journal_seeds() -> list[bytes]:
     removed = b"\2" + struct.pack("<H", 2) + b"/a"
     special = b"\3\1" + struct.pack("<HHH", 1, 5, 1)
     domain = b"\4" + struct.pack("<IBBBB4I10I", 5, 1, 1, 0, 1, 15, 6, 7, 8, *range(10))
+    no_target = b"\4" + struct.pack("<IBBBB4I10I", 6, 1, 1, 0, 1, 15, 1 << 20, 7, 8, *range(10))
     quota = b"\5" + struct.pack("<II", 3, 1000)
     generation = b"\6" + struct.pack("<Q", 77)
     frames = [node(b"/") + node(b"/a", b"one") + node(b"/a/b", b"", 5), domain + quota, special + generation, removed]
@@ -81,7 +82,13 @@ def journal_seeds() -> list[bytes]:
     watch = struct.pack("<HHHHi", 2, 1, 0, 0, -1) + b"/at"
     ring = struct.pack("<IiIIIIII", 5, -1, 3, 4, 3, 2, 1, 2) + b"abcde" + watch + struct.pack("<II", 1, 2)
     socket = struct.pack("<IiIIIIII", 0, 9, 4, 1, 18, 0, 0, 0) + encode(Op.READ, 1, 0, b"/\0")
-    return [b"\1" + journal, b"\2" + ring + socket, b"\3" + journal + b"\0" + ring, b"\0PVXSJRNL\1\0\0\0\0\0\0\0"]
+    return [
+        b"\1" + journal,
+        b"\2" + ring + socket,
+        b"\3" + journal + b"\0" + ring,
+        b"\0PVXSJRNL\1\0\0\0\0\0\0\0",
+        b"\1" + bytes([len(no_target)]) + no_target,
+    ]
 
 
 def ring_seeds() -> list[bytes]:

@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[str, str, Change]] = {
     "a record longer than its frame": (
         "journal",
         "pv_xs_journal_read.c",
-        ("if (n > reader->left) {", "if (n > reader->left + 64) {"),
+        ("if (n > reader->left) {", "if (n > reader->left + 4096) {"),
     ),
     "an index that is fetched twice": (
         "ring",

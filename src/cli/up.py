@@ -104,16 +104,30 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
 
 @click.command()
 @click.option("--spin-us", default=30.0, show_default=True, help="How long to watch an empty ring before sleeping.")
+@click.option(
+    "--device",
+    metavar="MODULE:CLASS",
+    help="Serve the devices of this DeviceBackend (found in the directory you are in, too) instead of disks.",
+)
 @pass_context
-def backend(context: Context, spin_us: float) -> None:
-    """Run the block backend alone."""
+def backend(context: Context, spin_us: float, device: str | None) -> None:
+    """Run one backend alone: of disks, or of a device class of your own."""
+    driver, role, spin_ns = None, "backend", int(spin_us * 1000)
+    if device is not None:
+        from paravirt.backend.driver_service import DriverService, load_driver
+
+        driver = load_driver(device)
+        role = f"backend-{driver.protocol.name}"
     with ExitStack() as stack:
-        request = stack.enter_context(daemon_role(context, "backend"))
+        request = stack.enter_context(daemon_role(context, role))
         connection = stack.enter_context(context.hypervisor())
         store = stack.enter_context(context.store(reconnect=True))
         from paravirt.backend.service import BackendService
 
-        serve(BackendService(connection, store, spin_ns=int(spin_us * 1000)), request)
+        if driver is None:
+            serve(BackendService(connection, store, spin_ns=spin_ns), request)
+        else:
+            serve(DriverService(connection, store, driver, spin_ns=spin_ns), request)
 
 
 @contextmanager

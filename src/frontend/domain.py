@@ -4,16 +4,20 @@
 import os
 import socket
 import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from paravirt.errors import AlreadyExists, Closed, HypervisorGone, NotFound, XenstoreError
+from paravirt.frontend.driver import DeviceFrontend
 from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DEFAULT_SPIN_NS, Disk
 from paravirt.hypervisor.client import Hypervisor, PortState
 from paravirt.protocol.vbd import device_name, device_number
 from paravirt.protocol.xenbus import DevicePath, XenbusState
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
+
+F = TypeVar("F", bound=DeviceFrontend)
 
 _IN_USE = tuple(str(int(state)) for state in (XenbusState.INITIALISED, XenbusState.CONNECTED, XenbusState.CLOSING))
 
@@ -43,7 +47,7 @@ class Domain:
         """Over a connection that the broker labelled with this domain; it is owned, and closed with this object."""
         self.hypervisor = hypervisor
         self.domid: int = hypervisor.domid
-        self._disks: list[Disk] = []
+        self._open: list[Disk | DeviceFrontend] = []
         try:
             self.store = XenstoreClient.from_socket(
                 _first_store(hypervisor), again=self._next_store, reconnect_timeout_s=STORE_PATIENCE_S
@@ -74,14 +78,17 @@ class Domain:
 
     def disks(self) -> list[str]:
         """Names of the disks attached to this domain, such as `xvda`."""
-        home = f"/local/domain/{self.domid}/device/vbd"
+        return sorted(device_name(number) for number in self.devices("vbd"))
+
+    def devices(self, kind: str) -> list[int]:
+        """Numbers of the devices of a class attached to this domain."""
         try:
-            devices = self.store.ls(home)
+            devices = self.store.ls(f"/local/domain/{self.domid}/device/{kind}")
         except XenstoreError as error:
             if error.name != "ENOENT":
                 raise
             return []
-        return sorted(device_name(int(device)) for device in devices if device.isdigit())
+        return sorted(int(device) for device in devices if device.isdigit())
 
     def open_disk(
         self,
@@ -95,26 +102,43 @@ class Domain:
 
         `NotFound` when there is none of that name, `AlreadyExists` while it is open (in any process of this domain).
         """
-        number = device_number(name)
-        frontend = f"/local/domain/{self.domid}/device/vbd/{number}"
-        backend_domid = xenbus.read_key(self.store, f"{frontend}/backend-id")
-        if backend_domid is None or not backend_domid.isdecimal():
-            there = ", ".join(self.disks()) or "none"
-            raise NotFound(f"domain {self.domid} has no disk {name} (it has: {there})")
-        if self._is_open(frontend):
-            raise AlreadyExists(f"disk {name} of domain {self.domid} is open already")
+        path = self._claim("vbd", device_number(name), f"disk {name}", self.disks)
         disk = Disk(
             self.hypervisor,
             self.store,
-            DevicePath("vbd", self.domid, number, int(backend_domid)),
+            path,
             name=name,
             ring_page_order=ring_page_order,
             spin_ns=spin_ns,
             timeout_s=timeout_s,
         )
-        self._disks = [other for other in self._disks if not other.is_closed]
-        self._disks.append(disk)
+        self._keep(disk)
         return disk
+
+    def open(self, driver: type[F], device_id: int = 0, **options: Any) -> F:
+        """Connect to a device with a driver of one's own; `options` and errors as its constructor's.
+
+        `NotFound` when there is none of that number, `AlreadyExists` while it is open (in any process of this domain).
+        """
+        kind = driver.protocol.name
+        path = self._claim(kind, device_id, f"{kind} {device_id}", lambda: map(str, self.devices(kind)))
+        device = driver(self.hypervisor, self.store, path, **options)
+        self._keep(device)
+        return device
+
+    def _claim(self, kind: str, device_id: int, what: str, there: Callable[[], Iterable[str]]) -> DevicePath:
+        """Where the device stands, which must be there and not open."""
+        frontend = f"/local/domain/{self.domid}/device/{kind}/{device_id}"
+        backend_domid = xenbus.read_key(self.store, f"{frontend}/backend-id")
+        if backend_domid is None or not backend_domid.isdecimal():
+            raise NotFound(f"domain {self.domid} has no {what} (it has: {', '.join(there()) or 'none'})")
+        if self._is_open(frontend):
+            raise AlreadyExists(f"{what} of domain {self.domid} is open already")
+        return DevicePath(kind, self.domid, device_id, int(backend_domid))
+
+    def _keep(self, device: "Disk | DeviceFrontend") -> None:
+        self._open = [other for other in self._open if not other.is_closed]
+        self._open.append(device)
 
     def _is_open(self, frontend: str) -> bool:
         """A port lives as long as the process that has it: what a killed process left in xenstore is not taken for
@@ -126,9 +150,9 @@ class Domain:
         return self.hypervisor.port_state(int(keys["event-channel"])) is not PortState.CLOSED
 
     def close(self) -> None:
-        """Close what is still open, disks first. Harmless when repeated."""
-        for disk in self._disks:
-            disk.close()
+        """Close what is still open, devices first. Harmless when repeated."""
+        for device in self._open:
+            device.close()
         self.store.close()
         self.hypervisor.close()
 

@@ -5,7 +5,7 @@ A domain is an entry of the hypervisor and a home in xenstore. Source: Xen docs/
 """
 
 from paravirt.errors import InvalidRequest, NotFound, XenstoreError
-from paravirt.host import vbd
+from paravirt.host import device
 from paravirt.hypervisor.client import DomainInfo, DomainState, Hypervisor
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import Transaction, XenstoreClient
@@ -51,10 +51,10 @@ def tidy(store: XenstoreClient, domid: int) -> None:
     """Remove what a domain that has ended leaves in xenstore."""
     xenbus.remove(store, f"/local/domain/{domid}")
     # Its backends see the home gone and remove their side; whatever no backend serves is removed here.
-    for disk in vbd.list_vbds(store, domid):
-        if disk.backend_state in ("initialising", "closed"):
+    for path in device.paths(store, domid=domid):
+        if device.state_name(store, path.backend) in ("initialising", "closed"):
             try:
-                vbd.detach(store, domid, disk.device, timeout_s=0)
+                device.detach(store, path, name=f"{path.kind} {path.device_id}", timeout_s=0)
             except (NotFound, XenstoreError):
                 continue
 

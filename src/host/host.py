@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A whole host inside one process: hypervisor, xenstored and block backend as threads of the caller's.
+"""A whole host inside one process: hypervisor, xenstored and backends as threads of the caller's.
 
 The same classes as the daemons use, in other shells. Everything shares one address space, so no isolation is claimed:
 this is for embedding, tests and benchmarks.
@@ -8,15 +8,20 @@ this is for embedding, tests and benchmarks.
 import os
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from paravirt.backend.driver import DeviceBackend
+from paravirt.backend.driver_engine import DriverStatistics
+from paravirt.backend.driver_service import DriverService
 from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
 from paravirt.backend.service import DEFAULT_SPIN_NS, BackendService
-from paravirt.errors import Closed, NotFound
+from paravirt.errors import Closed, InvalidRequest, NotFound
 from paravirt.frontend.domain import Domain
+from paravirt.host import device as devices
 from paravirt.host import domains, vbd
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.server import BrokerServer
+from paravirt.protocol.device import to_keys
 from paravirt.protocol.vbd import Mode
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.xenstore.client import XenstoreClient
@@ -40,6 +45,9 @@ class Host:
             self.store = stack.enter_context(XenstoreClient.from_socket(store.connect()))
             self._backend = BackendService(self.hypervisor, self.store, engine=engine, spin_ns=spin_ns)
             stack.enter_context(self._backend)
+            self._spin_ns = spin_ns
+            self._services: dict[str, DriverService] = {}
+            stack.callback(self._stop_services)
             self._domains: list[Domain] = []
             stack.callback(self._close_domains)
             self._stack: ExitStack | None = stack.pop_all()
@@ -87,8 +95,41 @@ class Host:
         self._check_open()
         vbd.detach(self.store, domain.domid, device)
 
+    def attach(self, domain: Domain, driver: type[DeviceBackend], device_id: int = 0, **config: Any) -> DevicePath:
+        """Give a domain a device of a class of one's own; `config` are the fields of the protocol's `config`.
+
+        The first device of a class starts its backend. Errors as `paravirt.host.device.attach`; `InvalidRequest` when
+        another class of that name is served.
+        """
+        self._check_open()
+        protocol = driver.protocol
+        service = self._services.get(protocol.name)
+        if service is None:
+            service = DriverService(self.hypervisor, self.store, driver, spin_ns=self._spin_ns)
+            service.start()
+            self._services[protocol.name] = service
+        if service.driver_class is not driver:
+            raise InvalidRequest(f"{protocol.name} is served by {service.driver_class.__name__} here")
+        try:
+            keys = to_keys(protocol.config(**config))
+        except TypeError as error:
+            raise InvalidRequest(f"configuration of {protocol.name}: {error}") from error
+        path = DevicePath(protocol.name, domain.domid, device_id)
+        return devices.attach(self.store, path, keys, name=f"{protocol.name} {device_id}")
+
+    def detach(self, domain: Domain, driver: type[DeviceBackend], device_id: int = 0) -> None:
+        """Take it away; `NotFound` when there is none."""
+        self._check_open()
+        kind = driver.protocol.name
+        devices.detach(self.store, DevicePath(kind, domain.domid, device_id), name=f"{kind} {device_id}")
+
+    def driver_statistics(self, driver: type[DeviceBackend]) -> dict[DevicePath, DriverStatistics]:
+        """Counters of every connected device of a class, as its backend sees it."""
+        service = self._services.get(driver.protocol.name)
+        return {} if service is None else service.statistics()
+
     def backend_statistics(self) -> dict[DevicePath, EngineStatistics]:
-        """Counters of every connected device, as the backend sees it."""
+        """Counters of every connected disk, as the backend sees it."""
         return self._backend.statistics()
 
     def close(self) -> None:
@@ -100,6 +141,10 @@ class Host:
     def _close_domains(self) -> None:
         for domain in self._domains:
             domain.close()
+
+    def _stop_services(self) -> None:
+        for service in self._services.values():
+            service.stop()
 
     def _check_open(self) -> None:
         if self._stack is None:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""The frontend's end of a connection: arena, ring pages, ring and port, made anew for each backend."""
+
+from typing import Any
+
+import numpy as np
+
+from paravirt.errors import PeerError
+from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun, Waiter
+from paravirt.ring.shared import FrontRing
+
+
+class RingEnd:
+    """One ring at a time in an arena that stays. Called from the device's thread."""
+
+    def __init__(self, hypervisor: Hypervisor, backend_domid: int) -> None:
+        self.waiter: Waiter = hypervisor.waiter()
+        self.arena: Arena | None = None
+        self.order = 0
+        self.ring: FrontRing | None = None
+        self._hypervisor = hypervisor
+        self._backend_domid = backend_domid
+        self._pages: PageRun | None = None
+        self.channel: EventChannel | None = None
+
+    def make(
+        self,
+        request: "np.dtype[Any]",
+        response: "np.dtype[Any]",
+        *,
+        wanted_order: int,
+        max_order: int,
+        data_pages: int,
+    ) -> tuple[tuple[int, ...], int]:
+        """A new ring and port; (grant references of its pages, port).
+
+        The first one decides the size of the ring, 2**`wanted_order` pages if the backend takes that many, and makes
+        the arena with `data_pages` beside it. Raises `PeerError` when a later backend takes less.
+        """
+        if self.arena is None:
+            self.order = min(wanted_order, max_order)
+            # Room for a second ring: the pages of the first may still be held by a backend that died.
+            self.arena = self._hypervisor.create_arena(self._backend_domid, data_pages + (2 << self.order))
+        if max_order < self.order:
+            raise PeerError(f"the new backend takes rings of {1 << max_order} pages only")
+        self._pages = pages = self.arena.allocate(1 << self.order)
+        refs = tuple(self.arena.grant(pages.gref + i) for i in range(pages.n_pages))
+        self.channel = self._hypervisor.alloc_unbound(self.waiter, self._backend_domid)
+        self.ring = FrontRing.create(pages.view, request, response, port=self.channel)
+        return refs, self.channel.port
+
+    def drop(self) -> None:
+        """Let go of ring and port; harmless when there is none."""
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        if self._pages is not None and self.arena is not None:
+            self.arena.free(self._pages)
+            self._pages = None
+
+    def close(self) -> None:
+        """Give everything back. Nobody may wait."""
+        self.drop()
+        if self.arena is not None:
+            self.arena.close()
+        self.waiter.close()

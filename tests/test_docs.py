@@ -70,5 +70,5 @@ def test_names_in_the_architecture_exist() -> None:
 def test_commands_in_the_readme_exist() -> None:
     for line in re.findall(r"^ {4}paravirt ([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text(), re.M):
         words = line.split()
-        words = words if words[0] in ("domain", "vbd", "xenstore", "bench") else words[:1]
+        words = words if words[0] in ("domain", "vbd", "device", "xenstore", "bench") else words[:1]
         assert "Usage" in run(["-m", "paravirt", *words, "--help"], ROOT)

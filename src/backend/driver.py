@@ -6,7 +6,8 @@ batch, one by one, or later from any thread.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ from paravirt.hypervisor.client import MappedPages
 from paravirt.protocol.device import DeviceProtocol, put_message
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.grant import GrantFailed
+
+log = logging.getLogger(__name__)
 
 
 class DeviceBackend:
@@ -83,8 +86,8 @@ class Connected(Protocol):
 
     protocol: DeviceProtocol
 
-    def map_pages(self, grefs: Sequence[int], *, read_only: bool) -> MappedPages:
-        """Raises `GrantFailed`."""
+    def map_pages(self, request: "Request", grefs: Sequence[int], *, read_only: bool) -> MappedPages:
+        """Those of a request, which are set there as `mapped`. Raises `GrantFailed`, `Closed`."""
 
     def keep(self, request: "Request") -> None:
         """It is answered later."""
@@ -96,13 +99,13 @@ class Connected(Protocol):
 class Request:
     """One request. Valid until `handle` returns, or, after `defer`, until it is answered."""
 
-    __slots__ = ("_connection", "_mapped", "_response", "deferred", "fields")
+    __slots__ = ("_connection", "_response", "deferred", "fields", "mapped")
 
     def __init__(self, connection: Connected, fields: NDArray[Any], response: NDArray[Any]) -> None:
         """`fields`, `response`: arrays of one."""
         self._connection = connection
         self._response = response
-        self._mapped: MappedPages | None = None
+        self.mapped: MappedPages | None = None
         self.fields = fields
         """A private copy of what was sent: an array of one."""
         self.deferred = False
@@ -126,14 +129,13 @@ class Request:
     def pages(self, *, read_only: bool = False) -> memoryview:
         """Its pages side by side, the frontend's own memory, which it may change at any time. Pinned until the answer.
 
-        Raises `GrantFailed` for references that are not granted, or not for writing; `InvalidRequest` for none.
+        Raises `GrantFailed` for references that are not granted, or not for writing; `InvalidRequest` for none;
+        `Closed` when the frontend of a deferred one is gone.
         """
-        if self._mapped is None:
-            n = self.n_pages
-            if not n:
-                raise InvalidRequest("this request carries no pages")
-            self._mapped = self._connection.map_pages(self.fields["gref"][0, :n].tolist(), read_only=read_only)
-        return self._mapped.view
+        n = self.n_pages
+        if not n:
+            raise InvalidRequest("this request carries no pages")
+        return self._connection.map_pages(self, self.fields["gref"][0, :n].tolist(), read_only=read_only).view
 
     def array(self, dtype: Any = np.uint8, *, read_only: bool = False) -> NDArray[Any]:
         """Its pages as an array. Raises as `pages`."""
@@ -155,6 +157,16 @@ class Request:
         put_message(self._connection.protocol, self._response, 0, fields if message is None else message)
         return self._send()
 
+    def finish(self, work: Callable[["Request"], Any]) -> None:
+        """Do `work` and answer with what it returns, or fail with what it raises: what a worker of a pool calls."""
+        try:
+            answer = work(self)
+            self.answer({} if answer is None else answer)
+        except Exception as error:
+            if not isinstance(error, ParavirtError | OSError):
+                log.exception("a defect of the driver; request fails")
+            self.fail(status_of(error))
+
     def fail(self, number: int = errno.EIO) -> bool:
         """Answer with an error, a positive errno."""
         self._response["status"] = -number
@@ -165,7 +177,7 @@ class Request:
 
     def unmap(self) -> None:
         """Unpin its pages."""
-        mapped, self._mapped = self._mapped, None
+        mapped, self.mapped = self.mapped, None
         if mapped is not None:
             mapped.close()
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from paravirt.backend.connection import Connection
 from paravirt.backend.driver import Batch, DeviceBackend, Request, status_of
-from paravirt.errors import InvalidRequest, ParavirtError, PeerError
+from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError
 from paravirt.hypervisor.client import MappedPages
 from paravirt.ring.grant import GrantFailed
 from paravirt.ring.shared import RingStatistics
@@ -63,8 +63,9 @@ class DriverEngine:
         self._on_failure = on_failure
         self._requests = np.zeros(self._ring.size, self.protocol.request)
         self._responses = np.zeros(self._ring.size, self.protocol.response)
-        self._lock = threading.Lock()  # guards pushing, and what is kept
+        self._lock = threading.Lock()  # guards pushing, mapping, and what is kept
         self._kept: set[Request] = set()
+        self._stopped = False  # nothing of the connection may be used any more
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{self.protocol.name}-engine", daemon=True)
         self._errors = self._refused = self._batches = 0
@@ -81,9 +82,10 @@ class DriverEngine:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
         with self._lock:
-            kept, self._kept = self._kept, set()
-        for request in kept:
-            request.unmap()
+            self._stopped = True
+            for request in self._kept:
+                request.unmap()
+            self._kept.clear()
 
     def statistics(self) -> DriverStatistics:
         """The counters, live."""
@@ -101,9 +103,14 @@ class DriverEngine:
 
     # -- what requests need
 
-    def map_pages(self, grefs: Sequence[int], *, read_only: bool) -> MappedPages:
-        """Raises `GrantFailed`."""
-        return self._arena.map_pages(grefs, read_only=read_only)
+    def map_pages(self, request: Request, grefs: Sequence[int], *, read_only: bool) -> MappedPages:
+        """Those of a request, which are set there as `mapped`. Raises `GrantFailed`, `Closed`."""
+        with self._lock:
+            if self._stopped:
+                raise Closed("the frontend is gone")
+            if request.mapped is None:
+                request.mapped = self._arena.map_pages(grefs, read_only=read_only)
+            return request.mapped
 
     def keep(self, request: Request) -> None:
         """It is answered later."""
@@ -114,7 +121,7 @@ class DriverEngine:
         """Send the answer of one that was kept; False when its frontend is gone."""
         with self._lock:
             if request not in self._kept:
-                if self._stopping.is_set():
+                if self._stopped:
                     return False
                 raise InvalidRequest("this request was answered already")
             self._kept.remove(request)

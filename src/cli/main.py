@@ -49,13 +49,14 @@ bench = LazyGroup("bench", table=BENCHMARKS, help="Measure.")
 
 COMMANDS = {
     "demo": ("paravirt.cli.demo:demo", "Start a whole host and let a guest read and write a real disk."),
-    "up": ("paravirt.cli.up:up", "Start a host: hypervisor, xenstored and block backend, in the foreground."),
+    "up": ("paravirt.cli.up:up", "Start a host: hypervisor, xenstored and backends, in the foreground."),
     "hypervisor": ("paravirt.cli.up:hypervisor", "Run the hypervisor broker alone."),
     "xenstored": ("paravirt.cli.xenstored:xenstored", "Run xenstored alone."),
-    "backend": ("paravirt.cli.up:backend", "Run the block backend alone."),
+    "backend": ("paravirt.cli.up:backend", "Run one backend alone: of disks, or of a device class of your own."),
     "domain": ("paravirt.cli.domain:domain", "Create, list and destroy domains."),
     "run": ("paravirt.cli.run:run", "Run a command as a domain, isolated from the host."),
     "vbd": ("paravirt.cli.vbd:vbd", "Attach, detach and list the disks of domains."),
+    "device": ("paravirt.cli.device:device", "Attach, detach and list devices of any class."),
     "xenstore": ("paravirt.cli.xenstore:xenstore", "Look at xenstore and change it."),
     "bench": ("paravirt.cli.main:bench", "Measure."),
     "info": ("paravirt.cli.info:info", "What this host isolates, and what the kernel offers and refuses."),

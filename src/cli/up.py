@@ -33,9 +33,16 @@ memory_option = click.option(
     metavar="DIR",
     help="Where xenstored keeps its tree; it is then started again if it dies (else it ends with its tree).",
 )
+@click.option(
+    "--device",
+    "drivers",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="Serve the devices of this DeviceBackend, too; may be given several times.",
+)
 @pass_context
-def up(context: Context, memory_mib: int | None, journal: Path | None) -> None:
-    """Start a host: hypervisor, xenstored and block backend, in the foreground.
+def up(context: Context, memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...]) -> None:
+    """Start a host: hypervisor, xenstored and backends, in the foreground.
 
     One line on standard output says that it is ready. Ctrl-C or SIGTERM stops it and leaves nothing behind.
     """
@@ -51,7 +58,7 @@ def up(context: Context, memory_mib: int | None, journal: Path | None) -> None:
             rundir.sweep()
             stack.callback(rundir.sweep)
             stack.callback(supervisor.stop)
-            for daemon in _daemons(memory_mib, journal):
+            for daemon in _daemons(memory_mib, journal, drivers):
                 _start(supervisor, daemon)
             if not supervisor.stopping:
                 click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
@@ -61,7 +68,7 @@ def up(context: Context, memory_mib: int | None, journal: Path | None) -> None:
         sys.exit(EXIT_LOST)
 
 
-def _daemons(memory_mib: int | None, journal: Path | None) -> tuple[Daemon, ...]:
+def _daemons(memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...]) -> tuple[Daemon, ...]:
     """In the order in which they are started."""
     memory = () if memory_mib is None else ("--memory", str(memory_mib))
     kept = () if journal is None else ("--journal", str(journal.absolute()))
@@ -69,6 +76,7 @@ def _daemons(memory_mib: int | None, journal: Path | None) -> tuple[Daemon, ...]
         Daemon("hypervisor", ("hypervisor", *memory)),
         Daemon("xenstored", ("xenstored", *kept), restart=journal is not None),
         Daemon("backend", ("backend",), restart=True),
+        *(Daemon(f"backend {driver}", ("backend", "--device", driver), restart=True) for driver in drivers),
     )
 
 

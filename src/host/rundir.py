@@ -98,7 +98,7 @@ class RunDir:
 
     @contextmanager
     def lock(self, role: str) -> Iterator[None]:
-        """Be the only live `role` of this host: "host", "hypervisor", "xenstored" or "backend".
+        """Be the only live `role` of this host: "host", "hypervisor", "xenstored", "backend" or "backend-CLASS".
 
         The lock file goes when the lock is given back. Raises `AlreadyExists` when another live process has it.
         """
@@ -140,8 +140,9 @@ class RunDir:
     def sweep(self) -> None:
         """Take away what killed daemons left. What a live one has is left alone: each role is locked meanwhile."""
         doors = self.domains.glob("*/hypervisor.sock")
+        own_classes = [path.stem for path in self.path.glob("backend-*.lock")]
         for role, left in (
-            ("backend", []),
+            *((name, []) for name in ("backend", *own_classes)),
             ("xenstored", [self.xenstored_socket]),
             ("hypervisor", [self.hypervisor_socket, *doors]),
         ):

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -41,16 +41,24 @@ DAEMONS = ("hypervisor", "xenstored", "backend")
 
 
 class TemporaryHost:
-    """Hypervisor, xenstored and block backend as processes, in a run directory that goes away with them."""
+    """Hypervisor, xenstored and backends as processes, in a run directory that goes away with them."""
 
     def __init__(
-        self, *, log_level: str = "warning", backend_spin_us: float | None = None, memory_mib: int | None = None
+        self,
+        *,
+        log_level: str = "warning",
+        backend_spin_us: float | None = None,
+        memory_mib: int | None = None,
+        drivers: Sequence[str] = (),
     ) -> None:
         """`backend_spin_us`: how long the backend watches an empty ring before it sleeps.
 
-        `memory_mib`: shared memory that all domains together may have; None: the hypervisor's default.
+        `memory_mib`: shared memory that all domains together may have; None: the hypervisor's default. `drivers`:
+        backends of other device classes, each "module:Class", which is the name of its daemon, too.
         """
         self._arguments = {name: [name] for name in DAEMONS}
+        self._drivers = {driver: ["backend", "--device", driver] for driver in drivers}
+        self._arguments.update(self._drivers)
         if backend_spin_us is not None:
             self._arguments["backend"] += ["--spin-us", str(backend_spin_us)]
         if memory_mib is not None:
@@ -71,7 +79,8 @@ class TemporaryHost:
         self.start("xenstored")
         self.hypervisor = stack.enter_context(Hypervisor.connect(self.rundir.hypervisor_socket))
         self.store = stack.enter_context(XenstoreClient.connect(self.rundir.xenstored_socket))
-        self.start("backend")
+        for name in ("backend", *self._drivers):
+            self.start(name)
 
     def start(self, name: str) -> None:
         """Start one of the daemons (again) and wait until it serves."""

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import paravirt
-from paravirt.backend.driver import DeviceBackend, Request
+from paravirt import DeviceBackend, DeviceFrontend, DeviceProtocol
+from paravirt.backend.driver import Request
 from paravirt.errors import InvalidRequest
-from paravirt.frontend.driver import DeviceFrontend
-from paravirt.protocol.device import DeviceProtocol
 
 COMPRESS, EXPAND = 0, 1
 PAGES = 16

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.timeout(120)
 class Guest:
     """A worker in a domain and the lines it says."""
 
-    def __init__(self, host: TemporaryHost, domain: DomainInfo) -> None:
-        self.process: DomainProcess = host.run(
-            domain, [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+    def __init__(
+        self, host: TemporaryHost, domain: DomainInfo, command: Sequence[str] = (sys.executable, str(WORKER))
+    ) -> None:
+        self.process: DomainProcess = host.run(domain, list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._lines: list[str] = []
         self._said = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -34,6 +34,25 @@ def test_xenstore_guide_example(tmp_path: Path) -> None:
     assert said == ["/tool/example/state", "/tool/example/state", "['a']"]
 
 
+def test_device_guide_example(tmp_path: Path) -> None:
+    said = run(["-c", example_of("docs/new-device.md")[1]], tmp_path).splitlines()
+    assert said == ["16", "256 8", "9 4 pages of the ring"]
+
+
+def test_device_guide_shows_the_example_as_it_is() -> None:
+    guide, example = (ROOT / "docs/new-device.md").read_text(), (ROOT / "examples/compressor.py").read_text()
+    pieces = re.findall(r"```python\n(.*?)```", guide, re.S)[1:]
+    assert len(pieces) > 4
+    for piece in pieces:
+        assert piece in example
+
+
+def test_a_device_takes_about_60_lines() -> None:
+    example = (ROOT / "examples/compressor.py").read_text()
+    device = example[example.index("@dataclass") : example.index("def use(")]
+    assert len([line for line in device.splitlines() if line.strip()]) <= 60
+
+
 def test_readme_example(tmp_path: Path) -> None:
     example = example_of("README.md")
     assert 10 <= len([line for line in example[1].splitlines() if line.strip()]) <= 16

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A guest that uses an echo device until its standard input ends, in batches and in an event loop; says how far it is."""
+"""A guest that uses an echo device until its standard input ends, in batches and in a loop; it says how far it is."""
 
 import asyncio
 import sys

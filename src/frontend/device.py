@@ -77,7 +77,8 @@ class FrontendDevice:
     def close(self) -> None:
         """Close in good order where the other side still plays along; never raises for a side that is gone."""
         self._stop_thread()
-        answers = self._own in (XenbusState.INITIALISED, XenbusState.CONNECTED)
+        # One that failed is CLOSING already. Whoever opens the device next must not meet this connection's end.
+        answers = self._own in (XenbusState.INITIALISED, XenbusState.CONNECTED, XenbusState.CLOSING)
         answers = self._leave(XenbusState.CLOSING, answers, XenbusState.CLOSING, XenbusState.CLOSED)
         self._driver.pause()
         if self._own not in (XenbusState.CLOSED, XenbusState.UNKNOWN):

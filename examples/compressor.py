@@ -16,12 +16,11 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 import paravirt
 from paravirt import DeviceBackend, DeviceFrontend, DeviceProtocol
 from paravirt.backend.driver import Request
 from paravirt.errors import InvalidRequest
+from paravirt.protocol.device import U8, U32
 
 COMPRESS, EXPAND = 0, 1
 PAGES = 16
@@ -39,13 +38,13 @@ class Offer:  # what the backend says to the frontend
 
 @dataclass
 class Ask:
-    operation: np.uint8
-    length: np.uint32
+    operation: U8
+    length: U32
 
 
 @dataclass
 class Answer:
-    length: np.uint32
+    length: U32
 
 
 VZIP = DeviceProtocol("vzip", request=Ask, response=Answer, pages=PAGES, config=Config, offer=Offer)

@@ -11,7 +11,7 @@ import numpy as np
 from paravirt.backend.driver import Batch, DeviceBackend, Request
 from paravirt.errors import InvalidRequest, PeerError
 from paravirt.frontend.driver import DeviceFrontend
-from paravirt.protocol.device import DeviceProtocol
+from paravirt.protocol.device import U32, U64, DeviceProtocol
 
 ADD, FILL, SUM, HOLD, NO_SPACE, LIE, DEFECT = range(7)
 PAGES = 4
@@ -30,13 +30,13 @@ class Offer:
 
 @dataclass
 class Ask:
-    operation: np.uint32
-    value: np.uint64
+    operation: U32
+    value: U64
 
 
 @dataclass
 class Answer:
-    value: np.uint64
+    value: U64
 
 
 ECHO = DeviceProtocol("vecho", request=Ask, response=Answer, pages=PAGES, config=Config, offer=Offer)

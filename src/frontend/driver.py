@@ -4,6 +4,9 @@
 Calls may come from any thread and from one event loop. One of the waiting threads at a time watches the ring for all;
 in an event loop the doorbell is one more descriptor. What is in flight outlives its backend: the next one gets it on a
 new ring, so a request may be done twice, as with Xen's block device.
+
+A signal handler that raises while a call waits does no harm. One that raises in the few microseconds in which a call
+changes what is in flight ends the device, with an error that says so.
 """
 
 import asyncio
@@ -96,6 +99,7 @@ class DeviceFrontend:
         self._changed = threading.Condition(self._lock)
         self._ring: FrontRing | None = None  # connected: requests may be sent
         self._watching = False  # a thread watches the ring, for all of them
+        self._inside = False  # with the lock free: the last holder was interrupted while it changed what is in flight
         self._queue: deque[Pending] = deque()  # not all of their requests are sent
         self._in_flight: InFlight | None = None
         self._collector: Collector | None = None
@@ -235,14 +239,23 @@ class DeviceFrontend:
             self._check()
             for buffer in carried:
                 buffer.check_usable()
+            self._inside = True
             for buffer in carried:
                 buffer.in_flight = True
             pending.buffers = buffers if carried else ()
             self._requests += len(pending.requests)
             self._queue.append(pending)
             self._send()
+            self._inside = False
+
+    def _check_whole(self) -> None:
+        """After a signal handler raised where it must not, nobody knows what is in flight: that is the device's end."""
+        if self._inside:
+            self._inside = False
+            self._fail_soon(ParavirtError("a call was interrupted half-way into the ring: open the device again"))
 
     def _check(self) -> None:
+        self._check_whole()
         if self._closed:
             raise Closed(f"{self.protocol.name} {self._path.device_id} is closed")
         if self._error is not None:
@@ -269,6 +282,7 @@ class DeviceFrontend:
         """Give what was taken to those who asked."""
         if self._collector is None or self._in_flight is None or not self._collector.taken:
             return
+        self._inside = True
         responses = self._collector.hand_over()
         self._responses += len(responses)
         self._errors += int(np.count_nonzero(responses["status"]))
@@ -278,6 +292,7 @@ class DeviceFrontend:
         if error is not None:
             self._fail_soon(error)
         self._send()
+        self._inside = False
 
     def _collect(self) -> None:
         """Take what is there, until the backend rings for what comes next; a thread that watches does that itself."""
@@ -324,8 +339,8 @@ class DeviceFrontend:
         self._announce(list(under_way))
         self._changed.notify_all()
 
-    def _fail_soon(self, error: PeerError) -> None:
-        """The backend lied: no more requests; the device's thread closes the device."""
+    def _fail_soon(self, error: ParavirtError) -> None:
+        """The backend lied, or so: no more requests; the device's thread closes the device."""
         self._ring = None
         self._error = self._error or error
         self._give_up(error)
@@ -336,12 +351,14 @@ class DeviceFrontend:
     def look(self) -> None:
         """Take the answers that are there."""
         with self._lock:
+            self._check_whole()
             self._collect()
 
     def wait_for(self, pending: Pending, timeout_s: float | None) -> None:
         """Until it is finished. Raises `TimedOut`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
+            self._check_whole()
             while not pending.finished:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -385,6 +402,7 @@ class DeviceFrontend:
         """Until it is finished, without blocking the event loop. Raises `InvalidRequest` in a second loop."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
+            self._check_whole()
             if pending.finished:
                 return
             self._listen(future.get_loop())
@@ -415,6 +433,7 @@ class DeviceFrontend:
 
     def _on_readable(self) -> None:
         with self._lock:
+            self._check_whole()
             if self._closed or self._watching:
                 return
             self._end.waiter.drain_bells()
@@ -444,6 +463,7 @@ class DeviceFrontend:
         if ring is None:
             raise PeerError("the backend connected before it was asked to")
         with self._lock:
+            self._check_whole()
             self._offer = offer
             if self._in_flight is None:
                 self._in_flight = InFlight(protocol, ring.size)

@@ -15,13 +15,23 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paravirt.errors import InvalidRequest, ParavirtError, PeerError
 from paravirt.protocol.keys import MAX_RING_PAGE_ORDER, RING_KEYS, Keys, RingRequest, number
+
+U8 = Annotated[int, "<u1"]
+U16 = Annotated[int, "<u2"]
+U32 = Annotated[int, "<u4"]
+U64 = Annotated[int, "<u8"]
+I8 = Annotated[int, "<i1"]
+I16 = Annotated[int, "<i2"]
+I32 = Annotated[int, "<i4"]
+I64 = Annotated[int, "<i8"]
+"""Fields of a message: integers of so many bits, unsigned or signed."""
 
 PAGE_BYTES: Final = 4096
 RING_HEADER_BYTES: Final = 64
@@ -90,13 +100,13 @@ def _check_keys(kind: type[Any]) -> None:
 
 
 def _fields_of(message: Any) -> list[tuple[Any, ...]]:
-    """Of a dataclass whose fields are numpy scalars, or `Annotated[..., what numpy.dtype takes]`."""
+    """Of a dataclass whose fields are `U8` to `I64`, numpy scalars, or `Annotated[..., what numpy.dtype takes]`."""
     fields: list[tuple[Any, ...]] = []
     for name, hint in get_type_hints(message, include_extras=True).items():
         if get_origin(hint) is not None and hasattr(hint, "__metadata__"):
             hint = get_args(hint)[1]
         if hint in (int, float, str, bytes, bool):
-            raise InvalidRequest(f"{message.__name__}.{name}: {hint.__name__} has no size; numpy.uint32 has one")
+            raise InvalidRequest(f"{message.__name__}.{name}: {hint.__name__} has no size; U32 has one")
         try:
             fields.append((name, np.dtype(hint).newbyteorder("<")))
         except TypeError as error:
@@ -145,8 +155,8 @@ class DeviceProtocol:
         offer: type[Any] = NoKeys,
         max_ring_page_order: int = MAX_RING_PAGE_ORDER,
     ) -> None:
-        """`name`: as in `device/NAME` in xenstore. `request`, `response`: structured dtypes, or dataclasses of numpy
-        scalars, which `call` takes and returns then.
+        """`name`: as in `device/NAME` in xenstore. `request`, `response`: structured dtypes, or dataclasses of `U8`
+        to `I64`, which `call` takes and returns then.
 
         `pages`: most pages of memory that one request carries, 0 to 256. `config`: a dataclass of what the toolstack
         says to the backend; `offer`: one of what the backend says to the frontend. Raises `InvalidRequest`.

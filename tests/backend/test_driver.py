@@ -208,7 +208,7 @@ def test_errors_of_a_whole_batch(host: paravirt.Host, caplog: pytest.LogCaptureF
     host.attach(domain, ColumnBack)
     with domain.open(ColumnFront) as device:
         for _ in range(20):
-            assert device.exchange([Ask(NO_SPACE, 1)] * 3)["status"].tolist() == [-errno.ENOSPC] * 3  # type: ignore[arg-type]
+            assert device.exchange([Ask(NO_SPACE, 1)] * 3)["status"].tolist() == [-errno.ENOSPC] * 3
         assert device.call(value=1).value == 2
         complaints = [record for record in caplog.records if "requests failed" in record.message]
         assert len([record for record in complaints if record.levelname == "WARNING"]) == 1
@@ -224,7 +224,7 @@ def test_late_answers(host: paravirt.Host) -> None:
         requests = EchoBack.take_held(5)
         assert host.driver_statistics(EchoBack)[path].deferred == 5
         for i, request in reversed(list(enumerate(requests))):
-            assert request.answer(Answer(i))  # type: ignore[arg-type]
+            assert request.answer(Answer(i))
             with pytest.raises(InvalidRequest, match="answered already"):
                 request.answer(value=7)
         assert [each.result(DEADLINE_S).value for each in pending] == list(range(5))

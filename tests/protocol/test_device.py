@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 
 from paravirt.errors import InvalidRequest, PeerError
-from paravirt.protocol.device import DeviceOffer, DeviceProtocol, DeviceRequest, from_keys, put_message, to_keys
+from paravirt.protocol.device import (
+    U8,
+    U64,
+    DeviceOffer,
+    DeviceProtocol,
+    DeviceRequest,
+    from_keys,
+    put_message,
+    to_keys,
+)
 
 
 @dataclass
 class Ask:
-    operation: np.uint8
-    place: np.uint64
+    operation: U8
+    place: U64
     name: Annotated[bytes, "V16"]
 
 
@@ -121,7 +130,7 @@ def test_a_half_that_does_not_say_its_layout_is_believed() -> None:
 def test_messages() -> None:
     protocol = declare()
     batch = np.zeros(2, protocol.request)
-    put_message(protocol, batch, 1, Ask(3, 1 << 40, b"name"))  # type: ignore[arg-type]
+    put_message(protocol, batch, 1, Ask(3, 1 << 40, b"name"))
     assert batch[1].item()[1:4] == (3, 1 << 40, b"name".ljust(16, b"\0"))
     put_message(protocol, batch, 0, {"id": 7, "operation": 1})
     assert batch["id"].tolist() == [0, 0]  # ids are not the caller's

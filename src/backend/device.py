@@ -177,7 +177,7 @@ class BackendDevice(ABC, Generic[S]):
                 self._switch(XenbusState.CLOSED)
                 if frontend is XenbusState.UNKNOWN:
                     # The domain is gone and nobody else will tidy up.
-                    xenbus.remove_backend(self._store, self.path.backend)
+                    xenbus.remove_backend(self._store, self.path.backend, unless=f"{self.path.frontend}/state")
                 self._forget()
                 return False
             case BackendStep.FAIL:

@@ -104,10 +104,15 @@ def remove(store: XenstoreClient, path: str) -> None:
             raise
 
 
-def remove_backend(store: XenstoreClient, directory: str) -> None:
-    """Remove a backend's directory, and the one of its guest if no other device stands in it."""
+def remove_backend(store: XenstoreClient, directory: str, *, unless: str | None = None) -> None:
+    """Remove a backend's directory, and the one of its guest if no other device stands in it.
+
+    `unless`: a node; where it exists the device was attached anew meanwhile, and nothing is removed.
+    """
 
     def take_away(transaction: Transaction) -> None:
+        if unless is not None and read_key(transaction, unless) is not None:
+            return
         parent = directory.rpartition("/")[0]
         try:
             transaction.rm(directory)

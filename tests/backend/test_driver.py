@@ -319,6 +319,14 @@ def test_what_is_in_use_is_asked_for_again(host: paravirt.Host) -> None:
         eventually(lambda: xenbus.read_key(host.store, f"{path.backend}/hotplug-status") == "connected")
 
 
+def test_tidying_up_leaves_a_device_alone_that_was_attached_meanwhile(host: paravirt.Host) -> None:
+    domain = host.create_domain("guest")
+    path = host.attach(domain, EchoBack)
+    xenbus.remove_backend(host.store, path.backend, unless=f"{path.frontend}/state")
+    with domain.open(EchoFront) as device:
+        assert device.call(operation=ADD, value=1).value == 2
+
+
 def test_loading_drivers(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_driver("tests.echo_device:EchoBack") is EchoBack
     for name in ("nothing", "tests.echo_device:EchoFront", "tests.echo_device:ADD"):

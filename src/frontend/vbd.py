@@ -15,12 +15,13 @@ from typing import Self
 from paravirt.errors import Closed, InvalidRequest, IoError, ParavirtError, PeerError, PeerGone, ReadOnly, TimedOut
 from paravirt.frontend.device import FrontendDevice
 from paravirt.frontend.requests import Io, RequestSlots, split
-from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun
+from paravirt.frontend.ring_end import RingEnd
+from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol import blkif
 from paravirt.protocol.blkif import SECTOR_BYTES, Operation, Status
 from paravirt.protocol.vbd import VbdOffer, VbdRequest
 from paravirt.protocol.xenbus import DevicePath
-from paravirt.ring.shared import FrontRing, RingStatistics
+from paravirt.ring.shared import RingStatistics
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
@@ -76,7 +77,6 @@ class Disk:
         if not 0 <= ring_page_order <= blkif.MAX_RING_PAGE_ORDER:
             raise InvalidRequest(f"ring_page_order is {ring_page_order}, not from 0 to {blkif.MAX_RING_PAGE_ORDER}")
         self.name = name
-        self._hypervisor = hypervisor
         self._store = store
         self._path = path
         self._wanted_order = ring_page_order
@@ -89,12 +89,8 @@ class Disk:
         self._error: ParavirtError | None = None
         self._closed = False
         self._offer: VbdOffer | None = None
-        self._arena: Arena | None = None
         self._slots: RequestSlots | None = None
-        self._ring_pages: PageRun | None = None
-        self._new_ring: FrontRing | None = None
-        self._channel: EventChannel | None = None
-        self._waiter = hypervisor.waiter()
+        self._end = RingEnd(hypervisor, path.backend_domid)
         self._connects = self._reissued = 0
         self._device = FrontendDevice(store, path, self)
         try:
@@ -206,14 +202,12 @@ class Disk:
                 return
             self._closed = True
             self._changed.notify_all()
-        self._waiter.kick()
+        self._end.waiter.kick()
         self._device.close()
         self.pause()
         if self._slots is not None:
             self._slots.close()
-        if self._arena is not None:
-            self._arena.close()
-        self._waiter.close()
+        self._end.close()
 
     def __enter__(self) -> Self:
         return self
@@ -355,31 +349,27 @@ class Disk:
     def negotiate(self, backend: str) -> dict[str, str]:
         """A new ring and port, as the backend's offer allows."""
         offer = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
-        backend_domid = self._path.backend_domid
-        if self._arena is None:
-            order = min(self._wanted_order, offer.max_ring_page_order)
-            n_slots = blkif.ring_entries(order)
-            # Room for a second ring: the pages of the first may still be held by a backend that died.
-            self._arena = self._hypervisor.create_arena(backend_domid, n_slots * blkif.MAX_SEGMENTS + 2 * (1 << order))
-            self._slots = RequestSlots(self._arena, n_slots, backend_domid)
-            self._order = order
-        if offer.max_ring_page_order < self._order:
-            raise PeerError(f"the new backend takes rings of {1 << offer.max_ring_page_order} pages only")
-        pages = self._arena.allocate(1 << self._order)
-        self._ring_pages = pages
-        refs = tuple(self._arena.grant(pages.gref + i) for i in range(pages.n_pages))
-        self._channel = self._hypervisor.alloc_unbound(self._waiter, backend_domid)
-        self._new_ring = FrontRing.create(pages.view, blkif.REQUEST, blkif.RESPONSE, port=self._channel)
-        return VbdRequest(refs, self._channel.port).to_keys()
+        n_slots = blkif.ring_entries(min(self._wanted_order, offer.max_ring_page_order))
+        refs, port = self._end.make(
+            blkif.REQUEST,
+            blkif.RESPONSE,
+            wanted_order=self._wanted_order,
+            max_order=offer.max_ring_page_order,
+            data_pages=n_slots * blkif.MAX_SEGMENTS,
+        )
+        if self._slots is None:
+            assert self._end.arena is not None
+            self._slots = RequestSlots(self._end.arena, n_slots, self._path.backend_domid)
+        return VbdRequest(refs, port).to_keys()
 
     def connect(self, backend: str) -> None:
         """Go: what was in flight is sent again on the new ring."""
         offer = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
-        if self._slots is None or self._new_ring is None:
+        if self._slots is None or self._end.ring is None:
             raise PeerError("the backend connected before it was asked to")
         with self._changed:
             self._offer = offer
-            self._slots.ring, self._new_ring = self._new_ring, None
+            self._slots.ring = self._end.ring
             self._reissued += self._slots.reissue()
             self._connects += 1
             self._ready = True
@@ -392,23 +382,13 @@ class Disk:
         """Let go of ring and port; what is in flight stays in the shadow."""
         with self._changed:
             self._ready = False
-            self._waiter.kick()
+            self._end.waiter.kick()
             self._others += 1
             self._changed.wait_for(lambda: not self._watching)
             self._others -= 1
-            slots = self._slots
-            ring = (slots.ring if slots else None) or self._new_ring
-            self._new_ring = None
-            if slots:
-                slots.ring = None
-        if ring is not None:
-            ring.close()
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-        if self._ring_pages is not None and self._arena is not None:
-            self._arena.free(self._ring_pages)
-            self._ring_pages = None
+            if self._slots is not None:
+                self._slots.ring = None
+        self._end.drop()
 
     def closed(self, error: ParavirtError | None) -> None:
         """No answer will come any more."""

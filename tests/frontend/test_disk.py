@@ -260,7 +260,7 @@ def test_what_a_dead_process_left_open_can_be_opened(host: paravirt.Host, domain
     host.attach_disk(domain, "1M", driver="memory")
     disk = domain.open_disk()
     disk.pwrite(b"k" * 512, 0)
-    channel = disk._channel
+    channel = disk._end.channel
     assert channel is not None
     keys = {name: domain.store.read(f"{disk._path.frontend}/{name}") for name in ("state", "event-channel")}
     disk.close()

@@ -82,9 +82,9 @@ class Buffer:
 
     def answered(self) -> int:
         """The request is answered: take the pages back; how many the backend keeps."""
-        self.in_flight = False
         self.take_back()
         kept = len(self._granted)
+        self.in_flight = False  # last but for this: `close` in another thread frees what is not in flight
         if self._closing:
             self._free()
         return kept

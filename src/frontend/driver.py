@@ -30,6 +30,7 @@ from paravirt.frontend.pending import InFlight, Pending, PendingCall, as_batch
 from paravirt.frontend.ring_end import RingEnd
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.device import DeviceOffer, DeviceProtocol, DeviceRequest, put_message
+from paravirt.protocol.keys import MAX_RING_PAGE_ORDER
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.collect import Collector
 from paravirt.ring.memory import PAGE_BYTES
@@ -90,8 +91,8 @@ class DeviceFrontend:
         together, whole pages; 0 for a protocol without pages. `spin_ns`: how long a waiting thread watches the ring
         before it sleeps; 0 for never.
         """
-        if not 0 <= ring_page_order <= self.protocol.max_ring_page_order:
-            raise InvalidRequest(f"ring_page_order is {ring_page_order}, not 0 to {self.protocol.max_ring_page_order}")
+        if not 0 <= ring_page_order <= MAX_RING_PAGE_ORDER:
+            raise InvalidRequest(f"ring_page_order is {ring_page_order}, not 0 to {MAX_RING_PAGE_ORDER}")
         self._path, self._store = path, store
         self._wanted_order, self._spin_ns = ring_page_order, spin_ns
         self._data_pages = -(-buffer_bytes // PAGE_BYTES) if self.protocol.pages else 0

@@ -102,7 +102,8 @@ class InFlight:
 
     def __init__(self, protocol: DeviceProtocol, ring_size: int) -> None:
         bits = min(8 * protocol.request["id"].itemsize, MAX_ID_BITS)
-        self.capacity = min(ring_size, 1 << bits)
+        # Half of all ids at most, so that none is used again at once and a doubled response is told.
+        self.capacity = min(ring_size, 1 << (bits - 1))
         self._protocol = protocol
         self._mask = (1 << bits) - 1
         self._step = 1 << (self.capacity - 1).bit_length()

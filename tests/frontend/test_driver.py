@@ -123,7 +123,9 @@ def test_ids_of_one_byte(host: paravirt.Host, domain: paravirt.Domain) -> None:
     """Fewer ids than entries, and each used many times."""
 
     class Back(DeviceBackend):
-        protocol = DeviceProtocol("vsmall", request=[("id", "u1"), ("n", "u2")], response=[("id", "u1"), ("n", "u2")])
+        protocol = DeviceProtocol(
+            "vsmall", request=[("id", "u1"), ("n", "u2")], response=[("id", "u1"), ("n", "u2")], max_ring_page_order=1
+        )
 
         def handle(self, batch: Batch) -> None:
             batch.responses["n"] = batch.requests["n"] + 1

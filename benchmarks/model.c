@@ -3,9 +3,11 @@
  * What the benchmarks measure against, in bare C: two pinned processes that spin.
  *
  *   model cacheline CPU CPU SECONDS               round trip of one cache line, ns
- *   model xen|core CPU CPU SECONDS BATCH PAGES    pairs/s of blkif-sized messages through Xen's macros or our core
+ *   model SIDE CPU CPU SECONDS BATCH PAGES        pairs/s of blkif-sized messages
  *
- * Prints one number. "xen" exists where Xen's header does.
+ * SIDE: "xen", Xen's macros with the notify check; "xen-unchecked", without it; "core", our core with the full barrier;
+ * "core-light", with the asymmetric fence; "core-inplace", the same with requests and responses written into the slots.
+ * Prints one number. Xen's sides exist where Xen's header does.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -83,20 +85,46 @@ static void cacheline_back(void *unused)
 			pv_store_release(&control->line, value + 1);
 }
 
-static double core_front(void *memory, double seconds)
+static void use_fence(struct pv_ring *ring, uint32_t fence)
+{
+	if (pv_ring_set_fence(ring, fence))
+		exit(4);
+}
+
+/* Fill a batch in the slots themselves: how many. */
+static uint32_t fill_slots(struct pv_ring *ring, const void *messages, uint32_t bytes, uint32_t n)
+{
+	struct pv_ring_slots slots;
+	uint32_t filled = 0;
+
+	while (filled < n && pv_ring_reserve(ring, n - filled, &slots) == 0 && slots.n) {
+		for (uint32_t i = 0; i < slots.n; i++)
+			memcpy(slots.first + i * ring->entry_bytes, (const uint8_t *)messages + (filled + i) * bytes, bytes);
+		pv_ring_commit(ring, slots.n);
+		filled += slots.n;
+	}
+	return filled;
+}
+
+static inline double core_front(void *memory, double seconds, uint32_t fence, int in_place)
 {
 	int64_t start = pv_now_ns(), now;
 	struct pv_ring ring;
 	uint64_t done = 0;
 
 	pv_ring_create(&ring, memory, ring_bytes, 112, 112, 16, NULL, 0);
+	use_fence(&ring, fence);
 	pv_store_release(&control->attached, 2);
 	while (pv_load_acquire(&control->attached) != 1)
 		;
 	do {
 		for (int i = 0; i < ROUNDS_PER_CLOCK_READ; i++) {
-			while (pv_ring_room(&ring) >= batch)
-				pv_ring_push(&ring, requests, batch);
+			while (pv_ring_room(&ring) >= batch) {
+				if (in_place)
+					fill_slots(&ring, requests, sizeof *requests, batch);
+				else
+					pv_ring_push(&ring, requests, batch);
+			}
 			done += (uint64_t)pv_ring_take(&ring, responses, batch);
 		}
 		now = pv_now_ns();
@@ -105,22 +133,55 @@ static double core_front(void *memory, double seconds)
 	return (double)done / ((double)(now - start) / 1e9);
 }
 
-static void core_back(void *memory)
+static inline void core_back(void *memory, uint32_t fence, int in_place)
 {
 	struct pv_ring ring;
 
 	while (pv_load_acquire(&control->attached) != 2)
 		;
 	pv_ring_attach(&ring, memory, ring_bytes, 112, 112, 16, NULL, 0);
+	use_fence(&ring, fence);
 	pv_store_release(&control->attached, 1);
 	for (;;) {
 		int64_t n = pv_ring_take(&ring, requests, batch);
 
-		if (n > 0)
+		if (n > 0 && in_place)
+			fill_slots(&ring, responses, sizeof *responses, (uint32_t)n);
+		else if (n > 0)
 			pv_ring_push(&ring, responses, (uint32_t)n);
 		else if (pv_load_relaxed(&control->stop))
 			return;
 	}
+}
+
+static double full_front(void *memory, double seconds)
+{
+	return core_front(memory, seconds, PV_FENCE_FULL, 0);
+}
+
+static void full_back(void *memory)
+{
+	core_back(memory, PV_FENCE_FULL, 0);
+}
+
+static double light_front(void *memory, double seconds)
+{
+	return core_front(memory, seconds, PV_FENCE_HOST, 0);
+}
+
+static void light_back(void *memory)
+{
+	core_back(memory, PV_FENCE_HOST, 0);
+}
+
+static double inplace_front(void *memory, double seconds)
+{
+	return core_front(memory, seconds, PV_FENCE_HOST, 1);
+}
+
+static void inplace_back(void *memory)
+{
+	core_back(memory, PV_FENCE_HOST, 1);
 }
 
 #if __has_include(<xen/io/ring.h>)
@@ -136,7 +197,7 @@ DEFINE_RING_TYPES(model, struct request, struct response);
 /* Forces the whole copy: the compiler was seen to leave out parts that nobody reads. */
 #define FORCE(place) __asm__ volatile("" : : "r"(place) : "memory")
 
-static double xen_front(void *memory, double seconds)
+static inline double any_xen_front(void *memory, double seconds, int check)
 {
 	struct model_sring *shared = memory;
 	int64_t start = pv_now_ns(), now;
@@ -157,8 +218,12 @@ static double xen_front(void *memory, double seconds)
 			while (RING_FREE_REQUESTS(&ring) >= batch) {
 				for (uint32_t j = 0; j < batch; j++)
 					memcpy(RING_GET_REQUEST(&ring, ring.req_prod_pvt++), &requests[j], sizeof *requests);
-				RING_PUSH_REQUESTS_AND_CHECK_NOTIFY(&ring, notify);
-				notified += notify;
+				if (check) {
+					RING_PUSH_REQUESTS_AND_CHECK_NOTIFY(&ring, notify);
+					notified += notify;
+				} else {
+					RING_PUSH_REQUESTS(&ring);
+				}
 			}
 			last = pv_load_relaxed(&ring.sring->rsp_prod);
 			xen_rmb();
@@ -175,7 +240,7 @@ static double xen_front(void *memory, double seconds)
 	return (double)done / ((double)(now - start) / 1e9);
 }
 
-static void xen_back(void *memory)
+static inline void any_xen_back(void *memory, int check)
 {
 	model_back_ring_t ring;
 	uint64_t notified = 0;
@@ -198,14 +263,36 @@ static void xen_back(void *memory)
 		}
 		for (uint32_t j = 0; j < n; j++)
 			memcpy(RING_GET_RESPONSE(&ring, ring.rsp_prod_pvt++), &responses[j], sizeof *responses);
-		if (n) {
+		if (n && check) {
 			RING_PUSH_RESPONSES_AND_CHECK_NOTIFY(&ring, notify);
 			notified += notify;
+		} else if (n) {
+			RING_PUSH_RESPONSES(&ring);
 		} else if (pv_load_relaxed(&control->stop)) {
 			FORCE(&notified);
 			return;
 		}
 	}
+}
+
+static double xen_front(void *memory, double seconds)
+{
+	return any_xen_front(memory, seconds, 1);
+}
+
+static void xen_back(void *memory)
+{
+	any_xen_back(memory, 1);
+}
+
+static double unchecked_front(void *memory, double seconds)
+{
+	return any_xen_front(memory, seconds, 0);
+}
+
+static void unchecked_back(void *memory)
+{
+	any_xen_back(memory, 0);
 }
 #endif
 
@@ -215,9 +302,12 @@ static const struct mode {
 	void (*back)(void *memory);
 } modes[] = {
 	{"cacheline", cacheline_front, cacheline_back},
-	{"core", core_front, core_back},
+	{"core", full_front, full_back},
+	{"core-light", light_front, light_back},
+	{"core-inplace", inplace_front, inplace_back},
 #ifdef HAVE_XEN
 	{"xen", xen_front, xen_back},
+	{"xen-unchecked", unchecked_front, unchecked_back},
 #endif
 };
 

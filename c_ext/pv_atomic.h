@@ -14,6 +14,9 @@
 #include PV_ATOMIC_SHIM
 #else
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 /* A word whose value guards nothing else, or that only its reader writes. Read once: never re-read by the compiler. */
 #define pv_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define pv_store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
@@ -34,10 +37,20 @@
 	__atomic_compare_exchange_n((p), (expected), (desired), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
 
 /* A private counter that several threads bump; it orders nothing. */
-#define pv_count(p) ((void)__atomic_fetch_add((p), 1, __ATOMIC_RELAXED))
+#define pv_count(p) pv_add((p), 1)
+#define pv_add(p, n) ((void)__atomic_fetch_add((p), (n), __ATOMIC_RELAXED))
 
 /* Store-then-load order ("publish, then look whether the other side sleeps"). The expensive one: one a batch. */
 #define pv_fence_full() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+
+/*
+ * The same order, paid for by one side alone (membarrier(2)): the side that is in a hurry keeps the compiler from moving
+ * its load over its store; the other side, on its way to sleep, has the kernel run a full barrier on every CPU that runs
+ * a thread of that process (or, "global", of any process that registered for it) before it looks. `command` is one of
+ * the kernel's; 0, or -1 and errno.
+ */
+#define pv_fence_light() pv_fence_compiler()
+#define pv_fence_heavy(command) ((int)syscall(SYS_membarrier, (command), 0, 0))
 
 /* Keeps the compiler from moving or merging accesses; no instruction. */
 #define pv_fence_compiler() __atomic_signal_fence(__ATOMIC_SEQ_CST)

@@ -6,11 +6,7 @@
 #include "pv_home.h"
 #include "pv_ring.h"
 
-#define LOOKS_PER_CLOCK_READ 64
 #define FEW_MESSAGES 8
-
-/* pv_ring_poll's answer is used as a wait's result. */
-_Static_assert(PV_WAIT_TIMEOUT == 0 && PV_WAIT_EVENT == 1, "nothing, something");
 
 /* Making and joining. */
 
@@ -39,6 +35,8 @@ static int set_up(struct pv_ring *ring, void *memory, uint32_t n_bytes, uint32_t
 		.own_event = is_front ? &header->rsp_event : &header->req_event,
 		.peer_prod = is_front ? &header->rsp_prod : &header->req_prod,
 		.peer_event = is_front ? &header->req_event : &header->rsp_event,
+		.own_cpu = is_front ? &header->front_cpu : &header->back_cpu,
+		.peer_cpu = is_front ? &header->back_cpu : &header->front_cpu,
 		.port = port,
 		.home_word = pv_home_word(),
 		.home = pv_home_mark(),
@@ -48,12 +46,14 @@ static int set_up(struct pv_ring *ring, void *memory, uint32_t n_bytes, uint32_t
 		.out_bytes = is_front ? request_bytes : response_bytes,
 		.in_bytes = is_front ? response_bytes : request_bytes,
 	};
+	pv_spin_init(&ring->spin, PV_SPIN_DEFAULT_NS, NULL);
 	return 0;
 }
 
 static void start_at(struct pv_ring *ring, uint32_t index)
 {
-	ring->prod = ring->cons = ring->peer_prod_checked = ring->cons_at_event = index;
+	ring->prod = ring->checked = ring->cons = ring->peer_prod_checked = ring->cons_at_event = index;
+	ring->empty_cons = index - 1;
 	pv_store_relaxed(ring->own_event, index + 1);
 }
 
@@ -72,20 +72,31 @@ int pv_ring_create(struct pv_ring *ring, void *memory, uint32_t n_bytes, uint32_
 	return 0;
 }
 
+/* Join where both indexes stand; `index` where the caller knows where that is. */
+static int join(struct pv_ring *ring, const uint32_t *index)
+{
+	uint32_t own = pv_load_acquire(ring->own_prod), peer = pv_load_acquire(ring->peer_prod);
+
+	if (own != peer || (index && own != *index))
+		return -EBUSY;
+	start_at(ring, own);
+	return 0;
+}
+
 int pv_ring_attach(struct pv_ring *ring, void *memory, uint32_t n_bytes, uint32_t entry_bytes, uint32_t request_bytes,
 		   uint32_t response_bytes, struct pv_port *port, int is_front)
 {
 	int result = set_up(ring, memory, n_bytes, entry_bytes, request_bytes, response_bytes, port, is_front);
-	uint32_t own, peer;
 
-	if (result)
-		return result;
-	own = pv_load_acquire(ring->own_prod);
-	peer = pv_load_acquire(ring->peer_prod);
-	if (own != peer)
-		return -EBUSY;
-	start_at(ring, own);
-	return 0;
+	return result ? result : join(ring, NULL);
+}
+
+int pv_ring_attach_at(struct pv_ring *ring, void *memory, uint32_t n_bytes, uint32_t entry_bytes, uint32_t request_bytes,
+		      uint32_t response_bytes, struct pv_port *port, int is_front, uint32_t index)
+{
+	int result = set_up(ring, memory, n_bytes, entry_bytes, request_bytes, response_bytes, port, is_front);
+
+	return result ? result : join(ring, &index);
 }
 
 /* Counts, from private memory alone. */
@@ -105,6 +116,25 @@ uint32_t pv_ring_room(const struct pv_ring *ring)
 	return ring->is_front ? ring->size - outstanding : outstanding;
 }
 
+int pv_ring_full(const struct pv_ring *ring)
+{
+	return pv_ring_room(ring) == 0;
+}
+
+int pv_ring_cons_overflow(const struct pv_ring *ring, uint32_t index)
+{
+	return !ring->is_front && index - pv_load_acquire(&ring->prod) >= ring->size;
+}
+
+/* A front end can have no more responses than requests outstanding; a back end no more requests than slots that hold no
+ * unanswered one. Either also catches an index that went backwards. */
+int pv_ring_prod_overflow(const struct pv_ring *ring, uint32_t index)
+{
+	uint32_t outstanding = pv_ring_outstanding(ring);
+
+	return index - ring->cons > (ring->is_front ? outstanding : ring->size - outstanding);
+}
+
 static int check_usable(const struct pv_ring *ring)
 {
 	if (pv_load_relaxed(&ring->dead))
@@ -113,13 +143,11 @@ static int check_usable(const struct pv_ring *ring)
 }
 
 /*
- * What the peer has published and we have not consumed, or -EPROTO. A front end can have no more responses than it has
- * requests outstanding; a back end no more requests than slots that hold no unanswered one. Either also catches an index
- * that went backwards. An index once found right stays right, so the shared word is read only for more than is known.
+ * What the peer has published and we have not consumed, or -EPROTO. An index once found right stays right, so the shared word is read only for more than is known.
  */
 static int64_t available(struct pv_ring *ring, uint32_t wanted)
 {
-	uint32_t known = ring->peer_prod_checked - ring->cons, outstanding, limit, peer;
+	uint32_t known = ring->peer_prod_checked - ring->cons, peer;
 
 	if (known >= wanted)
 		return known;
@@ -127,9 +155,7 @@ static int64_t available(struct pv_ring *ring, uint32_t wanted)
 	peer = pv_load_acquire(ring->peer_prod);
 	if (peer == ring->peer_prod_checked)
 		return known;
-	outstanding = pv_ring_outstanding(ring);
-	limit = ring->is_front ? outstanding : ring->size - outstanding;
-	if (peer - ring->cons > limit || peer - ring->cons < known) {
+	if (pv_ring_prod_overflow(ring, peer) || peer - ring->cons < known) {
 		pv_store_relaxed(&ring->dead, 1);
 		return -EPROTO;
 	}
@@ -157,43 +183,74 @@ static void copy_messages(uint8_t *to, uint32_t to_step, const uint8_t *from, ui
 		memcpy(to, from, (size_t)n * bytes);
 	else
 		COPY_EACH(bytes);
-	pv_fence_compiler();
 }
 
-static void copy_to_ring(struct pv_ring *ring, const uint8_t *messages, uint32_t n)
+static void copy_one(uint8_t *to, const uint8_t *from, uint32_t bytes)
+{
+	if (bytes == 16)
+		memcpy(to, from, 16);
+	else if (bytes == 112)
+		memcpy(to, from, 112);
+	else
+		memcpy(to, from, bytes);
+}
+
+static inline void copy_to_ring(struct pv_ring *ring, const uint8_t *messages, uint32_t n)
 {
 	uint32_t slot = ring->prod & (ring->size - 1), bytes = ring->out_bytes, step = ring->entry_bytes;
-	uint32_t till_end = ring->size - slot < n ? ring->size - slot : n;
+	uint8_t *first = ring->entries + (size_t)slot * step;
+	uint32_t till_end = ring->size - slot;
 
-	copy_messages(ring->entries + (size_t)slot * step, step, messages, bytes, bytes, till_end);
-	if (n > till_end)
+	if (n == 1) {
+		copy_one(first, messages, bytes);
+	} else if (n <= till_end) {
+		copy_messages(first, step, messages, bytes, bytes, n);
+	} else {
+		copy_messages(first, step, messages, bytes, bytes, till_end);
 		copy_messages(ring->entries, step, messages + (size_t)till_end * bytes, bytes, bytes, n - till_end);
+	}
 }
 
-static void copy_from_ring(struct pv_ring *ring, uint8_t *messages, uint32_t n)
+static inline void copy_from_ring(struct pv_ring *ring, uint8_t *messages, uint32_t n)
 {
 	uint32_t slot = ring->cons & (ring->size - 1), bytes = ring->in_bytes, step = ring->entry_bytes;
-	uint32_t till_end = ring->size - slot < n ? ring->size - slot : n;
+	const uint8_t *first = ring->entries + (size_t)slot * step;
+	uint32_t till_end = ring->size - slot;
 
-	copy_messages(messages, bytes, ring->entries + (size_t)slot * step, step, bytes, till_end);
-	if (n > till_end)
+	if (n == 1) {
+		copy_one(messages, first, bytes);
+	} else if (n <= till_end) {
+		copy_messages(messages, bytes, first, step, bytes, n);
+	} else {
+		copy_messages(messages, bytes, first, step, bytes, till_end);
 		copy_messages(messages + (size_t)till_end * bytes, bytes, ring->entries, step, bytes, n - till_end);
+	}
+	pv_fence_compiler();
 }
 
 /* Push. */
 
-/* Make everything before `next` visible; 1 when the peer asked to be notified on the way. */
-static int publish(struct pv_ring *ring, uint32_t next)
+/* Make everything before `next` visible. */
+static void publish(struct pv_ring *ring, uint32_t next)
 {
-	uint32_t before = ring->prod, event;
-
 	/* Ours before the peer's answer can come: pv_ring_take of another thread checks responses against it. */
 	pv_store_release(&ring->prod, next);
 	/* Release: the entries. Licence to read them; pairs with available() of the peer. */
 	pv_store_release(ring->own_prod, next);
+}
+
+/* Whether the peer asked to be notified of anything published since the last look. */
+static inline int is_asked(struct pv_ring *ring)
+{
+	uint32_t before = ring->checked, next = ring->prod, event;
+
 	/* Publish, then look: pairs with the fence in pv_ring_final_check. Without it both may miss the other's store. */
-	pv_fence_full();
+	if (ring->fence == PV_FENCE_FULL)
+		pv_fence_full();
+	else
+		pv_fence_light();
 	event = pv_load_relaxed(ring->peer_event);
+	ring->checked = next;
 	return (uint32_t)(next - event) < (uint32_t)(next - before);
 }
 
@@ -208,48 +265,103 @@ static int64_t notify(struct pv_ring *ring)
 	return result == PV_NOTIFY_STALE ? (int64_t)PV_RING_STALE << 32 : 0;
 }
 
-int64_t pv_ring_push(struct pv_ring *ring, const void *messages, uint32_t n)
+static inline int64_t look_and_notify(struct pv_ring *ring)
 {
-	uint32_t room, outstanding;
+	if (is_asked(ring))
+		return notify(ring);
+	ring->suppressed++;
+	return 0;
+}
+
+/* n slots are filled, n not 0 and not more than the room. */
+static inline void publish_filled(struct pv_ring *ring, uint32_t n, uint32_t room)
+{
+	uint32_t outstanding = ring->is_front ? ring->size - room + n : 0;
+
+	ring->produced += n;
+	ring->batches++;
+	if (outstanding > ring->max_outstanding)
+		ring->max_outstanding = outstanding;
+	publish(ring, ring->prod + n);
+}
+
+static __attribute__((noinline)) int64_t push_what_fits(struct pv_ring *ring, const void *messages, uint32_t room)
+{
+	if (room == 0)
+		return 0;
+	copy_to_ring(ring, messages, room);
+	publish_filled(ring, room, room);
+	return room;
+}
+
+/* A branch for a whole batch, so that nothing in it waits for a minimum to be known. */
+static inline int64_t push(struct pv_ring *ring, const void *messages, uint32_t n)
+{
+	uint32_t room;
 	int result = check_usable(ring);
 
 	if (result)
 		return result;
 	room = pv_ring_room(ring);
-	if (n > room) {
-		if (!ring->is_front)
-			return -EINVAL;
-		n = room;
-	}
+	if (n > room)
+		return ring->is_front ? push_what_fits(ring, messages, room) : -EINVAL;
 	if (n == 0)
 		return 0;
 	copy_to_ring(ring, messages, n);
-	ring->produced += n;
-	ring->batches++;
-	outstanding = ring->is_front ? ring->size - room + n : 0;
-	if (outstanding > ring->max_outstanding)
-		ring->max_outstanding = outstanding;
-	if (publish(ring, ring->prod + n))
-		return n | notify(ring);
-	ring->suppressed++;
+	publish_filled(ring, n, room);
 	return n;
 }
 
-/* Take. */
-
-static int64_t spin_for_work(struct pv_ring *ring, int64_t until_ns)
+int64_t pv_ring_push(struct pv_ring *ring, const void *messages, uint32_t n)
 {
-	do {
-		for (int i = 0; i < LOOKS_PER_CLOCK_READ; i++) {
-			int64_t n = available(ring, 1);
+	int64_t pushed = push(ring, messages, n);
 
-			if (n)
-				return n;
-			pv_pause();
-		}
-	} while (pv_now_ns() < until_ns);
-	return 0;
+	return pushed > 0 ? pushed | look_and_notify(ring) : pushed;
 }
+
+int64_t pv_ring_push_quiet(struct pv_ring *ring, const void *messages, uint32_t n)
+{
+	return push(ring, messages, n);
+}
+
+int64_t pv_ring_notify(struct pv_ring *ring)
+{
+	int result = check_usable(ring);
+
+	return result || ring->checked == ring->prod ? result : look_and_notify(ring);
+}
+
+int pv_ring_reserve(struct pv_ring *ring, uint32_t max, struct pv_ring_slots *slots)
+{
+	int result = check_usable(ring);
+	uint32_t room = result ? 0 : pv_ring_room(ring);
+	uint32_t index = ring->prod & (ring->size - 1), till_end = ring->size - index;
+
+	if (max > room)
+		max = room;
+	slots->n = max < till_end ? max : till_end;
+	slots->index = index;
+	slots->first = ring->entries + (size_t)index * ring->entry_bytes;
+	return result;
+}
+
+int64_t pv_ring_commit(struct pv_ring *ring, uint32_t n)
+{
+	int result = check_usable(ring);
+	uint32_t room;
+
+	if (result)
+		return result;
+	room = pv_ring_room(ring);
+	if (n > room)
+		return -EINVAL;
+	if (n == 0)
+		return 0;
+	publish_filled(ring, n, room);
+	return n | look_and_notify(ring);
+}
+
+/* Take. */
 
 static int64_t take(struct pv_ring *ring, void *messages, uint32_t n)
 {
@@ -269,22 +381,21 @@ int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max)
 {
 	int64_t n = check_usable(ring);
 
-	if (n == 0)
-		n = available(ring, max);
-	return n > 0 ? take(ring, messages, n < max ? (uint32_t)n : max) : n;
-}
-
-int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, int64_t spin_ns)
-{
-	int64_t n = pv_ring_take(ring, messages, max);
-
-	if (n || max == 0)
+	if (n)
 		return n;
-	n = spin_for_work(ring, pv_now_ns() + (spin_ns < PV_SPIN_SLICE_NS ? spin_ns : PV_SPIN_SLICE_NS));
-	return n > 0 ? take(ring, messages, n < max ? (uint32_t)n : max) : n;
+	n = available(ring, max);
+	/* A branch, not a minimum: a full batch is copied without waiting for the index to arrive. */
+	if (n >= max)
+		return take(ring, messages, max);
+	return n > 0 ? take(ring, messages, (uint32_t)n) : n;
 }
 
-/* Wait. */
+int64_t pv_ring_unconsumed(struct pv_ring *ring)
+{
+	int64_t n = check_usable(ring);
+
+	return n ? n : available(ring, ring->size);
+}
 
 int pv_ring_poll(struct pv_ring *ring)
 {
@@ -293,99 +404,4 @@ int pv_ring_poll(struct pv_ring *ring)
 	if (n == 0)
 		n = available(ring, 1);
 	return n < 0 ? (int)n : n > 0;
-}
-
-int pv_ring_final_check(struct pv_ring *ring)
-{
-	int result = pv_ring_poll(ring);
-
-	if (result)
-		return result;
-	pv_store_relaxed(ring->own_event, ring->cons + 1);
-	/* Ask, then look again: pairs with the fence in publish() of the peer. */
-	pv_fence_full();
-	return pv_ring_poll(ring);
-}
-
-static void count_event(struct pv_ring *ring, int work)
-{
-	ring->events++;
-	ring->spurious += !work && ring->cons == ring->cons_at_event;
-	ring->cons_at_event = ring->cons;
-}
-
-/* Spin on the index and on what ends a wait of the waiter; PV_WAIT_TIMEOUT when neither came. */
-static int spin_for_anything(struct pv_ring *ring, struct pv_waiter *waiter, int64_t start_ns, int64_t spin_ns)
-{
-	int64_t until_ns = start_ns + (spin_ns < PV_SPIN_SLICE_NS ? spin_ns : PV_SPIN_SLICE_NS);
-
-	do {
-		int64_t n = spin_for_work(ring, 0);
-		int result = waiter ? pv_waiter_look(waiter) : PV_WAIT_TIMEOUT;
-
-		if (n)
-			return n < 0 ? (int)n : PV_WAIT_EVENT;
-		if (result != PV_WAIT_TIMEOUT)
-			return result;
-	} while (pv_now_ns() < until_ns);
-	return spin_ns > PV_SPIN_SLICE_NS ? PV_WAIT_INTERRUPTED : PV_WAIT_TIMEOUT;
-}
-
-/* Sleep until the port has an event (1: then look at the ring) or the wait ends otherwise (0: *result). */
-static int sleep_for_event(struct pv_ring *ring, struct pv_waiter *waiter, int64_t deadline_ns, int64_t timeout_ns,
-			   int *result)
-{
-	uint64_t sleeps = waiter->sleeps;
-	int64_t left_ns = timeout_ns < 0 ? -1 : deadline_ns - pv_now_ns();
-
-	*result = pv_ring_final_check(ring);
-	if (*result)
-		return 0;
-	*result = pv_wait(waiter, ring->port, 0, timeout_ns < 0 || left_ns > 0 ? left_ns : 0);
-	ring->sleeps += waiter->sleeps - sleeps;
-	return *result == PV_WAIT_EVENT;
-}
-
-/* After a look that found nothing: spin, then sleep. */
-static int wait_long(struct pv_ring *ring, struct pv_waiter *waiter, int64_t spin_ns, int64_t timeout_ns)
-{
-	int64_t start_ns = pv_now_ns(), deadline_ns = start_ns + timeout_ns;
-	int result = PV_WAIT_TIMEOUT;
-
-	if (!waiter)
-		spin_ns = INT64_MAX;
-	if (timeout_ns >= 0 && spin_ns > timeout_ns)
-		spin_ns = timeout_ns;
-	if (spin_ns > 0) {
-		result = spin_for_anything(ring, waiter, start_ns, spin_ns);
-		ring->spins += result == PV_WAIT_EVENT;
-	}
-	while (waiter && result == PV_WAIT_TIMEOUT && sleep_for_event(ring, waiter, deadline_ns, timeout_ns, &result)) {
-		result = pv_ring_poll(ring);
-		if (result >= 0)
-			count_event(ring, result);
-	}
-	return result;
-}
-
-int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns)
-{
-	struct pv_waiter *waiter = ring->port ? ring->port->waiter : NULL;
-	int event, result = check_usable(ring);
-
-	if (result)
-		return result;
-	if (ring->port && pv_load_relaxed(&ring->port->closed))
-		return -EBADF;
-	if (waiter && (result = pv_waiter_look(waiter)) != PV_WAIT_TIMEOUT)
-		return result;
-	event = ring->port ? pv_port_take_pending(ring->port) : 0;
-	result = pv_ring_poll(ring);
-	if (event && result >= 0)
-		count_event(ring, result);
-	if (result || timeout_ns == 0)
-		return result;
-	result = wait_long(ring, waiter, spin_ns, timeout_ns);
-	ring->waits += result != PV_WAIT_INTERRUPTED;
-	return result;
 }

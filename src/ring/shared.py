@@ -9,24 +9,30 @@ One thread pushes, one takes and waits; they may be two. Source: Xen public/io/r
 """
 
 import errno
+import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
+from paravirt.ring.batch import Batches
+from paravirt.ring.batch import Memory as Memory
+from paravirt.ring.batch import Messages as Messages
+from paravirt.ring.batch import view_of as view_of
 from paravirt.ring.event import EventPort, WaitResult, check_status, resume_on_signal
-from paravirt.ring.memory import Mapping
+from paravirt.ring.waiting import Fence, SpinBudget, Wait, fence_name, fence_number, spin_of
 
 CData = Any
-Messages = NDArray[Any] | bytes | bytearray | memoryview
-Memory = Mapping | tuple[Mapping, int, int] | memoryview | bytearray
-"""Where a ring is: a whole mapping, (mapping, offset in bytes, size in bytes), or a writable buffer."""
 
-_REMEMBERED = 8
+EventPolicy = Literal["next", "half", "rate"]
+"""When a front end that sleeps wants to be woken: at the next response, after half of those that are outstanding, or
+after as many as come within a delay that grows with their rate."""
+
+_EVENT_POLICIES: dict[EventPolicy, int] = {"next": 0, "half": 1, "rate": 2}
 _COUNT = 0xFFFFFFFF
 _EVENT = WaitResult.EVENT
 _WAIT_EVENT = int(_EVENT)
@@ -60,76 +66,12 @@ class RingStatistics:
     """System calls that slept."""
     max_outstanding: int
     """Most requests without a response, seen by this end."""
-
-
-class _Batches:
-    """The arrays that were used last in one direction, with their addresses; kept alive as long as they are remembered.
-
-    Getting an address costs as much as the whole call into C.
-    """
-
-    __slots__ = ("count", "known", "last", "message", "pointer", "writable")
-
-    def __init__(self, message: "np.dtype[Any]", *, writable: bool) -> None:
-        self.message = message
-        self.writable = writable
-        self.last: Messages | None = None
-        self.pointer: CData = ffi.NULL
-        self.count = 0
-        self.known: dict[int, tuple[NDArray[Any], CData, int]] = {}
-
-    def use(self, messages: Messages) -> None:
-        """Make it the last one: `pointer` and `count` (messages) are of it. Raises `InvalidRequest`."""
-        known = self.known.get(id(messages))
-        if known is None:
-            self.pointer, self.count = self._find(messages)
-        else:
-            _, self.pointer, self.count = known
-        if isinstance(messages, np.ndarray):
-            if known is None and len(self.known) >= _REMEMBERED:
-                del self.known[next(iter(self.known))]
-            self.known[id(messages)] = (messages, self.pointer, self.count)
-            self.last = messages
-        else:
-            self.last = None
-
-    def _find(self, messages: Messages) -> tuple[CData, int]:
-        n_bytes = messages.nbytes if isinstance(messages, np.ndarray | memoryview) else len(messages)
-        n, rest = divmod(n_bytes, self.message.itemsize)
-        if rest or (isinstance(messages, np.ndarray) and messages.itemsize not in (1, self.message.itemsize)):
-            raise InvalidRequest(
-                f"a batch of messages of {self.message.itemsize} bytes cannot be {_describe(messages)}"
-            )
-        try:
-            return ffi.from_buffer("uint8_t[]", messages, require_writable=self.writable), n
-        except (BufferError, ValueError) as error:
-            raise InvalidRequest(f"not a batch of messages: {error}") from error
-
-    def forget(self) -> None:
-        self.known.clear()
-        self.last, self.pointer = None, ffi.NULL
-
-
-def _describe(messages: Messages) -> str:
-    if isinstance(messages, np.ndarray):
-        return f"an array of {messages.size} x {messages.itemsize} bytes"
-    return f"{len(messages)} bytes"
-
-
-def view_of(memory: Memory) -> memoryview:
-    """The bytes a ring is made in. Raises `InvalidRequest` when they are not within the mapping or not writable."""
-    if isinstance(memory, Mapping):
-        view = memory.view
-    elif isinstance(memory, tuple):
-        mapping, offset_bytes, n_bytes = memory
-        if not 0 <= offset_bytes <= offset_bytes + n_bytes <= mapping.n_bytes:
-            raise InvalidRequest(f"{n_bytes} bytes from {offset_bytes} are not within {mapping}")
-        view = mapping.view[offset_bytes : offset_bytes + n_bytes]
-    else:
-        view = memoryview(memory).cast("B")
-    if view.readonly:
-        raise InvalidRequest("the memory of a ring must be writable")
-    return view
+    heavy_fences: int
+    """Calls of membarrier(2) on the way to sleep: the price of pushing without a barrier."""
+    spun_ns: int
+    """Time spent in spins of the learnt length."""
+    spins_gated: int
+    """Of those: not begun, because no CPU was idle or the peer was on this one."""
 
 
 def entry_bytes_of(request: "np.dtype[Any]", response: "np.dtype[Any]") -> int:
@@ -141,6 +83,16 @@ def entry_bytes_of(request: "np.dtype[Any]", response: "np.dtype[Any]") -> int:
 def ring_entries(n_bytes: int, entry_bytes: int) -> int:
     """Entries of a ring in `n_bytes` of memory (RING_SIZE); 0 when the memory is too small or more than 16 pages."""
     return int(lib.pv_ring_entries(n_bytes, entry_bytes)) if 0 < n_bytes < 1 << 32 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What an end chooses for itself or has agreed with its peer on."""
+
+    fence: Fence
+    wait: Wait
+    max_spin_ns: int | None
+    budget: SpinBudget | None
 
 
 class Ring:
@@ -156,7 +108,9 @@ class Ring:
         *,
         port: EventPort | None,
         entry_bytes: int | None,
-        start: int | None,
+        chosen: _Options,
+        start: int | None = None,
+        index: int | None = None,
     ) -> None:
         self.request, self.response = np.dtype(request), np.dtype(response)
         self.port = port
@@ -166,7 +120,9 @@ class Ring:
         self._core: CData = ffi.new("struct pv_ring *")
         layout = (self._memory, view.nbytes, size, self.request.itemsize, self.response.itemsize)
         self._port_core: CData = ffi.NULL if port is None else port.core  # outlives the port's close
-        if start is None:
+        if index is not None:
+            status = lib.pv_ring_attach_at(self._core, *layout, self._port_core, self._is_front, index & _COUNT)
+        elif start is None:
             status = lib.pv_ring_attach(self._core, *layout, self._port_core, self._is_front)
         else:
             status = lib.pv_ring_create(self._core, *layout, self._port_core, start)
@@ -177,13 +133,32 @@ class Ring:
                 f"no ring of {size}-byte entries fits {view.nbytes} bytes (1 to 16 pages, aligned to 8)"
             )
         if status == -errno.EBUSY:
-            raise PeerError("the ring is not idle: requests are outstanding; the front end must make a new one")
+            where = "" if index is None else f" at index {index}"
+            raise PeerError(f"the ring is not idle{where}: the front end must make a new one")
+        self._choose(chosen)
         self.size: int = self._core.size
         self.entry_bytes = size
         out_type, in_type = (self.request, self.response) if self._is_front else (self.response, self.request)
-        self._out = _Batches(out_type, writable=False)
-        self._in = _Batches(in_type, writable=True)
+        self._out = Batches(out_type, writable=False)
+        self._in = Batches(in_type, writable=True)
+        self._slots: NDArray[Any] | None = None
+        self._reserved: CData = ffi.new("struct pv_ring_slots *")
+        self._view: memoryview | None = view
         self._closed = False
+
+    def _choose(self, chosen: _Options) -> None:
+        status = lib.pv_ring_set_fence(self._core, fence_number(chosen.fence))
+        if status:
+            ffi.release(self._memory)
+            raise InvalidRequest(f"no {chosen.fence!r} fence here: {os.strerror(-status)}")
+        self._wait_ns, most_ns = spin_of(chosen.wait, chosen.max_spin_ns)
+        self._budget = budget = chosen.budget  # the core points into it
+        lib.pv_spin_init(ffi.addressof(self._core, "spin"), most_ns, ffi.NULL if budget is None else budget.core)
+
+    @property
+    def fence(self) -> Fence:
+        """The fence in use: "full" also where "process" was asked for and the kernel has none."""
+        return fence_name(self._core.fence)
 
     def push(self, messages: Messages, count: int | None = None, start: int = 0) -> int:
         """Send `count` messages of a batch from `start` (None: all from there), and notify the peer if it asked.
@@ -201,6 +176,41 @@ class Ring:
             status = self._push_part(count, start)
         if 0 <= status <= _COUNT:
             return status
+        return self.settle_push(status)
+
+    def push_quietly(self, messages: Messages) -> int:
+        """Like `push`, without looking whether the peer sleeps: more will follow. The next `push`, or `notify`, looks
+        for all of them.
+        """
+        self._out.use(messages)
+        return self.settle_push(lib.pv_ring_push_quiet(self._core, self._out.pointer, self._out.count))
+
+    def notify(self) -> None:
+        """Notify the peer if it asked for any of the messages that were pushed quietly."""
+        self.settle_push(lib.pv_ring_notify(self._core))
+
+    def reserve(self, max_count: int) -> NDArray[Any]:
+        """Free slots in the ring itself, to be filled in place and sent with `commit`: 1 to `max_count` messages, as
+        many as fit and lie side by side; empty when there is no room.
+
+        Shared memory: write to it, never read back what you wrote to decide anything. The array keeps the ring's memory
+        mapped; let go of it before `close`.
+        """
+        slots = self._reserved
+        self._check(lib.pv_ring_reserve(self._core, max_count, slots))
+        every = self._slots
+        if every is None:
+            message, steps = self._out.message, (self.entry_bytes,)
+            every = np.ndarray((self.size,), message, self._view, lib.PV_RING_HEADER_BYTES, steps)
+            self._slots = every
+        index: int = slots.index
+        return every[index : index + slots.n]
+
+    def commit(self, count: int) -> int:
+        """Send the first `count` messages of what `reserve` gave. Raises `InvalidRequest` for more than have room."""
+        status = lib.pv_ring_commit(self._core, count)
+        if status == -errno.EINVAL:
+            raise InvalidRequest(f"{count} messages were not reserved")
         return self.settle_push(status)
 
     def _push_part(self, count: int | None, start: int) -> int:
@@ -231,8 +241,8 @@ class Ring:
     def take(self, out: Messages, max_count: int | None = None, *, spin_ns: int = 0) -> int:
         """Copy up to `max_count` messages (None: as many as fit) to the start of `out`; how many, 0 for none now.
 
-        With `spin_ns` it spins that long, at most 50 ms, for the first. Raises `PeerError` when the peer's index is
-        wrong, and from then on; `Closed`.
+        With `spin_ns` it spins that long, at most 50 ms, for the first; with `waiting.LEARNT` as long as pays.
+        Raises `PeerError` when the peer's index is wrong, and from then on; `Closed`.
         """
         batches = self._in
         if out is not batches.last:
@@ -256,12 +266,15 @@ class Ring:
         n = self._check(_take_spin(self._core, pointer, len(out), spin_ns))
         return out[:n]
 
-    def wait(self, *, spin_ns: int = 0, timeout_s: float | None = None) -> WaitResult:
-        """Wait until there is something to take: spin up to `spin_ns`, ask the peer for an event, sleep.
+    def wait(self, *, spin_ns: int | None = None, timeout_s: float | None = None) -> WaitResult:
+        """Wait until there is something to take: spin up to `spin_ns` (None: by the ring's `wait`), ask the peer for an
+        event, sleep.
 
         EVENT when there is; TIMEOUT; KICKED and STALE so that the owner can look at the device's state. Without a port
         it spins until the timeout.
         """
+        if spin_ns is None:
+            spin_ns = self._wait_ns
         if timeout_s is None:
             status = lib.pv_ring_wait(self._core, spin_ns, -1)
             if status == _WAIT_EVENT:
@@ -279,6 +292,11 @@ class Ring:
     def final_check(self) -> bool:
         """Like `poll`; when there is nothing, the peer notifies with its next message: for a foreign poll loop."""
         return bool(self._check(lib.pv_ring_final_check(self._core)))
+
+    @property
+    def unconsumed(self) -> int:
+        """Messages that can be taken now."""
+        return self._check(lib.pv_ring_unconsumed(self._core))
 
     @property
     def outstanding(self) -> int:
@@ -301,6 +319,9 @@ class Ring:
             spins=core.spins,
             sleeps=core.sleeps,
             max_outstanding=core.max_outstanding,
+            heavy_fences=core.heavy_fences,
+            spun_ns=core.spin.spun_ns,
+            spins_gated=core.spin.gated,
         )
 
     def _usable(self) -> CData:
@@ -327,6 +348,7 @@ class Ring:
         if self._closed:
             return
         self._closed = True
+        self._slots = self._view = None
         self._core = ffi.new("struct pv_ring *", {"dead": 1})  # every call on it fails
         ffi.release(self._memory)
         self._out.forget()
@@ -365,14 +387,21 @@ class FrontRing(Ring):
         port: EventPort | None = None,
         entry_bytes: int | None = None,
         start: int = 0,
+        fence: Fence = "full",
+        wait: Wait = "sleep",
+        max_spin_ns: int | None = None,
+        budget: SpinBudget | None = None,
     ) -> "FrontRing":
         """A new, empty ring in `memory` (4096 to 65536 bytes); no back end may be attached yet.
 
         `request`, `response`: dtypes of the messages; an entry is their union unless `entry_bytes` says more.
         `start`: first index, 0 in Xen; a back end takes it from the ring, so tests can begin near 2**32.
-        Raises `InvalidRequest` when not one entry fits.
+        `fence`: who pays for "publish, then look whether the peer sleeps"; both ends must have agreed on it.
+        `wait`: what `wait` does before it sleeps, with `max_spin_ns` as the limit of an adaptive spin and `budget` for
+        all rings of one peer. Raises `InvalidRequest` when not one entry fits, or without such a fence here.
         """
-        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=start & _COUNT)
+        chosen = _Options(fence, wait, max_spin_ns, budget)
+        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=start & _COUNT, chosen=chosen)
 
     @classmethod
     def attach(
@@ -383,9 +412,34 @@ class FrontRing(Ring):
         *,
         port: EventPort | None = None,
         entry_bytes: int | None = None,
+        index: int | None = None,
+        fence: Fence = "full",
+        wait: Wait = "sleep",
+        max_spin_ns: int | None = None,
+        budget: SpinBudget | None = None,
     ) -> "FrontRing":
-        """Take over a ring whose former front end is gone and which is idle. Raises `PeerError` when it is not."""
-        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=None)
+        """Take over a ring whose former front end is gone and which is idle, at the index it stands at, or at `index`
+        if it is idle there. Raises `PeerError` when it is not. The rest is as for `create`.
+        """
+        chosen = _Options(fence, wait, max_spin_ns, budget)
+        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, index=index, chosen=chosen)
+
+    def set_event_policy(self, policy: EventPolicy, *, threshold_per_s: int = 60_000, delay_us: float = 0) -> None:
+        """When to be woken from now on.
+
+        "rate": up to `threshold_per_s` responses a second each one wakes; above, this end waits for what comes in
+        `delay_us` x rate / threshold. Neither "half" nor "rate" waits for more than is outstanding; both make single
+        responses late, so they are for those who keep many in flight. Raises `InvalidRequest`.
+        """
+        number = _EVENT_POLICIES[policy]
+        status = lib.pv_ring_set_event_policy(self._usable(), number, threshold_per_s, int(delay_us * 1000))
+        if status:
+            raise InvalidRequest(f"no policy {policy!r} with {threshold_per_s} a second and {delay_us} us")
+
+    @property
+    def full(self) -> bool:
+        """No request can be pushed now."""
+        return self.free == 0
 
     @property
     def free(self) -> int:
@@ -423,10 +477,16 @@ class BackRing(Ring):
         *,
         port: EventPort | None = None,
         entry_bytes: int | None = None,
+        index: int | None = None,
+        fence: Fence = "full",
+        wait: Wait = "sleep",
+        max_spin_ns: int | None = None,
+        budget: SpinBudget | None = None,
     ) -> "BackRing":
-        """Join the ring that a front end made in `memory`, at the index it stands at.
+        """Join the ring that a front end made in `memory`, at the index it stands at, or at `index` if it is there.
 
         Raises `PeerError` unless the ring is idle: after a crash with requests outstanding, which of them were answered
-        out of order cannot be known. `InvalidRequest` when not one entry fits.
+        out of order cannot be known. `InvalidRequest` when not one entry fits. The rest is as for `FrontRing.create`.
         """
-        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=None)
+        chosen = _Options(fence, wait, max_spin_ns, budget)
+        return cls(memory, request, response, port=port, entry_bytes=entry_bytes, index=index, chosen=chosen)

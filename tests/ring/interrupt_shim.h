@@ -15,6 +15,12 @@ void interrupt(void);
 #define pv_fetch_and(p, v) (interrupt(), __atomic_fetch_and((p), (v), SHIM_ORDER))
 #define pv_exchange(p, v) (interrupt(), __atomic_exchange_n((p), (v), SHIM_ORDER))
 #define pv_fence_full() interrupt()
+#define pv_fence_light() interrupt()
+#define pv_fence_heavy(command) (interrupt(), 0)
+#define pv_count(p) pv_add((p), 1)
+#define pv_add(p, n) ((void)__atomic_fetch_add((p), (n), SHIM_ORDER))
+#define pv_compare_exchange(p, expected, desired) \
+	__atomic_compare_exchange_n((p), (expected), (desired), 0, SHIM_ORDER, SHIM_ORDER)
 #define pv_fence_compiler() ((void)0)
 #define pv_pause() ((void)0)
 

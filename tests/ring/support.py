@@ -19,6 +19,8 @@ from paravirt.ring.shared import BackRing, FrontRing
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 C_CORE = ROOT / "c_ext"
+RING_SOURCES = ("pv_event", "pv_home", "pv_ring", "pv_ring_wait", "pv_spin", "pv_wait")
+"""What a C program with a ring is linked of."""
 DEADLINE_S = 30
 
 REQUEST = np.dtype([("id", "<u8"), ("words", "<u8", 13)])

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from .support import C_CORE, DEADLINE_S, HERE, compile_c, run_c
+from .support import C_CORE, DEADLINE_S, HERE, RING_SOURCES, compile_c, run_c
 
 SOURCES = [
     HERE / "stress.c",
-    *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_ring", "pv_stream", "pv_wait")),
+    *(C_CORE / f"{name}.c" for name in (*RING_SOURCES, "pv_stream")),
 ]
 # ThreadSanitizer does not know fences: nothing may depend on one for the order of plain data, which is what it checks.
 FLAGS = {

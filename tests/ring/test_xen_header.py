@@ -23,6 +23,7 @@ from .support import (
     RESPONSE,
     answers,
     compile_c,
+    need_xen_header,
     output_of,
     peer_process,
     requests,
@@ -30,16 +31,11 @@ from .support import (
 
 PAIRS = 1_000_000
 PAGES = 4
-HEADER = Path("/usr/include/xen/io/ring.h")
 
 
 @pytest.fixture(scope="module")
 def xen_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not HEADER.exists():
-        reason = f"{HEADER} is missing; install libxen-dev"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    need_xen_header()
     sources = [HERE / "xen_peer.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_wait"))]
     return compile_c(tmp_path_factory.mktemp("xen") / "xen_peer", sources)
 

@@ -68,16 +68,18 @@ class Pair:
 
 @contextmanager
 def ring_pair(
-    pages: int = 1, *, start: int = 0, bell: Any = "eventfd", types: Any = (REQUEST, RESPONSE)
+    pages: int = 1, *, start: int = 0, bell: Any = "eventfd", types: Any = (REQUEST, RESPONSE), **options: Any
 ) -> Iterator[Pair]:
+    """`options`: of both ends, as `FrontRing.create` has them."""
     fd = create_object("memfd", pages * 4096)
     with Mapping(fd, pages * 4096) as mapping:
         os.close(fd)
         first, second = make_pair(bell)
         front_waiter, front_port = from_half(first)
         back_waiter, back_port = from_half(second)
-        with front_waiter, back_waiter, FrontRing.create(mapping, *types, port=front_port, start=start) as front:
-            with BackRing.attach(mapping, *types, port=back_port) as back:
+        made = FrontRing.create(mapping, *types, port=front_port, start=start, **options)
+        with front_waiter, back_waiter, made as front:
+            with BackRing.attach(mapping, *types, port=back_port, **options) as back:
                 yield Pair(front, back, front_waiter, front_port, back_waiter, back_port, mapping)
 
 

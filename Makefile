@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz-xenstore engines test-sanitized linearizability bench bench-xenstore lint stub clean
+.PHONY: help demo test fuzz-xenstore engines test-sanitized stress linearizability bench bench-xenstore lint stub clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,12 +23,16 @@ test: $(STAMP) ## Set everything up, then run the tests
 
 test-sanitized: $(STAMP) ## Run tests of rings and xenstore with a C core that looks for errors of memory
 	@scripts/test-sanitized $(VENV) $(or $(TESTS),tests/ring tests/xenstore)
+
 fuzz-xenstore: $(STAMP) ## Fuzz xenstored's C engine at length (FUZZ_RUNS=1000000 in all)
 	@$(BIN)/python -m tests.xenstore.fuzz.build $${FUZZ_RUNS:-1000000}
 
 engines: $(STAMP) ## Tell both engines of xenstored the same at length (ENGINES_ROUNDS=3000)
 	@ENGINES_SEED=$${ENGINES_SEED:-1000} ENGINES_ROUNDS=$${ENGINES_ROUNDS:-3000} $(BIN)/python -m pytest -q \
 		tests/xenstore/test_engines.py
+
+stress: $(STAMP) ## Check 10^9 messages through a ring in each place with each fence (STRESS_MESSAGES=1000000000)
+	@STRESS_MESSAGES=$${STRESS_MESSAGES:-1000000000} $(BIN)/python -m pytest -q tests/ring/test_stress.py
 
 linearizability: $(STAMP) ## Look long for a history of the store that has no order (LINEARIZABILITY_ROUNDS=20)
 	@LINEARIZABILITY_ROUNDS=$${LINEARIZABILITY_ROUNDS:-20} $(BIN)/python -m pytest -q \

@@ -26,6 +26,7 @@ static uint64_t slept_before;   /* the other side came only after the sleep was 
 
 static uint8_t memory[4096] __attribute__((aligned(64)));
 static struct pv_ring front, back;
+static uint32_t fence;
 static const uint64_t request = 42;
 
 static long places_left = -1;
@@ -49,7 +50,8 @@ static void set_up(void)
 	pv_port_init(&sender, NULL, NULL, 0);
 	pv_port_set_peer(&sender, &inbox, SLOT, bell[1], 0);
 	if (pv_ring_create(&front, memory, sizeof memory, 8, 8, 8, NULL, UINT32_MAX) ||
-	    pv_ring_attach(&back, memory, sizeof memory, 8, 8, 8, NULL, 0))
+	    pv_ring_attach(&back, memory, sizeof memory, 8, 8, 8, NULL, 0) || pv_ring_set_fence(&front, fence) ||
+	    pv_ring_set_fence(&back, fence))
 		exit(2);
 	/* The first message always notifies: get over it. */
 	pv_ring_push(&front, &request, 1);
@@ -241,14 +243,16 @@ int main(void)
 {
 	long tried = 0;
 
-	for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) {
-		long k = 0;
+	for (fence = PV_FENCE_FULL; fence <= PV_FENCE_HOST; fence++) {
+		for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) {
+			long k = 0;
 
-		while (!run(&scenarios[i], k))
-			k++;
-		if (k < 2)
-			return 3;
-		tried += k;
+			while (!run(&scenarios[i], k))
+				k++;
+			if (k < 2)
+				return 3;
+			tried += k;
+		}
 	}
 	printf("%ld places\n", tried);
 	return 0;

@@ -1,18 +1,27 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Both ends of rings as threads of one process, for the sanitizers: the memory is on the heap, so that an overrun is seen,
- * and mapped once, so that a race is.
+ * Both ends of rings at full speed, every byte of every message checked.
  *
- *   stress COUNT SEED
+ *   stress COUNT SEED [FENCE [PLACE [SIZES]]]
  *
- * Every combination of entry sizes below runs COUNT requests from an index shortly before 2**32, in random batches, with
- * random spins before sleeping; the front end pushes from a thread of its own. Then a byte stream does the same.
+ * FENCE: full, process or host. PLACE: "threads" of one process on one mapping, for the sanitizers: the memory is on the
+ * heap with nothing behind the last entry, so that an overrun is seen, and mapped once, so that a race is; "mappings",
+ * threads that have the memory mapped at different places; or "processes". SIZES: how many of the message sizes below.
+ *
+ * Every size runs COUNT requests from an index shortly before 2**32, in random batches, pushed at once, quietly or in
+ * place, with random spins before sleeping and both wake-up policies; the front end pushes from a thread of its own.
+ * Then, in threads, a byte stream does the same.
  */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "pv_event.h"
@@ -30,8 +39,16 @@ static struct end {
 	int bell[2];
 } front_end, back_end;
 
+static const struct {
+	const char *name;
+	uint32_t fence;
+} fences[] = {{"full", PV_FENCE_FULL}, {"process", PV_FENCE_PROCESS}, {"host", PV_FENCE_HOST}};
+
+static enum place { THREADS, MAPPINGS, PROCESSES } place;
+static const char *const places[] = {"threads", "mappings", "processes"};
+
 static struct pv_ring front, back;
-static uint32_t count, request_bytes, response_bytes, seed;
+static uint32_t count, request_bytes, response_bytes, seed, fence;
 
 #define CHECK(condition)                                                                                       \
 	do {                                                                                                   \
@@ -47,11 +64,15 @@ static uint32_t choose(uint32_t *state, uint32_t below)
 	return (*state >> 8) % below;
 }
 
-/* The n-th message of a direction is made of bytes that depend on n alone. */
+/* The n-th message of a direction is made of words that depend on n alone; the last one may be cut. */
 static void fill(uint8_t *message, uint32_t bytes, uint32_t n)
 {
-	for (uint32_t i = 0; i < bytes; i++)
-		message[i] = (uint8_t)(n * 31 + i * 7 + (n >> 8));
+	uint64_t word = (n + 1) * 0x9E3779B97F4A7C15u;
+	uint32_t i = 0;
+
+	for (; i + 8 <= bytes; i += 8, word += 0x0101010101010101u)
+		memcpy(message + i, &word, 8);
+	memcpy(message + i, &word, bytes - i);
 }
 
 static void check(const uint8_t *message, uint32_t bytes, uint32_t n)
@@ -62,6 +83,30 @@ static void check(const uint8_t *message, uint32_t bytes, uint32_t n)
 	CHECK(memcmp(message, right, bytes) == 0);
 }
 
+/* One of the three ways to push; how many went out. */
+static uint32_t push(struct pv_ring *ring, const uint8_t *batch, uint32_t n, uint32_t *state)
+{
+	struct pv_ring_slots slots;
+	int64_t pushed;
+
+	switch (choose(state, 4)) {
+	case 0:
+		pushed = pv_ring_push_quiet(ring, batch, n);
+		CHECK(pv_ring_notify(ring) == 0);
+		break;
+	case 1:
+		CHECK(pv_ring_reserve(ring, n, &slots) == 0);
+		for (uint32_t i = 0; i < slots.n; i++)
+			memcpy(slots.first + i * ring->entry_bytes, batch + i * ring->out_bytes, ring->out_bytes);
+		pushed = pv_ring_commit(ring, slots.n);
+		break;
+	default:
+		pushed = pv_ring_push(ring, batch, n);
+	}
+	CHECK(pushed >= 0);
+	return (uint32_t)pushed;
+}
+
 static void *push_requests(void *unused)
 {
 	uint8_t batch[MAX_BATCH * MAX_BYTES];
@@ -69,15 +114,14 @@ static void *push_requests(void *unused)
 
 	while (sent < count) {
 		uint32_t n = 1 + choose(&state, MAX_BATCH);
-		int64_t pushed;
+		uint32_t pushed;
 
 		if (n > count - sent)
 			n = count - sent;
 		for (uint32_t i = 0; i < n; i++)
 			fill(batch + i * request_bytes, request_bytes, sent + i);
-		pushed = pv_ring_push(&front, batch, n);
-		CHECK(pushed >= 0);
-		sent += (uint32_t)pushed;
+		pushed = push(&front, batch, n, &state);
+		sent += pushed;
 		if (pushed == 0)
 			sched_yield();
 	}
@@ -86,9 +130,11 @@ static void *push_requests(void *unused)
 
 static void wait_for_work(struct pv_ring *ring, uint32_t *state)
 {
-	static const int64_t spins_ns[] = {0, 0, 500, 20000};
+	static const int64_t spins_ns[] = {0, 0, 500, 20000, PV_RING_LEARNT_NS};
 
-	CHECK(pv_ring_wait(ring, spins_ns[choose(state, 4)], TIMEOUT_NS) == PV_WAIT_EVENT);
+	if (ring == &front)
+		CHECK(pv_ring_set_event_policy(ring, choose(state, 2) ? PV_EVENT_HALF : PV_EVENT_NEXT, 0, 0) == 0);
+	CHECK(pv_ring_wait(ring, spins_ns[choose(state, 5)], TIMEOUT_NS) == PV_WAIT_EVENT);
 }
 
 static void *take_responses(void *unused)
@@ -125,30 +171,48 @@ static void *serve(void *unused)
 		done += (uint32_t)n;
 		if (n == 0)
 			wait_for_work(&back, &state);
-		else
-			CHECK((uint32_t)pv_ring_push(&back, answers, (uint32_t)n) == n);
+		for (uint32_t sent = 0; sent < n;)
+			sent += push(&back, answers + sent * response_bytes, (uint32_t)n - sent, &state);
 	}
 	return NULL;
 }
 
-static void open_end(struct end *end)
+static void *share(size_t bytes)
 {
-	end->inbox = aligned_alloc(64, sizeof *end->inbox);
-	memset(end->inbox, 0, sizeof *end->inbox);
+	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(memory != MAP_FAILED);
+	return memory;
+}
+
+/* What both processes need of an end. */
+static void make_end(struct end *end)
+{
+	end->inbox = share(sizeof *end->inbox);
 	pv_inbox_init(end->inbox);
 	CHECK(pipe(end->bell) == 0);
+}
+
+/* What the process of that end needs. */
+static void open_end(struct end *end, const struct end *peer)
+{
 	CHECK(pv_waiter_init(&end->waiter, NULL) == 0);
 	CHECK(pv_waiter_add(&end->waiter, end->inbox, end->bell[0]) == 0);
 	pv_port_init(&end->port, &end->waiter, end->inbox, 77);
+	pv_port_set_peer(&end->port, peer->inbox, 77, peer->bell[1], 0);
 }
 
 static void close_end(struct end *end)
 {
 	CHECK(pv_waiter_remove(&end->waiter, end->inbox, end->bell[0]) == 0);
 	pv_waiter_destroy(&end->waiter);
+}
+
+static void unmake_end(struct end *end)
+{
 	close(end->bell[0]);
 	close(end->bell[1]);
-	free(end->inbox);
+	munmap(end->inbox, sizeof *end->inbox);
 }
 
 static void run(void *(*const bodies[])(void *), int n)
@@ -161,21 +225,87 @@ static void run(void *(*const bodies[])(void *), int n)
 		CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
+static void attach(void *memory, uint32_t pages, uint32_t entry)
+{
+	CHECK(pv_ring_attach(&back, memory, pages * 4096, entry, request_bytes, response_bytes, &back_end.port, 0) == 0);
+	CHECK(pv_ring_set_fence(&back, fence) == 0 && back.fence == fence);
+}
+
+static void end_of(const struct pv_ring *ring)
+{
+	CHECK(ring->produced == count && ring->consumed == count);
+	CHECK(pv_ring_outstanding(ring) == 0 && pv_ring_room(ring) == (ring->is_front ? ring->size : 0));
+}
+
+/* The back end in a process of its own; it has joined the ring when this returns. */
+static pid_t start_back(void *memory, uint32_t pages, uint32_t entry)
+{
+	int ready[2];
+	char byte = 0;
+	pid_t pid;
+
+	CHECK(pipe(ready) == 0);
+	pid = fork();
+	if (pid) {
+		close(ready[1]);
+		CHECK(pid > 0 && read(ready[0], &byte, 1) == 1);
+		close(ready[0]);
+		return pid;
+	}
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	open_end(&back_end, &front_end);
+	attach(memory, pages, entry);
+	CHECK(write(ready[1], &byte, 1) == 1);
+	run((void *(*const[])(void *)){serve}, 1);
+	end_of(&back);
+	_exit(0);
+}
+
+/* The memory of a ring, for both ends. In threads not a byte more than the entries: one past the last is an overrun. */
+static void *ring_memory(uint32_t pages, uint32_t entry, uint8_t **for_back)
+{
+	uint32_t used = PV_RING_HEADER_BYTES + pv_ring_entries(pages * 4096, entry) * entry;
+	uint8_t *memory;
+	int fd;
+
+	if (place == THREADS)
+		return *for_back = aligned_alloc(8, (used + 7) / 8 * 8);
+	fd = memfd_create("stress", 0);
+	CHECK(fd >= 0 && ftruncate(fd, pages * 4096) == 0);
+	memory = mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	*for_back = mmap(NULL, pages * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(memory != MAP_FAILED && *for_back != MAP_FAILED && memory != *for_back);
+	close(fd);
+	return memory;
+}
+
 static void run_ring(uint32_t pages, uint32_t request, uint32_t response)
 {
 	uint32_t entry = request > response ? request : response;
-	uint32_t used = PV_RING_HEADER_BYTES + pv_ring_entries(pages * 4096, entry) * entry;
-	/* Not a byte more than the entries: one past the last is an overrun. */
-	uint8_t *memory = aligned_alloc(8, (used + 7) / 8 * 8);
+	uint8_t *for_back, *memory = ring_memory(pages, entry, &for_back);
+	int status = 0;
 
 	request_bytes = request;
 	response_bytes = response;
 	CHECK(pv_ring_create(&front, memory, pages * 4096, entry, request, response, &front_end.port, UINT32_MAX - 500) == 0);
-	CHECK(pv_ring_attach(&back, memory, pages * 4096, entry, request, response, &back_end.port, 0) == 0);
-	run((void *(*const[])(void *)){push_requests, take_responses, serve}, 3);
-	CHECK(front.produced == count && front.consumed == count && back.produced == count && back.consumed == count);
-	CHECK(pv_ring_outstanding(&front) == 0 && pv_ring_room(&front) == front.size);
-	free(memory);
+	CHECK(pv_ring_set_fence(&front, fence) == 0 && front.fence == fence);
+	if (place == PROCESSES) {
+		pid_t pid = start_back(for_back, pages, entry);
+
+		run((void *(*const[])(void *)){push_requests, take_responses}, 2);
+		CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+	} else {
+		attach(for_back, pages, entry);
+		run((void *(*const[])(void *)){push_requests, take_responses, serve}, 3);
+		end_of(&back);
+	}
+	end_of(&front);
+	if (place == THREADS) {
+		free(memory);
+	} else {
+		munmap(memory, pages * 4096);
+		munmap(for_back, pages * 4096);
+	}
 }
 
 static struct pv_stream near, far;
@@ -232,23 +362,43 @@ static void run_stream(void)
 	free(page);
 }
 
+static uint32_t find_place(const char *name)
+{
+	uint32_t i = 0;
+
+	while (i < 3 && strcmp(places[i], name))
+		i++;
+	CHECK(i < 3);
+	return i;
+}
+
 int main(int argc, char **argv)
 {
-	static const uint32_t sizes[][3] = {{1, 112, 16}, {1, 8, 8}, {2, 12, 4}, {1, 20, 128}, {1, 126, 126}};
+	static const uint32_t sizes[][3] = {{4, 112, 16}, {1, 8, 8}, {2, 12, 4}, {1, 20, 128}, {1, 126, 126}, {16, 64, 64}};
+	size_t n_sizes = argc > 5 ? (size_t)atoi(argv[5]) : sizeof sizes / sizeof *sizes;
 
-	if (argc != 3)
+	if (argc < 3)
 		return 2;
 	count = (uint32_t)atoi(argv[1]);
 	seed = (uint32_t)atoi(argv[2]);
-	open_end(&front_end);
-	open_end(&back_end);
-	pv_port_set_peer(&front_end.port, back_end.inbox, 77, back_end.bell[1], 0);
-	pv_port_set_peer(&back_end.port, front_end.inbox, 77, front_end.bell[1], 0);
-	for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+	for (size_t i = 0; argc > 3 && i < 3; i++)
+		if (strcmp(fences[i].name, argv[3]) == 0)
+			fence = fences[i].fence;
+	place = argc > 4 ? (enum place)find_place(argv[4]) : THREADS;
+	make_end(&front_end);
+	make_end(&back_end);
+	open_end(&front_end, &back_end);
+	if (place != PROCESSES)
+		open_end(&back_end, &front_end);
+	for (size_t i = 0; i < n_sizes; i++)
 		run_ring(sizes[i][0], sizes[i][1], sizes[i][2]);
-	run_stream();
+	if (place == THREADS)
+		run_stream();
 	close_end(&front_end);
-	close_end(&back_end);
+	if (place != PROCESSES)
+		close_end(&back_end);
+	unmake_end(&front_end);
+	unmake_end(&back_end);
 	puts("ok");
 	return 0;
 }

@@ -135,7 +135,7 @@ def need_xen_header() -> None:
         pytest.skip(reason)
 
 
-def run_c(command: list[Any], *, timeout: float, environment: dict[str, str] | None = None) -> str:
+def run_c(command: list[Any], *, timeout: float | None, environment: dict[str, str] | None = None) -> str:
     """What a C program says; fails the test with its own words."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

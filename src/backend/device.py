@@ -16,14 +16,20 @@ import numpy as np
 from paravirt.backend.connection import Connection, Engine
 from paravirt.errors import Closed, HypervisorGone, ParavirtError, PeerError, StoreGone, XenstoreError
 from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
+from paravirt.protocol.keys import FENCE_KEY
 from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step, parse_state
 from paravirt.ring.shared import BackRing
+from paravirt.ring.waiting import Fence, SpinBudget, fence_word
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
 MAX_STEPS = 8  # transitions in one look at the states; more would be a loop of the two ends
+
+DEFAULT_SPIN_NS = 30_000
+SPIN_SHARE = 0.25
+"""Of one CPU, that a domain can make its backends spin beyond what waking up for it would have cost."""
 
 S = TypeVar("S")
 """What the statistics of a connected device are."""
@@ -39,6 +45,24 @@ class RingPlace(Protocol):
     def event_channel(self) -> int: ...
 
 
+class RingPolicy:
+    """How backends treat the rings of all domains: the same one for all devices of a service."""
+
+    def __init__(self, *, max_spin_ns: int = DEFAULT_SPIN_NS, fence: Fence = "full") -> None:
+        """`max_spin_ns`: how long an engine looks at most before it sleeps, while it pays; all rings of one domain
+        together no more than `SPIN_SHARE` of a CPU.
+
+        `fence`: offered to frontends; "host" or "process" for those that are trusted as Dom0 is.
+        """
+        self.max_spin_ns = max_spin_ns
+        self.fence: Fence = fence
+        self._budgets: dict[int, SpinBudget] = {}
+
+    def budget(self, domid: int) -> SpinBudget:
+        """What all rings of this domain may spin."""
+        return self._budgets.setdefault(domid, SpinBudget(SPIN_SHARE))
+
+
 class BackendDevice(ABC, Generic[S]):
     """The backend half of one device."""
 
@@ -51,8 +75,11 @@ class BackendDevice(ABC, Generic[S]):
         store: XenstoreClient,
         path: DevicePath,
         on_failure: Callable[["BackendDevice[S]"], None],
+        *,
+        rings: RingPolicy | None = None,
     ) -> None:
         """`on_failure`: told from an engine's thread that the device wants to be looked at."""
+        self._rings = rings or RingPolicy()
         self.path = path
         self.removed = False
         self.retry_at: float | None = None  # monotonic seconds: look again then
@@ -215,6 +242,11 @@ class BackendDevice(ABC, Generic[S]):
         keys = self._prepare()
         if keys is None:
             return False
+        word = fence_word(self._rings.fence)
+        if word:
+            keys = {**keys, FENCE_KEY: word}
+        else:
+            self._forget_fence(self.path.backend)  # of a predecessor who offered one
         return self._switch(XenbusState.INIT_WAIT, {**keys, "hotplug-status": "connected"})
 
     def _refuse(self, keys: dict[str, str], error: Exception) -> None:
@@ -249,11 +281,29 @@ class BackendDevice(ABC, Generic[S]):
         waiter = self._hypervisor.waiter()
         try:
             port = self._hypervisor.bind_interdomain(waiter, guest, request.event_channel)
-            ring = BackRing.attach(self._ring_pages.view, *self.messages, port=port)
+            ring = BackRing.attach(
+                self._ring_pages.view,
+                *self.messages,
+                port=port,
+                fence=self._agreed_fence(),
+                max_spin_ns=self._rings.max_spin_ns,
+                budget=self._rings.budget(guest),
+            )
         except BaseException:
             waiter.close()
             raise
         return Connection(ring=ring, arena=arena, waiter=waiter, port=port)
+
+    def _agreed_fence(self) -> Fence:
+        """What both ends do: the offer if the frontend has taken it up, with an answer that counts once."""
+        answer = xenbus.read_key(self._store, f"{self.path.frontend}/{FENCE_KEY}")
+        self._forget_fence(self.path.backend)
+        self._forget_fence(self.path.frontend)
+        return self._rings.fence if answer and answer == fence_word(self._rings.fence) else "full"
+
+    def _forget_fence(self, directory: str) -> None:
+        if xenbus.read_key(self._store, f"{directory}/{FENCE_KEY}") is not None:
+            self._store.rm(f"{directory}/{FENCE_KEY}")
 
     def _disconnect(self) -> None:
         """Stop, unbind, unmap; harmless when nothing is connected."""

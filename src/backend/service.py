@@ -14,17 +14,17 @@ from functools import partial
 from types import TracebackType
 from typing import Generic, Protocol, Self
 
-from paravirt.backend.device import BackendDevice, S
+from paravirt.backend.device import DEFAULT_SPIN_NS as DEFAULT_SPIN_NS
+from paravirt.backend.device import BackendDevice, RingPolicy, S
 from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
 from paravirt.backend.vbd import Policy, VbdBackend
 from paravirt.errors import ParavirtError, StoreGone, XenstoreError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.xenbus import DevicePath
+from paravirt.ring.waiting import Fence
 from paravirt.xenstore.client import WatchEvent, XenstoreClient
 
 log = logging.getLogger(__name__)
-
-DEFAULT_SPIN_NS = 30_000
 
 
 class DeviceFactory(Protocol[S]):
@@ -189,5 +189,10 @@ class BackendService(DeviceService[EngineStatistics]):
         *,
         engine: EngineFactory = PythonEngine,
         spin_ns: int = DEFAULT_SPIN_NS,
+        fence: Fence = "full",
     ) -> None:
-        super().__init__(hypervisor, store, "vbd", partial(VbdBackend, policy=Policy(engine, spin_ns)))
+        """`spin_ns`: how long an engine watches an empty ring at most before it sleeps. 0: never; as long as pays, see
+        `RingPolicy`; `engine.POLLING_NS` and more: always. `fence`: offered to frontends.
+        """
+        rings = RingPolicy(max_spin_ns=spin_ns, fence=fence)
+        super().__init__(hypervisor, store, "vbd", partial(VbdBackend, policy=Policy(engine, rings)))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from paravirt.backend.connection import Connection
-from paravirt.backend.device import BackendDevice
+from paravirt.backend.device import BackendDevice, RingPolicy
 from paravirt.backend.disks import Disk, open_disk
 from paravirt.backend.engine import Engine, EngineFactory, EngineStatistics
 from paravirt.errors import AlreadyExists, ParavirtError
@@ -33,7 +33,7 @@ class Policy:
     """What all devices of a service share."""
 
     engine: EngineFactory
-    spin_ns: int  # of an engine that finds its ring empty, before it sleeps
+    rings: RingPolicy
 
 
 class VbdBackend(BackendDevice[EngineStatistics]):
@@ -50,7 +50,7 @@ class VbdBackend(BackendDevice[EngineStatistics]):
         *,
         policy: Policy,
     ) -> None:
-        super().__init__(hypervisor, store, path, on_failure)
+        super().__init__(hypervisor, store, path, on_failure, rings=policy.rings)
         self._policy = policy
         self._disk: Disk | None = None
         self._lock_deadline: float | None = None
@@ -100,7 +100,7 @@ class VbdBackend(BackendDevice[EngineStatistics]):
 
     def _make_engine(self, connection: Connection) -> Engine:
         assert self._disk is not None
-        return self._policy.engine(connection, self._disk, spin_ns=self._policy.spin_ns, on_failure=self.fail)
+        return self._policy.engine(connection, self._disk, spin_ns=self._rings.max_spin_ns, on_failure=self.fail)
 
     def _release(self) -> None:
         if self._disk is not None:

@@ -12,6 +12,7 @@ from paravirt.cli.context import Context, pass_context
 from paravirt.host import log
 from paravirt.host.daemon import StopRequest, become_daemon, raise_descriptor_limit, serve
 from paravirt.host.supervise import Daemon, DaemonFailed, Supervisor
+from paravirt.ring.waiting import Fence
 
 EXIT_LOST = 1
 """`up` was stopped, but a daemon had died before."""
@@ -111,14 +112,23 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
 
 
 @click.command()
-@click.option("--spin-us", default=30.0, show_default=True, help="How long to watch an empty ring before sleeping.")
+@click.option(
+    "--spin-us", default=30.0, show_default=True, help="How long to watch an empty ring at most before sleeping."
+)
+@click.option(
+    "--fence",
+    type=click.Choice(["full", "host"]),
+    default="full",
+    show_default=True,
+    help="host: frontends that take part push without a barrier. Only where all of them are trusted.",
+)
 @click.option(
     "--device",
     metavar="MODULE:CLASS",
     help="Serve the devices of this DeviceBackend (found in the directory you are in, too) instead of disks.",
 )
 @pass_context
-def backend(context: Context, spin_us: float, device: str | None) -> None:
+def backend(context: Context, spin_us: float, fence: Fence, device: str | None) -> None:
     """Run one backend alone: of disks, or of a device class of your own."""
     driver, role, spin_ns = None, "backend", int(spin_us * 1000)
     if device is not None:
@@ -133,7 +143,7 @@ def backend(context: Context, spin_us: float, device: str | None) -> None:
         from paravirt.backend.service import BackendService
 
         if driver is None:
-            serve(BackendService(connection, store, spin_ns=spin_ns), request)
+            serve(BackendService(connection, store, spin_ns=spin_ns, fence=fence), request)
         else:
             serve(DriverService(connection, store, driver, spin_ns=spin_ns), request)
 

@@ -8,6 +8,7 @@ import numpy as np
 from paravirt.errors import PeerError
 from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun, Waiter
 from paravirt.ring.shared import FrontRing
+from paravirt.ring.waiting import Fence
 
 
 class RingEnd:
@@ -31,11 +32,13 @@ class RingEnd:
         wanted_order: int,
         max_order: int,
         data_pages: int,
+        fence: Fence = "full",
     ) -> tuple[tuple[int, ...], int]:
         """A new ring and port; (grant references of its pages, port).
 
         The first one decides the size of the ring, 2**`wanted_order` pages if the backend takes that many, and makes
-        the arena with `data_pages` beside it. Raises `PeerError` when a later backend takes less.
+        the arena with `data_pages` beside it. `fence`: as agreed with the backend. Raises `PeerError` when a later
+        backend takes less.
         """
         if self.arena is None:
             self.order = min(wanted_order, max_order)
@@ -46,7 +49,7 @@ class RingEnd:
         self._pages = pages = self.arena.allocate(1 << self.order)
         refs = tuple(self.arena.grant(pages.gref + i) for i in range(pages.n_pages))
         self.channel = self._hypervisor.alloc_unbound(self.waiter, self._backend_domid)
-        self.ring = FrontRing.create(pages.view, request, response, port=self.channel)
+        self.ring = FrontRing.create(pages.view, request, response, port=self.channel, fence=fence)
         return refs, self.channel.port
 
     def drop(self) -> None:

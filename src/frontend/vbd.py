@@ -19,9 +19,11 @@ from paravirt.frontend.ring_end import RingEnd
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol import blkif
 from paravirt.protocol.blkif import SECTOR_BYTES, Operation, Status
+from paravirt.protocol.keys import FENCE_KEY
 from paravirt.protocol.vbd import VbdOffer, VbdRequest
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.shared import RingStatistics
+from paravirt.ring.waiting import fence_for
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
@@ -350,17 +352,21 @@ class Disk:
         """A new ring and port, as the backend's offer allows."""
         offer = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
         n_slots = blkif.ring_entries(min(self._wanted_order, offer.max_ring_page_order))
+        word = xenbus.read_key(self._store, f"{backend}/{FENCE_KEY}") or ""
+        fence = fence_for(word)
         refs, port = self._end.make(
             blkif.REQUEST,
             blkif.RESPONSE,
             wanted_order=self._wanted_order,
             max_order=offer.max_ring_page_order,
             data_pages=n_slots * blkif.MAX_SEGMENTS,
+            fence=fence,
         )
         if self._slots is None:
             assert self._end.arena is not None
             self._slots = RequestSlots(self._end.arena, n_slots, self._path.backend_domid)
-        return VbdRequest(refs, port).to_keys()
+        keys = VbdRequest(refs, port).to_keys()
+        return {**keys, FENCE_KEY: "full" if fence == "full" else word} if word else keys
 
     def connect(self, backend: str) -> None:
         """Go: what was in flight is sent again on the new ring."""

@@ -24,6 +24,7 @@ from paravirt.hypervisor.server import BrokerServer
 from paravirt.protocol.device import to_keys
 from paravirt.protocol.vbd import Mode
 from paravirt.protocol.xenbus import DevicePath
+from paravirt.ring.waiting import Fence
 from paravirt.xenstore.client import XenstoreClient
 from paravirt.xenstore.server import XenstoreServer
 
@@ -31,8 +32,14 @@ from paravirt.xenstore.server import XenstoreServer
 class Host:
     """The host. `with paravirt.Host() as host: ...`; on close everything it started is gone."""
 
-    def __init__(self, *, engine: EngineFactory = PythonEngine, spin_ns: int = DEFAULT_SPIN_NS) -> None:
-        """`spin_ns`: how long backends watch an empty ring before they sleep."""
+    def __init__(
+        self, *, engine: EngineFactory = PythonEngine, spin_ns: int = DEFAULT_SPIN_NS, fence: Fence = "full"
+    ) -> None:
+        """`spin_ns`: how long backends watch an empty ring at most before they sleep.
+
+        `fence`: "process" lets both ends of a ring push without a barrier, and who goes to sleep pays: for many
+        requests in flight. See `paravirt.ring.waiting.Fence`.
+        """
         with ExitStack() as stack:
             self._broker = BrokerServer()
             self._broker.start()
@@ -43,7 +50,7 @@ class Host:
             stack.callback(store.stop)
             self.hypervisor = stack.enter_context(self._connect(0))
             self.store = stack.enter_context(XenstoreClient.from_socket(store.connect()))
-            self._backend = BackendService(self.hypervisor, self.store, engine=engine, spin_ns=spin_ns)
+            self._backend = BackendService(self.hypervisor, self.store, engine=engine, spin_ns=spin_ns, fence=fence)
             stack.enter_context(self._backend)
             self._spin_ns = spin_ns
             self._services: dict[str, DriverService] = {}

@@ -24,6 +24,12 @@ RING_KEYS = (
 """What `RingRequest.from_keys` looks at."""
 
 
+FENCE_KEY = "paravirt-fence"
+"""Ours: the backend offers not to have a barrier in every push, the frontend repeats the offer if it does its part, or
+says "full". Absent: full, as with any other peer. When they connect the backend removes both, so that neither is taken
+for the word of whoever comes next."""
+
+
 def number(keys: Mapping[str, str], name: str, default: int | None = None, maximum: int = 0xFFFFFFFF) -> int:
     """A decimal key of the other end. Missing without a default, malformed or too large is a `PeerError`."""
     text = keys.get(name)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """How an end of a ring waits, and who pays for the order between publishing and falling asleep: shared by all rings."""
 
+import os
 import time
+import uuid
 from typing import Any, Literal
 
 from paravirt.errors import InvalidRequest
@@ -69,6 +71,27 @@ def fence_name(number: int) -> Fence:
 def offer_fence(fence: Fence) -> bool:
     """Ready this process for a fence, for as long as it runs; False where the kernel refuses."""
     return bool(lib.pv_fence_register(fence_number(fence)) == 0)
+
+
+_words: dict[int, str] = {}
+
+
+def fence_word(fence: Fence) -> str:
+    """What to tell a peer over the store to offer it a fence: "host", or "process:" and a word of this process alone.
+
+    Empty for the full one, and where the kernel refuses.
+    """
+    if fence == "full" or not offer_fence(fence):
+        return ""
+    if fence == "host":
+        return "host"
+    return "process:" + _words.setdefault(os.getpid(), uuid.uuid4().hex)
+
+
+def fence_for(word: str) -> Fence:
+    """The fence to use with a peer that offered this word: the full one if it is not in this process, or unknown."""
+    fences: tuple[Fence, ...] = ("process", "host")
+    return next((fence for fence in fences if word and fence_word(fence) == word), "full")
 
 
 def spin_of(wait: Wait, max_spin_ns: int | None) -> tuple[int, int]:

@@ -142,10 +142,22 @@ static int check_usable(const struct pv_ring *ring)
 	return pv_load_relaxed(ring->home_word) == ring->home ? 0 : -ECHILD;
 }
 
+/* Note a producer index of the peer that is new to us: what there is to consume by it; or -EPROTO, and the ring is dead. */
+static inline int64_t accept(struct pv_ring *ring, uint32_t peer, uint32_t known)
+{
+	if (pv_ring_prod_overflow(ring, peer) || peer - ring->cons < known) {
+		pv_store_relaxed(&ring->dead, 1);
+		return -EPROTO;
+	}
+	ring->peer_prod_checked = peer;
+	return peer - ring->cons;
+}
+
 /*
- * What the peer has published and we have not consumed, or -EPROTO. An index once found right stays right, so the shared word is read only for more than is known.
+ * What the peer has published and we have not consumed, or -EPROTO. An index once found right stays right, so the shared
+ * word is read only for more than is known.
  */
-static int64_t available(struct pv_ring *ring, uint32_t wanted)
+static inline int64_t available(struct pv_ring *ring, uint32_t wanted)
 {
 	uint32_t known = ring->peer_prod_checked - ring->cons, peer;
 
@@ -153,14 +165,7 @@ static int64_t available(struct pv_ring *ring, uint32_t wanted)
 		return known;
 	/* Acquire: the entries before this index, written before the peer's pv_ring_push stored it with release. */
 	peer = pv_load_acquire(ring->peer_prod);
-	if (peer == ring->peer_prod_checked)
-		return known;
-	if (pv_ring_prod_overflow(ring, peer) || peer - ring->cons < known) {
-		pv_store_relaxed(&ring->dead, 1);
-		return -EPROTO;
-	}
-	ring->peer_prod_checked = peer;
-	return peer - ring->cons;
+	return peer == ring->peer_prod_checked ? known : accept(ring, peer, known);
 }
 
 /*
@@ -185,25 +190,30 @@ static void copy_messages(uint8_t *to, uint32_t to_step, const uint8_t *from, ui
 		COPY_EACH(bytes);
 }
 
-static void copy_one(uint8_t *to, const uint8_t *from, uint32_t bytes)
+/* One message of a usual size, in a function that calls nothing on its way: the cheapest there is. 0: not of that size. */
+static inline int copy_one(uint8_t *to, const uint8_t *from, uint32_t bytes)
 {
-	if (bytes == 16)
-		memcpy(to, from, 16);
-	else if (bytes == 112)
+	if (bytes == 112)
 		memcpy(to, from, 112);
+	else if (bytes == 16)
+		memcpy(to, from, 16);
 	else
-		memcpy(to, from, bytes);
+		return 0;
+	return 1;
+}
+
+static inline uint8_t *slot_at(const struct pv_ring *ring, uint32_t index)
+{
+	return ring->entries + (size_t)(index & (ring->size - 1)) * ring->entry_bytes;
 }
 
 static inline void copy_to_ring(struct pv_ring *ring, const uint8_t *messages, uint32_t n)
 {
 	uint32_t slot = ring->prod & (ring->size - 1), bytes = ring->out_bytes, step = ring->entry_bytes;
-	uint8_t *first = ring->entries + (size_t)slot * step;
+	uint8_t *first = slot_at(ring, slot);
 	uint32_t till_end = ring->size - slot;
 
-	if (n == 1) {
-		copy_one(first, messages, bytes);
-	} else if (n <= till_end) {
+	if (n <= till_end) {
 		copy_messages(first, step, messages, bytes, bytes, n);
 	} else {
 		copy_messages(first, step, messages, bytes, bytes, till_end);
@@ -214,12 +224,10 @@ static inline void copy_to_ring(struct pv_ring *ring, const uint8_t *messages, u
 static inline void copy_from_ring(struct pv_ring *ring, uint8_t *messages, uint32_t n)
 {
 	uint32_t slot = ring->cons & (ring->size - 1), bytes = ring->in_bytes, step = ring->entry_bytes;
-	const uint8_t *first = ring->entries + (size_t)slot * step;
+	const uint8_t *first = slot_at(ring, slot);
 	uint32_t till_end = ring->size - slot;
 
-	if (n == 1) {
-		copy_one(messages, first, bytes);
-	} else if (n <= till_end) {
+	if (n <= till_end) {
 		copy_messages(messages, bytes, first, step, bytes, n);
 	} else {
 		copy_messages(messages, bytes, first, step, bytes, till_end);
@@ -254,23 +262,22 @@ static inline int is_asked(struct pv_ring *ring)
 	return (uint32_t)(next - event) < (uint32_t)(next - before);
 }
 
-static int64_t notify(struct pv_ring *ring)
+/* The peer has asked: n | PV_RING_* << 32. */
+static __attribute__((noinline)) int64_t notify(struct pv_ring *ring, uint32_t n)
 {
-	int result;
-
 	ring->notified++;
-	if (!ring->port)
-		return 0;
-	result = pv_notify(ring->port);
-	return result == PV_NOTIFY_STALE ? (int64_t)PV_RING_STALE << 32 : 0;
+	if (ring->port && pv_notify(ring->port) == PV_NOTIFY_STALE)
+		return n | (int64_t)PV_RING_STALE << 32;
+	return n;
 }
 
-static inline int64_t look_and_notify(struct pv_ring *ring)
+/* Look whether the peer has asked. n | PV_RING_* << 32. */
+static inline int64_t look_and_notify(struct pv_ring *ring, uint32_t n)
 {
 	if (is_asked(ring))
-		return notify(ring);
+		return notify(ring, n);
 	ring->suppressed++;
-	return 0;
+	return n;
 }
 
 /* n slots are filled, n not 0 and not more than the room. */
@@ -285,26 +292,14 @@ static inline void publish_filled(struct pv_ring *ring, uint32_t n, uint32_t roo
 	publish(ring, ring->prod + n);
 }
 
-static __attribute__((noinline)) int64_t push_what_fits(struct pv_ring *ring, const void *messages, uint32_t room)
-{
-	if (room == 0)
-		return 0;
-	copy_to_ring(ring, messages, room);
-	publish_filled(ring, room, room);
-	return room;
-}
-
 /* A branch for a whole batch, so that nothing in it waits for a minimum to be known. */
-static inline int64_t push(struct pv_ring *ring, const void *messages, uint32_t n)
+static __attribute__((noinline)) int64_t push(struct pv_ring *ring, const void *messages, uint32_t n, uint32_t room)
 {
-	uint32_t room;
-	int result = check_usable(ring);
-
-	if (result)
-		return result;
-	room = pv_ring_room(ring);
-	if (n > room)
-		return ring->is_front ? push_what_fits(ring, messages, room) : -EINVAL;
+	if (n > room) {
+		if (!ring->is_front)
+			return -EINVAL;
+		return room ? push(ring, messages, room, room) : 0;
+	}
 	if (n == 0)
 		return 0;
 	copy_to_ring(ring, messages, n);
@@ -312,23 +307,39 @@ static inline int64_t push(struct pv_ring *ring, const void *messages, uint32_t 
 	return n;
 }
 
+static __attribute__((noinline)) int64_t push_and_look(struct pv_ring *ring, const void *messages, uint32_t n, uint32_t room)
+{
+	int64_t pushed = push(ring, messages, n, room);
+
+	return pushed > 0 ? look_and_notify(ring, (uint32_t)pushed) : pushed;
+}
+
 int64_t pv_ring_push(struct pv_ring *ring, const void *messages, uint32_t n)
 {
-	int64_t pushed = push(ring, messages, n);
+	int result = check_usable(ring);
+	uint32_t room;
 
-	return pushed > 0 ? pushed | look_and_notify(ring) : pushed;
+	if (result)
+		return result;
+	room = pv_ring_room(ring);
+	if (n != 1 || room == 0 || !copy_one(slot_at(ring, ring->prod), messages, ring->out_bytes))
+		return push_and_look(ring, messages, n, room);
+	publish_filled(ring, 1, room);
+	return look_and_notify(ring, 1);
 }
 
 int64_t pv_ring_push_quiet(struct pv_ring *ring, const void *messages, uint32_t n)
 {
-	return push(ring, messages, n);
+	int result = check_usable(ring);
+
+	return result ? result : push(ring, messages, n, pv_ring_room(ring));
 }
 
 int64_t pv_ring_notify(struct pv_ring *ring)
 {
 	int result = check_usable(ring);
 
-	return result || ring->checked == ring->prod ? result : look_and_notify(ring);
+	return result || ring->checked == ring->prod ? result : look_and_notify(ring, 0);
 }
 
 int pv_ring_reserve(struct pv_ring *ring, uint32_t max, struct pv_ring_slots *slots)
@@ -358,16 +369,16 @@ int64_t pv_ring_commit(struct pv_ring *ring, uint32_t n)
 	if (n == 0)
 		return 0;
 	publish_filled(ring, n, room);
-	return n | look_and_notify(ring);
+	return look_and_notify(ring, n);
 }
 
 /* Take. */
 
-static int64_t take(struct pv_ring *ring, void *messages, uint32_t n)
+/* n messages are copied out. */
+static inline int64_t consume(struct pv_ring *ring, uint32_t n)
 {
 	uint32_t outstanding;
 
-	copy_from_ring(ring, messages, n);
 	/* Release: the copy is done before pv_ring_push of another thread may fill the slots again. */
 	pv_store_release(&ring->cons, ring->cons + n);
 	ring->consumed += n;
@@ -377,6 +388,12 @@ static int64_t take(struct pv_ring *ring, void *messages, uint32_t n)
 	return n;
 }
 
+static __attribute__((noinline)) int64_t take(struct pv_ring *ring, void *messages, uint32_t n)
+{
+	copy_from_ring(ring, messages, n);
+	return consume(ring, n);
+}
+
 int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max)
 {
 	int64_t n = check_usable(ring);
@@ -384,10 +401,13 @@ int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max)
 	if (n)
 		return n;
 	n = available(ring, max);
+	if (n < max)
+		return n > 0 ? take(ring, messages, (uint32_t)n) : n;
 	/* A branch, not a minimum: a full batch is copied without waiting for the index to arrive. */
-	if (n >= max)
+	if (max != 1 || !copy_one(messages, slot_at(ring, ring->cons), ring->in_bytes))
 		return take(ring, messages, max);
-	return n > 0 ? take(ring, messages, (uint32_t)n) : n;
+	pv_fence_compiler();
+	return consume(ring, 1);
 }
 
 int64_t pv_ring_unconsumed(struct pv_ring *ring)

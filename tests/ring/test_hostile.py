@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from paravirt.errors import InvalidRequest, PeerError
+from paravirt.ring.event import WaitResult
 from paravirt.ring.shared import BackRing, FrontRing
 
 from .support import NEAR_WRAP, REQUEST, RESPONSE, Pair, answers, requests, ring_pair
@@ -159,3 +160,51 @@ def test_an_idle_ring_can_be_joined_at_its_index() -> None:
                 assert back.take_batch()["id"].tolist() == [9]
                 back.push(answers(requests(9, 1)))
                 assert front.take_batch() == answers(requests(9, 1))
+
+
+def test_joining_at_an_index_that_is_remembered() -> None:
+    with ring_pair(start=NEAR_WRAP) as pair:
+        pair.front.push(requests(0, 30))
+        pair.back.push(answers(pair.back.take_batch()))
+        pair.front.take_batch()
+        for wrong in (NEAR_WRAP, NEAR_WRAP + 29, NEAR_WRAP + 31, 0):
+            with pytest.raises(PeerError, match=f"not idle at index {wrong}"):
+                BackRing.attach(pair.mapping, REQUEST, RESPONSE, index=wrong)
+        with BackRing.attach(pair.mapping, REQUEST, RESPONSE, index=NEAR_WRAP + 30) as back:
+            pair.front.push(requests(30, 1))
+            assert back.take_batch()["id"].tolist() == [30]
+            with pytest.raises(PeerError, match="not idle"):
+                FrontRing.attach(pair.mapping, REQUEST, RESPONSE, index=NEAR_WRAP + 30)
+
+
+def test_what_stands_in_the_slots_before_they_are_committed_is_the_callers() -> None:
+    """A peer that moves our words, or writes into free slots, does not change which slots are given and sent."""
+    with ring_pair(start=NEAR_WRAP) as pair:
+        slots = pair.front.reserve(4)
+        pair.set_header(REQ_PROD, 12345)
+        slots[:] = requests(0, 4)
+        pair.front.commit(4)
+        assert pair.header()[REQ_PROD] == NEAR_WRAP + 4
+        assert pair.back.take_batch()["id"].tolist() == [0, 1, 2, 3]
+        del slots
+
+
+@pytest.mark.parametrize("where", [0, 1, 2**31, 2**32 - 1])
+def test_a_peer_that_lies_about_its_cpu_costs_a_spin(where: int) -> None:
+    with ring_pair(fence="process", wait="adaptive") as pair:
+        for offset in (56, 60):
+            pair.mapping.view[offset : offset + 4] = where.to_bytes(4, "little")
+        assert pair.back.wait(timeout_s=0.001) is WaitResult.TIMEOUT
+        pair.front.push(requests(0, 1))
+        assert pair.back.wait(timeout_s=10) is WaitResult.EVENT
+        assert len(pair.back.take_batch()) == 1
+
+
+@pytest.mark.parametrize("event", [0, 1, NEAR_WRAP - 1, 2**31, 2**32 - 1])
+def test_any_event_index_costs_one_notification_at_most(event: int) -> None:
+    with ring_pair(start=NEAR_WRAP) as pair:
+        pair.set_header(1, event)
+        for i in range(32):
+            pair.front.push_quietly(requests(i, 1))
+        pair.front.notify()
+        assert pair.front_port.statistics().sent == ((event - NEAR_WRAP - 1) % 2**32 < 32)

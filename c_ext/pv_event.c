@@ -163,8 +163,14 @@ void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slo
 
 void pv_port_close(struct pv_port *port)
 {
+	if (port->waiter)
+		pv_waiter_forget_eoi(port->waiter, port);
 	enter(port);
 	pv_store_relaxed(&port->closed, 1);
+	if (port->rx) {
+		pv_fetch_or(&port->rx->masked[word_of(port->rx_slot)], bit_of(port->rx_slot));
+		pv_fetch_and(&port->rx->pending[word_of(port->rx_slot)], ~bit_of(port->rx_slot));
+	}
 	port->waiter = NULL;
 	port->rx = port->tx = NULL;
 	port->tx_bell = -1;
@@ -243,31 +249,21 @@ void pv_port_set_pending(struct pv_port *port)
 		pv_waiter_nudge(port->waiter);
 }
 
-int pv_port_take_pending(struct pv_port *port)
-{
-	uint32_t word = word_of(port->rx_slot);
-	uint64_t bit = bit_of(port->rx_slot);
+/* Masks. The shared bit is set as long as there is a reason; both change under `busy`. */
 
-	/* The plain look first: an awake end polls here, and a read leaves the line shared. */
-	if (!port->rx || !(pv_load_relaxed(&port->rx->pending[word]) & bit))
-		return 0;
-	if (!(pv_fetch_and(&port->rx->pending[word], ~bit) & bit))
-		return 0;
-	port->received++;
-	return 1;
+static void mask_for(struct pv_port *port, uint32_t reason)
+{
+	port->masked_for |= reason;
+	pv_fetch_or(&port->rx->masked[word_of(port->rx_slot)], bit_of(port->rx_slot));
 }
 
-void pv_port_mask(struct pv_port *port)
-{
-	if (port->rx)
-		pv_fetch_or(&port->rx->masked[word_of(port->rx_slot)], bit_of(port->rx_slot));
-}
-
-int pv_port_unmask(struct pv_port *port)
+/* 1: unmasked, and an event is pending, for which the waiter was woken. */
+static int unmask_for(struct pv_port *port, uint32_t reason)
 {
 	uint32_t word = word_of(port->rx_slot);
 
-	if (!port->rx)
+	port->masked_for &= ~reason;
+	if (port->masked_for)
 		return 0;
 	pv_fetch_and(&port->rx->masked[word], ~bit_of(port->rx_slot));
 	if (!(pv_load_ordered(&port->rx->pending[word]) & bit_of(port->rx_slot)))
@@ -276,4 +272,160 @@ int pv_port_unmask(struct pv_port *port)
 	if (port->waiter && pv_load_ordered(&port->rx->asleep))
 		pv_waiter_nudge(port->waiter);
 	return 1;
+}
+
+void pv_port_mask(struct pv_port *port)
+{
+	enter(port);
+	if (port->rx)
+		mask_for(port, PV_MASK_EXPLICIT);
+	leave(port);
+}
+
+int pv_port_unmask(struct pv_port *port)
+{
+	int pending;
+
+	enter(port);
+	pending = port->rx && unmask_for(port, PV_MASK_EXPLICIT);
+	leave(port);
+	return pending;
+}
+
+/* Late EOI. */
+
+static void count_for_storm(struct pv_waiter *waiter)
+{
+	uint32_t events = pv_load_relaxed(&waiter->storm_events) + 1;
+
+	pv_store_relaxed(&waiter->storm_events, events);
+	if (events == 1)
+		pv_store_relaxed(&waiter->storm_since_ns, pv_now_ns());
+	else if (events % PV_STORM_EVENTS == 0)
+		pv_store_relaxed(&waiter->storming,
+				 pv_now_ns() - pv_load_relaxed(&waiter->storm_since_ns) > PV_STORM_JIFFIES * PV_JIFFY_NS);
+}
+
+/* Under `busy`. */
+static void begin(struct pv_port *port)
+{
+	mask_for(port, PV_MASK_EOI);
+	if (port->waiter)
+		count_for_storm(port->waiter);
+}
+
+/* Masked before the bit is cleared: an event that comes in between waits for the EOI, too. */
+static int take_late(struct pv_port *port)
+{
+	uint64_t bit = bit_of(port->rx_slot);
+	int taken = 0;
+
+	enter(port);
+	if (!(port->masked_for & PV_MASK_EOI)) {
+		begin(port);
+		taken = (pv_fetch_and(&port->rx->pending[word_of(port->rx_slot)], ~bit) & bit) != 0;
+		if (!taken)
+			unmask_for(port, PV_MASK_EOI);
+		port->received += (uint64_t)taken;
+	}
+	leave(port);
+	return taken;
+}
+
+int pv_port_take_pending(struct pv_port *port)
+{
+	uint32_t word = word_of(port->rx_slot);
+	uint64_t bit = bit_of(port->rx_slot);
+
+	/* The plain look first: an awake end polls here, and a read leaves the line shared. */
+	if (!port->rx || !(pv_load_relaxed(&port->rx->pending[word]) & bit))
+		return 0;
+	if (pv_load_relaxed(&port->late_eoi))
+		return take_late(port);
+	if (!(pv_fetch_and(&port->rx->pending[word], ~bit) & bit))
+		return 0;
+	port->received++;
+	return 1;
+}
+
+void pv_port_delivered(struct pv_port *port)
+{
+	port->received++;
+	if (!pv_load_relaxed(&port->late_eoi))
+		return;
+	enter(port);
+	if (port->rx)
+		begin(port);
+	leave(port);
+}
+
+void pv_port_late_eoi(struct pv_port *port, uint32_t spurious_threshold)
+{
+	enter(port);
+	port->spurious_threshold = spurious_threshold;
+	pv_store_relaxed(&port->late_eoi, 1);
+	leave(port);
+}
+
+/* Under `busy`. Jiffies to delay the EOI by; *eoi_class: the same for the same delay. */
+static uint32_t back_off(struct pv_port *port, int spurious, uint32_t *eoi_class)
+{
+	uint32_t jiffies = 0, step;
+
+	*eoi_class = 0;
+	if (!spurious) {
+		port->spurious_row = 0;
+		if (port->waiter)
+			pv_waiter_end_storm(port->waiter);
+		return 0;
+	}
+	port->spurious++;
+	if ((1u << port->spurious_row) < 4 * PV_JIFFIES_PER_S)
+		port->spurious_row++;
+	if (port->spurious_row > port->spurious_threshold) {
+		step = port->spurious_row - 1 - port->spurious_threshold;
+		*eoi_class = step + 1;
+		jiffies = 1u << step;
+		if (jiffies > PV_JIFFIES_PER_S)
+			jiffies = PV_JIFFIES_PER_S;
+	}
+	if (port->waiter && pv_load_relaxed(&port->waiter->storming) && jiffies < PV_STORM_DELAY_JIFFIES) {
+		*eoi_class = 0;
+		jiffies = PV_STORM_DELAY_JIFFIES;
+	}
+	return jiffies;
+}
+
+void pv_port_end_eoi(struct pv_port *port)
+{
+	enter(port);
+	port->eoi_at_ns = 0;
+	if (port->rx)
+		unmask_for(port, PV_MASK_EOI);
+	leave(port);
+}
+
+int64_t pv_port_eoi(struct pv_port *port, int spurious)
+{
+	struct pv_waiter *waiter;
+	int64_t delay_ns;
+	uint32_t eoi_class;
+	int result;
+
+	if (!pv_home_is_here(port->home))
+		return -ECHILD;
+	enter(port);
+	waiter = port->waiter;
+	if (!port->rx || !(port->masked_for & PV_MASK_EOI) || port->eoi_at_ns) {
+		leave(port);
+		return -EINVAL;
+	}
+	delay_ns = (int64_t)back_off(port, spurious, &eoi_class) * PV_JIFFY_NS;
+	port->eoi_at_ns = delay_ns ? pv_now_ns() + delay_ns : 0;
+	port->eoi_delayed_ns += (uint64_t)delay_ns;
+	leave(port);
+	result = delay_ns && waiter ? pv_waiter_delay_eoi(waiter, port, eoi_class) : 0;
+	if (!delay_ns || !waiter || result)
+		pv_port_end_eoi(port);
+	return result ? result : delay_ns;
 }

@@ -48,6 +48,30 @@ struct pv_bindings {
 };
 
 /*
+ * Late end of interrupt ("late EOI"), the numbers of Linux' drivers/xen/events: a port in this mode is masked from the
+ * moment its event is taken until pv_port_eoi. An event without work is spurious; the (threshold + n)th of a row is
+ * unmasked 2^(n - 1) jiffies late, at most a second. So a peer that only sends events costs a wake-up a second.
+ */
+#define PV_JIFFY_NS 4000000            /* 250 a second, as Debian's kernels */
+#define PV_JIFFIES_PER_S 250
+#define PV_SPURIOUS_THRESHOLD 1
+#define PV_STORM_EVENTS 256            /* a waiter looks at the clock once in so many events without work or sleep ... */
+#define PV_STORM_JIFFIES 2             /* ... and when they took longer than this, every further EOI without work ... */
+#define PV_STORM_DELAY_JIFFIES 10      /* ... is so late at least */
+#define PV_EOI_CLASSES 16
+
+#define PV_MASK_EXPLICIT 1             /* why a port is masked; it is unmasked when no reason is left */
+#define PV_MASK_EOI 4
+
+struct pv_port;
+
+/* Ports whose EOI is late by one and the same delay, so the oldest is the first that is due. */
+struct pv_delayed {
+	struct pv_port *first;
+	struct pv_port *last;
+};
+
+/*
  * Private: what one thread (or event loop) sleeps on.
  *
  * Threads: one thread waits, adds and removes inboxes; kick, notify, mask and unmask may come from any. Fork: a child's
@@ -68,6 +92,13 @@ struct pv_waiter {
 	uint32_t fixed_generation;      /* what `generation` points to without a broker */
 	uint64_t sleeps;                /* system calls that really waited */
 	uint64_t wakeups;               /* of these: ended by a doorbell or kick, not by time */
+	int32_t timer_fd;               /* in epoll_fd: the first delayed EOI is due; -1 before there was one */
+	uint32_t eoi_lock;              /* 1: somebody is at `delayed` */
+	struct pv_delayed delayed[PV_EOI_CLASSES];
+	int64_t eoi_due_ns;             /* of the first of all delayed; 0: none */
+	int64_t storm_since_ns;         /* time of the first of `storm_events` */
+	uint32_t storm_events;          /* late-EOI events since this waiter slept or one of them had work */
+	uint32_t storming;              /* 1: these took too long */
 };
 
 /*
@@ -93,6 +124,16 @@ struct pv_port {
 	uint64_t merged;                /* of these: bit was set already */
 	uint64_t dropped;               /* unbound */
 	uint64_t received;              /* pending bits consumed */
+	uint32_t masked_for;            /* PV_MASK_*, under `busy` */
+	uint32_t late_eoi;              /* 1: masked from delivery to pv_port_eoi */
+	uint32_t spurious_threshold;    /* spurious events of a row that cost nothing */
+	uint32_t spurious_row;          /* spurious events since the last one with work, as far as they make a difference */
+	uint64_t spurious;              /* spurious events */
+	uint64_t eoi_delayed_ns;        /* sum of all delays */
+	int64_t eoi_at_ns;              /* when the delayed EOI is due; 0: none is */
+	uint32_t eoi_class;             /* in which list of the waiter it stands */
+	struct pv_port *eoi_next;
+	struct pv_port *eoi_before;
 };
 
 #define PV_NOTIFY_SUPPRESSED 0  /* delivered, no system call was needed (receiver awake, masked or bit already set) */
@@ -142,6 +183,16 @@ int pv_waiter_arm_always(struct pv_waiter *waiter);
 int pv_waiter_drain(struct pv_waiter *waiter);
 /* What ends a wait whatever it waits for: PV_WAIT_KICKED or PV_WAIT_STALE, told once, or PV_WAIT_TIMEOUT: neither. */
 int pv_waiter_look(struct pv_waiter *waiter);
+/* Unmask what is due. Every wait and drain does that; for whoever polls without them. */
+void pv_waiter_run_eois(struct pv_waiter *waiter);
+/* For pv_event.c: have the EOI ended at port->eoi_at_ns; all of one class have one delay. 0 or -errno. */
+int pv_waiter_delay_eoi(struct pv_waiter *waiter, struct pv_port *port, uint32_t eoi_class);
+/* For pv_event.c: there was work, or sleep. */
+void pv_waiter_end_storm(struct pv_waiter *waiter);
+/* For pv_event.c: the port is closed, its delayed EOI will not be. */
+void pv_waiter_forget_eoi(struct pv_waiter *waiter, struct pv_port *port);
+/* The end of an EOI that was delayed. For pv_wait.c. */
+void pv_port_end_eoi(struct pv_port *port);
 /* Wake whoever sleeps on epoll_fd, for another look at everything. */
 void pv_waiter_nudge(struct pv_waiter *waiter);
 /* End the wait that runs now, or the next one, with PV_WAIT_KICKED. */
@@ -153,7 +204,7 @@ void pv_port_init(struct pv_port *port, struct pv_waiter *waiter, struct pv_inbo
  * the former inbox and bell any more: the caller may unmap and close them.
  */
 void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slot, int bell_fd, uint32_t generation);
-/* The end of it: forgets waiter, inboxes and bell. The struct stays good for late senders, who are told "unbound". */
+/* The end of it: masks and clears its slot, forgets waiter, inboxes and bell. Not in a forked child. The struct stays good for late senders, who are told "unbound". */
 void pv_port_close(struct pv_port *port);
 /* Send: PV_NOTIFY_*, or -ECHILD. Never blocks (a doorbell that would block is one that is rung already). */
 int pv_notify(struct pv_port *port);
@@ -165,11 +216,23 @@ int pv_notify(struct pv_port *port);
 int pv_notify_learnt(struct pv_port *port);
 /* Set our own pending bit: a bind sets the local port pending. */
 void pv_port_set_pending(struct pv_port *port);
-/* Take the pending bit, masked or not: 1 if it was set (now clear), else 0. Clear first, then look at the ring. */
+/*
+ * Take the pending bit, masked or not: 1 if it was set (now clear), else 0. Clear first, then look at the ring. Late EOI:
+ * nothing is taken before pv_port_eoi has ended the last one, and this one masks.
+ */
 int pv_port_take_pending(struct pv_port *port);
+/* An event of this port was taken through pv_inbox_take: counted, and masked in late-EOI mode. */
+void pv_port_delivered(struct pv_port *port);
 void pv_port_mask(struct pv_port *port);
-/* Unmask; 1 if the event is pending, and then the waiter wakes. */
+/* Unmask; 1 if the event is pending and no other reason masks, and then the waiter wakes. */
 int pv_port_unmask(struct pv_port *port);
+/* From now on: late EOI. `spurious_threshold`: PV_SPURIOUS_THRESHOLD, or more for a peer that is often too early. */
+void pv_port_late_eoi(struct pv_port *port, uint32_t spurious_threshold);
+/*
+ * The end of the event that was taken last; `spurious`: there was no work. Returns by how many ns the unmask is delayed,
+ * -EINVAL when no event has to be ended, -ECHILD, or the -errno of a timer that could not be made (unmasked at once then).
+ */
+int64_t pv_port_eoi(struct pv_port *port, int spurious);
 
 /*
  * Wait until `port` is pending and not masked (its bit is taken), the waiter is kicked, or a binding changes. Spins for

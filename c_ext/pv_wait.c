@@ -3,9 +3,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -39,7 +41,7 @@ int pv_waiter_init(struct pv_waiter *waiter, const uint32_t *generation)
 {
 	int result;
 
-	*waiter = (struct pv_waiter){.home = pv_home_mark(), .epoll_fd = -1, .kick_fd = -1};
+	*waiter = (struct pv_waiter){.home = pv_home_mark(), .epoll_fd = -1, .kick_fd = -1, .timer_fd = -1};
 	waiter->generation = generation ? generation : &waiter->fixed_generation;
 	waiter->generation_seen = pv_load_acquire(waiter->generation);
 	waiter->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -59,8 +61,10 @@ void pv_waiter_destroy(struct pv_waiter *waiter)
 		close(waiter->epoll_fd);
 	if (waiter->kick_fd >= 0)
 		close(waiter->kick_fd);
+	if (waiter->timer_fd >= 0)
+		close(waiter->timer_fd);
 	free(waiter->inboxes);
-	waiter->epoll_fd = waiter->kick_fd = -1;
+	waiter->epoll_fd = waiter->kick_fd = waiter->timer_fd = -1;
 	waiter->inboxes = NULL;
 	waiter->n_inboxes = 0;
 }
@@ -154,6 +158,125 @@ static int take_kick(struct pv_waiter *waiter)
 	return pv_exchange(&waiter->kicked, 0) != 0;
 }
 
+/* Delayed EOIs. The lists, their timer and eoi_due_ns change under `eoi_lock`, which is taken before a port's `busy`. */
+
+static void lock_eois(struct pv_waiter *waiter)
+{
+	while (pv_exchange(&waiter->eoi_lock, 1))
+		sched_yield();
+}
+
+static void unlock_eois(struct pv_waiter *waiter)
+{
+	pv_store_release(&waiter->eoi_lock, 0);
+}
+
+static void unlink_eoi(struct pv_waiter *waiter, struct pv_port *port)
+{
+	struct pv_delayed *list = &waiter->delayed[port->eoi_class];
+
+	*(port->eoi_before ? &port->eoi_before->eoi_next : &list->first) = port->eoi_next;
+	*(port->eoi_next ? &port->eoi_next->eoi_before : &list->last) = port->eoi_before;
+	port->eoi_next = port->eoi_before = NULL;
+}
+
+static int is_listed(const struct pv_waiter *waiter, const struct pv_port *port)
+{
+	return port->eoi_before || waiter->delayed[port->eoi_class].first == port;
+}
+
+/* Set the timer to the first that is due. It only wakes: a late or lost expiry costs time, never an event. */
+static int set_eoi_timer(struct pv_waiter *waiter)
+{
+	struct itimerspec at = {0};
+	int64_t due_ns = 0;
+
+	for (uint32_t i = 0; i < PV_EOI_CLASSES; i++) {
+		const struct pv_port *first = waiter->delayed[i].first;
+
+		if (first && (!due_ns || first->eoi_at_ns < due_ns))
+			due_ns = first->eoi_at_ns;
+	}
+	pv_store_relaxed(&waiter->eoi_due_ns, due_ns);
+	at.it_value.tv_sec = due_ns / 1000000000;
+	at.it_value.tv_nsec = due_ns % 1000000000;
+	return timerfd_settime(waiter->timer_fd, TFD_TIMER_ABSTIME, &at, NULL) ? -errno : 0;
+}
+
+static int make_eoi_timer(struct pv_waiter *waiter)
+{
+	int result;
+
+	if (waiter->timer_fd >= 0)
+		return 0;
+	waiter->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (waiter->timer_fd < 0)
+		return -errno;
+	result = watch(waiter, waiter->timer_fd);
+	if (result) {
+		close(waiter->timer_fd);
+		waiter->timer_fd = -1;
+	}
+	return result;
+}
+
+int pv_waiter_delay_eoi(struct pv_waiter *waiter, struct pv_port *port, uint32_t eoi_class)
+{
+	struct pv_delayed *list = &waiter->delayed[eoi_class % PV_EOI_CLASSES];
+	int result;
+
+	lock_eois(waiter);
+	result = make_eoi_timer(waiter);
+	if (result == 0) {
+		port->eoi_class = eoi_class % PV_EOI_CLASSES;
+		port->eoi_before = list->last;
+		port->eoi_next = NULL;
+		*(list->last ? &list->last->eoi_next : &list->first) = port;
+		list->last = port;
+		result = set_eoi_timer(waiter);
+		if (result)
+			unlink_eoi(waiter, port);
+	}
+	unlock_eois(waiter);
+	return result;
+}
+
+void pv_waiter_forget_eoi(struct pv_waiter *waiter, struct pv_port *port)
+{
+	lock_eois(waiter);
+	if (is_listed(waiter, port))
+		unlink_eoi(waiter, port);
+	unlock_eois(waiter);
+}
+
+void pv_waiter_end_storm(struct pv_waiter *waiter)
+{
+	pv_store_relaxed(&waiter->storm_events, 0);
+	pv_store_relaxed(&waiter->storming, 0);
+}
+
+void pv_waiter_run_eois(struct pv_waiter *waiter)
+{
+	int64_t due_ns = pv_load_relaxed(&waiter->eoi_due_ns), now_ns;
+
+	if (!due_ns || !pv_home_is_here(waiter->home))
+		return;
+	now_ns = pv_now_ns();
+	if (now_ns < due_ns)
+		return;
+	lock_eois(waiter);
+	for (uint32_t i = 0; i < PV_EOI_CLASSES; i++) {
+		struct pv_port *port;
+
+		while ((port = waiter->delayed[i].first) && port->eoi_at_ns <= now_ns) {
+			unlink_eoi(waiter, port);
+			pv_port_end_eoi(port);
+		}
+	}
+	set_eoi_timer(waiter);
+	unlock_eois(waiter);
+}
+
 /*
  * Empty one descriptor. A doorbell whose last writer is gone would stay readable for ever: it leaves the set. One read a
  * wake-up is enough: a hostile sender that fills its pipe makes us come back, it does not hold us here.
@@ -178,6 +301,7 @@ static int sleep_on_bells(struct pv_waiter *waiter, int timeout_ms)
 		return -errno;
 	for (i = 0; i < n; i++)
 		silence(waiter, events[i].data.fd);
+	pv_waiter_run_eois(waiter);
 	return n;
 }
 
@@ -228,6 +352,7 @@ int pv_waiter_drain(struct pv_waiter *waiter)
 
 	if (!pv_home_is_here(waiter->home))
 		return -ECHILD;
+	pv_waiter_end_storm(waiter);
 	n = sleep_on_bells(waiter, 0);
 	if (n < 0 && n != -EINTR)
 		return n;
@@ -304,6 +429,7 @@ static int doze(struct pv_waiter *waiter, struct pv_port *port, int64_t deadline
 	result = look(waiter, port);
 	if (result == NOTHING) {
 		waiter->sleeps++;
+		pv_waiter_end_storm(waiter);
 		n = sleep_on_bells(waiter, timeout_ms);
 		waiter->wakeups += n > 0;
 		if (n < 0)
@@ -344,6 +470,7 @@ int pv_wait(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int
 		return -EBADF;
 	if (pv_exchange(&waiter->waiting, 1))
 		return -EBUSY;
+	pv_waiter_run_eois(waiter);
 	result = wait_for(waiter, port, spin_ns, timeout_ns);
 	pv_store_release(&waiter->waiting, 0);
 	return result;

@@ -26,6 +26,8 @@ from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider, map_new
 CData = Any
 
 SLOTS = lib.PV_INBOX_SLOTS
+DEFAULT_PRIORITY = 7
+LOWEST_PRIORITY = 15
 _MAX_TIMEOUT_S = 1e9
 
 
@@ -77,6 +79,10 @@ class PortStatistics:
     """Notifications without a peer."""
     received: int
     """Events taken."""
+    spurious: int
+    """Of these, in late-EOI mode: ended as one without work."""
+    eoi_delayed_ns: int
+    """Sum of the delays that these cost."""
 
 
 def check_status(status: int, what: str) -> int:
@@ -175,6 +181,8 @@ class EventWaiter:
         """`generation`: `const uint32_t *` of this waiter's word in the bindings page, which must stay mapped."""
         self._core: CData | None = ffi.new("struct pv_waiter *")
         self._inboxes: list[Inbox] = []
+        self.has_priorities = False
+        """Whether a port ever had another priority than the default."""
         check_status(lib.pv_waiter_init(self._core, ffi.NULL if generation is None else generation), "waiter")
 
     @property
@@ -230,8 +238,12 @@ class EventWaiter:
         return WaitResult(check_status(status, "waiter"))
 
     def take_pending(self) -> "list[EventPort]":
-        """All ports with an event that is not masked, in slot order of their inboxes; their events are taken."""
+        """All ports with an event that is not masked; their events are taken.
+
+        Those of a better `priority` come first; else in slot order of their inboxes.
+        """
         self._check_home()
+        lib.pv_waiter_run_eois(self.core)
         found = []
         for inbox in self._inboxes:
             n = lib.pv_inbox_take(inbox.core, inbox.taken, SLOTS)
@@ -239,6 +251,8 @@ class EventWaiter:
                 if port := inbox.ports.get(slot):
                     port.count_received()
                     found.append(port)
+        if self.has_priorities:
+            found.sort(key=lambda port: port.priority)
         return found
 
     def kick(self) -> None:
@@ -315,6 +329,7 @@ class EventPort:
         self.slot = slot
         self.on_stale: Callable[[], None] | None = None
         """Called by a sender whose binding changed: asks the hypervisor and calls `set_peer`."""
+        self._priority = DEFAULT_PRIORITY
         self._peer: tuple[Mapping, int] | None = None
         self._peer_lock = threading.Lock()
         self._core: CData | None = ffi.new("struct pv_port *")
@@ -380,7 +395,10 @@ class EventPort:
         lib.pv_port_set_pending(self.core)
 
     def take_pending(self) -> bool:
-        """Whether there was an event, masked or not; it is taken. Look for work after this, not before."""
+        """Whether there was an event, masked or not; it is taken. Look for work after this, not before.
+
+        Late EOI: none before `eoi` has ended the last one.
+        """
         return bool(lib.pv_port_take_pending(self.core))
 
     def mask(self) -> None:
@@ -391,16 +409,55 @@ class EventPort:
         """Deliver events again; True when one is pending."""
         return bool(lib.pv_port_unmask(self.core))
 
+    @property
+    def priority(self) -> int:
+        """0 (first) to 15 (last) among what `EventWaiter.take_pending` finds at once."""
+        return self._priority
+
+    @priority.setter
+    def priority(self, priority: int) -> None:
+        """Raises `InvalidRequest` out of range (EVTCHNOP_set_priority)."""
+        if not 0 <= priority <= LOWEST_PRIORITY:
+            raise InvalidRequest(f"a priority is 0 to {LOWEST_PRIORITY}, not {priority}")
+        self._priority = priority
+        self.waiter.has_priorities |= priority != DEFAULT_PRIORITY
+
+    def late_eoi(self, *, spurious_threshold: int = lib.PV_SPURIOUS_THRESHOLD) -> None:
+        """From now on: every event that is taken masks the port until `eoi`. For peers that may storm us.
+
+        Events without work of a row are unmasked later and later, up to a second, once there were more than
+        `spurious_threshold`: such a peer costs a wake-up a second. The numbers are those of Linux (xen_irq_lateeoi).
+        """
+        if not 0 <= spurious_threshold < 2**32:
+            raise InvalidRequest(f"a threshold of {spurious_threshold} events")
+        lib.pv_port_late_eoi(self.core, spurious_threshold)
+
+    def eoi(self, *, spurious: bool = False) -> float:
+        """End the event that was taken last; `spurious`: there was no work for it. By how many seconds it was delayed.
+
+        From any thread. Raises `InvalidRequest` when no event is to be ended.
+        """
+        delay_ns = lib.pv_port_eoi(self.core, spurious)
+        if delay_ns == -errno.EINVAL:
+            raise InvalidRequest(f"{self!r} has no event to be ended")
+        return check_status(delay_ns, "event channel") / 1e9
+
     def count_received(self) -> None:
         """An event of this port was taken through its inbox."""
         if self._core is not None:
-            self._core.received += 1
+            lib.pv_port_delivered(self._core)
 
     def statistics(self) -> PortStatistics:
         """The counters, live."""
         core = self.core
         return PortStatistics(
-            sent=core.sent, rang=core.rang, merged=core.merged, dropped=core.dropped, received=core.received
+            sent=core.sent,
+            rang=core.rang,
+            merged=core.merged,
+            dropped=core.dropped,
+            received=core.received,
+            spurious=core.spurious,
+            eoi_delayed_ns=core.eoi_delayed_ns,
         )
 
     def close(self) -> None:
@@ -408,8 +465,6 @@ class EventPort:
         if self._core is None:
             return
         if lib.pv_home_is_here(self._core.home):
-            self.mask()
-            self.take_pending()
             with suppress(Closed):
                 self.set_peer(None, 0, -1, self._core.generation_seen)
             lib.pv_port_close(self._core)

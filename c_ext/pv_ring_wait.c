@@ -179,9 +179,14 @@ int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, in
 
 static void count_event(struct pv_ring *ring, int work)
 {
+	int spurious = !work && ring->cons == ring->cons_at_event;
+
 	ring->events++;
-	ring->spurious += !work && ring->cons == ring->cons_at_event;
+	ring->spurious += (uint64_t)spurious;
 	ring->cons_at_event = ring->cons;
+	/* In late-EOI mode: an end that has work is awake, and its next final check asks for an event. */
+	if (ring->port->late_eoi)
+		pv_port_eoi(ring->port, spurious);
 }
 
 /* Spin on the index and on what ends a wait of the waiter; PV_WAIT_TIMEOUT when neither came. */

@@ -42,11 +42,16 @@
 #define PV_HV_WAITER_DESTROY 33        /* port.waiter; closes its ports */
 #define PV_HV_EVTCHN_ALLOC_UNBOUND 34  /* port.waiter, .remote_domid; reply: port, fds of a new inbox */
 #define PV_HV_EVTCHN_BIND 35           /* port.waiter, .remote_domid, .remote_port; reply: port, fds of a new inbox, fds of the peer */
-#define PV_HV_EVTCHN_BIND_VIRQ 36      /* port.waiter, .virq; reply: port, fds of a new inbox */
+#define PV_HV_EVTCHN_BIND_VIRQ 36      /* port.waiter (its virtual CPU), .virq; reply: port, fds of a new inbox */
 #define PV_HV_EVTCHN_BIND_IPI 37       /* port.waiter; reply: port, fds of a new inbox, fds of the peer (the same inbox) */
-#define PV_HV_EVTCHN_CLOSE 38          /* port.port; reply: port.flags */
+#define PV_HV_EVTCHN_CLOSE 38          /* port.port, .inbox (0: any); reply: port.flags */
 #define PV_HV_EVTCHN_SEND 39           /* port.port: by the broker, for callers that do not hold the peer's inbox */
-#define PV_HV_EVTCHN_STATUS 40         /* port.domid, .port, .generation; reply: port, fds of the peer unless nothing changed */
+#define PV_HV_EVTCHN_STATUS 40         /* port.domid, .port, .inbox (0: any), .generation; reply: port, fds of the peer unless nothing changed */
+#define PV_HV_EVTCHN_RESET 41          /* port.domid, .port = 0, then what the reply says; reply: port.port, 0 when all are closed */
+#define PV_HV_EVTCHN_BIND_VCPU 42      /* port.port, .inbox, .waiter; reply: port, fds of a new inbox, fds of the peer */
+#define PV_HV_EVTCHN_NEXT 43           /* port.domid, .port; reply: the open port with the lowest number not below it; port.port 0: none */
+#define PV_HV_VIRQ_RAISE 44            /* Dom0. port.virq, .domid */
+#define PV_HV_VIRQ_HANDLER 45          /* Dom0. port.virq, .domid: who may bind it */
 #define PV_HV_ARENA_CREATE 48          /* arena.domid = peer, .n_pages, .flags; reply: arena, fds entries, data */
 #define PV_HV_ARENA_DESTROY 49         /* arena.gref = base */
 #define PV_HV_ARENA_RESERVED 50        /* arena.gref = 0 to 7: own reserved page, for Dom0; reply: arena, fds entries, data */
@@ -74,7 +79,7 @@
 
 #define PV_PORT_NEW_INBOX 1            /* the first fds: page of the new inbox, its doorbell to read */
 #define PV_PORT_PEER 2                 /* the last fds: page of the peer's inbox, its doorbell to write */
-#define PV_PORT_INBOX_GONE 4           /* nothing uses the inbox any more: drop it */
+#define PV_PORT_INBOX_GONE 4           /* nothing uses the inbox any more (BIND_VCPU: the former one): drop it */
 
 #define PV_ARENA_READ_ONLY 1           /* the peer may only read the data */
 #define PV_ARENA_POSIX 2               /* reply: POSIX shared memory (else a sealed memfd) */

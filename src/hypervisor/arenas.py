@@ -61,6 +61,11 @@ class Map:
     last_notify: int = 0
 
 
+def maptrack_pages(arena: Arena) -> int:
+    """Pages of the maptrack of one mapping: a header of 64 bytes, 4 bytes a reference."""
+    return -(-(64 + 4 * arena.n_pages) // PAGE_BYTES)
+
+
 class ArenaTable:
     """All arenas and mappings. Whether the domains exist is checked by the caller."""
 
@@ -90,6 +95,10 @@ class ArenaTable:
 
     def n_maps_of(self, connection: int) -> int:
         return len(self._maps.get(connection, ()))
+
+    def maptrack_pages_of(self, connection: int) -> int:
+        """Pages of the maptracks of a process."""
+        return sum(maptrack_pages(mapping.arena) for mapping in self._maps.get(connection, {}).values())
 
     def find(self, owner: int, gref: int) -> Arena | None:
         """The arena that has this reference and has not ended."""
@@ -134,12 +143,14 @@ class ArenaTable:
 
     # The peer
 
-    def map(self, connection: int, arena: Arena, n_maps: int, limits: Limits) -> Map:
-        """`n_maps`: how many the caller's domain has. Raises `Refused` (EEXIST, ENOSPC)."""
+    def map(self, connection: int, arena: Arena, n_maps: int, n_maptrack_pages: int, limits: Limits) -> Map:
+        """`n_maps` and `n_maptrack_pages`: what the caller's domain has. Raises `Refused` (EEXIST, ENOSPC)."""
         if any(found.connection == connection for found in arena.maps.values()):
             raise Refused(errno.EEXIST, f"this process maps the arena at {arena.base} already")
         if n_maps >= limits.max_maps:
             raise Refused(errno.ENOSPC, f"a domain may map {limits.max_maps} arenas")
+        if n_maptrack_pages + maptrack_pages(arena) > limits.max_maptrack_pages:
+            raise Refused(errno.ENOSPC, f"a domain may have {limits.max_maptrack_pages} pages of maptrack")
         self._last_map += 1
         made = Map(self._last_map, arena, connection)
         self._maps.setdefault(connection, {})[made.number] = arena.maps[made.number] = made

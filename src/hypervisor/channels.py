@@ -5,7 +5,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from paravirt.errors import Closed, HypervisorGone, InvalidRequest, ParavirtError, PeerError
@@ -28,6 +28,24 @@ class ChannelStatus:
     remote_domid: int
     """UNBOUND: who may bind; INTERDOMAIN: the peer's domain."""
     remote_port: int
+    virq: int = field(default=0, compare=False)
+    """VIRQ: which one."""
+    waiter: int = field(default=0, compare=False)
+    """Number of the waiter, which stands for a virtual CPU, in its process."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """A port of some domain, as Dom0 sees it."""
+
+    domid: int
+    port: int
+    status: ChannelStatus
+
+
+def status_of(port: CData) -> ChannelStatus:
+    """From the broker's reply."""
+    return ChannelStatus(PortState(port.state), port.remote_domid, port.remote_port, port.virq, port.waiter)
 
 
 class PeerInboxes:
@@ -104,6 +122,10 @@ class Waiter(EventWaiter):
 
     def open(self, op: Op, fill: Callable[[CData], None]) -> "EventChannel":
         """Ask the broker for a port of this waiter."""
+        return self.open_with_flags(op, fill)[0]
+
+    def open_with_flags(self, op: Op, fill: Callable[[CData], None]) -> "tuple[EventChannel, int]":
+        """The same, and the flags of the reply."""
 
         def fill_all(request: CData) -> None:
             self._fill(request)
@@ -114,7 +136,7 @@ class Waiter(EventWaiter):
             self._drop_unused()
             with self.connection.link.call(op, fill_all) as reply:
                 try:
-                    return EventChannel(self, self._inbox(reply), reply)
+                    return EventChannel(self, self._inbox(reply), reply), reply.message.port.flags
                 except BaseException:
                     number = reply.message.port.port
                     self.connection.link.do_quietly(Op.EVTCHN_CLOSE, lambda request: _fill_port(request, number))
@@ -148,7 +170,7 @@ class Waiter(EventWaiter):
         while self._unused:
             try:
                 self.remove_inbox(self._unused[-1])
-            except InvalidRequest:
+            except (InvalidRequest, Closed):
                 return
             self._unused.pop()
 
@@ -175,6 +197,7 @@ class EventChannel(EventPort):
         self._lock = waiter.lock
         super().__init__(waiter, inbox, reply.message.port.slot)
         self.port: int = reply.message.port.port
+        self.inbox_number: int = reply.message.port.inbox
         self.remote: tuple[int, int] | None = None
         """(domid, port) of the peer, as far as was last heard."""
         self.on_stale = self.refresh
@@ -185,17 +208,20 @@ class EventChannel(EventPort):
             raise
 
     def status(self) -> ChannelStatus:
-        """What the broker says now; what it says is used from then on. Raises `HypervisorGone`."""
+        """What the broker says now; what it says is used from then on. Raises `HypervisorGone`.
+
+        CLOSED after a reset of the domain's channels: then nothing is sent or received here any more.
+        """
         with self._lock:
             known = self.core.generation_seen
 
             def fill(request: CData) -> None:
-                request.port.domid, request.port.port, request.port.generation = DOMID_SELF, self.port, known
+                self._fill(request)
+                request.port.domid, request.port.generation = DOMID_SELF, known
 
             with self._connection.link.call(Op.EVTCHN_STATUS, fill) as reply:
                 self._learn(reply)
-                port = reply.message.port
-                return ChannelStatus(PortState(port.state), port.remote_domid, port.remote_port)
+                return status_of(reply.message.port)
 
     def refresh(self) -> None:
         """Learn the present binding. Without a broker the last one stands: running channels go on."""
@@ -213,6 +239,7 @@ class EventChannel(EventPort):
             mapping, shared_bell_fd = self._connection.peer_inboxes.take(port.peer_inbox, page_fd, bell_fd)
             self.set_peer(mapping, port.peer_slot, shared_bell_fd, port.generation)
         elif not bound:
+            # A reset port is of no waiter any more: its word has moved on, and every send asks and is dropped.
             self.set_peer(None, 0, -1, port.generation)
         else:
             self.core.generation_seen = port.generation
@@ -230,12 +257,40 @@ class EventChannel(EventPort):
             super().close()
             inbox_gone = False
             with contextlib.suppress(ParavirtError):
-                with self._connection.link.call(
-                    Op.EVTCHN_CLOSE, lambda request: _fill_port(request, self.port)
-                ) as reply:
+                with self._connection.link.call(Op.EVTCHN_CLOSE, self._fill) as reply:
                     inbox_gone = bool(reply.message.port.flags & lib.PV_PORT_INBOX_GONE)
-            if inbox_gone and self.inbox is not None and isinstance(self.waiter, Waiter):
-                self.waiter.drop_inbox(self.inbox)
+            self._forget_inbox(inbox_gone)
+
+    def move_to(self, waiter: Waiter) -> "EventChannel":
+        """Have its events delivered to another waiter of this process (EVTCHNOP_bind_vcpu); this object is closed.
+
+        The new one is pending then, so that no event is lost. Raises `HypervisorError` (EINVAL) for an IPI and for a
+        virtual interrupt of a virtual CPU, `InvalidRequest` for a waiter of another connection.
+        """
+        if waiter.connection is not self._connection:
+            raise InvalidRequest("a channel stays with its connection")
+        inbox_gone = False
+
+        def fill(request: CData) -> None:
+            index = request.port.waiter
+            self._fill(request)
+            request.port.waiter = index
+
+        with self._lock:
+            moved, flags = waiter.open_with_flags(Op.EVTCHN_BIND_VCPU, fill)
+            inbox_gone = bool(flags & lib.PV_PORT_INBOX_GONE)
+            super().close()
+            self._forget_inbox(inbox_gone)
+        moved.set_pending()
+        return moved
+
+    def _forget_inbox(self, gone: bool) -> None:
+        """Of a port that is closed here; `gone`: the broker says so. One that was reset had its end told to nobody."""
+        if self.inbox is not None and isinstance(self.waiter, Waiter) and (gone or not self.inbox.ports):
+            self.waiter.drop_inbox(self.inbox)
+
+    def _fill(self, request: CData) -> None:
+        request.port.port, request.port.inbox = self.port, self.inbox_number
 
     def __repr__(self) -> str:
         state = "closed" if self._core is None else f"bound to {self.remote}" if self.remote else "unbound"

@@ -8,23 +8,31 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from paravirt.errors import HypervisorError, InvalidRequest, NotFound, PeerError, PermissionRefused
 from paravirt.hypervisor.arena import Arena, ArenaStatistics, PageRun
-from paravirt.hypervisor.channels import ChannelStatus, EventChannel, PeerInboxes, Waiter, bindings_word, map_bindings
-from paravirt.hypervisor.domains import SHUTDOWN_NONE, DomainState, ShutdownReason
-from paravirt.hypervisor.events import VIRQ_DOM_EXC, PortState
+from paravirt.hypervisor.channels import (
+    ChannelStatus,
+    EventChannel,
+    PeerInboxes,
+    PortInfo,
+    Waiter,
+    bindings_word,
+    map_bindings,
+    status_of,
+)
+from paravirt.hypervisor.domains import DomainState, ShutdownReason
+from paravirt.hypervisor.events import VIRQ_DOM_EXC, PortState, Virq
 from paravirt.hypervisor.foreign import ForeignArena, MappedPages
+from paravirt.hypervisor.info import DomainInfo, HypervisorInfo, domain_info
 from paravirt.hypervisor.link import Link
-from paravirt.hypervisor.messages import MAGIC, NAME_BYTES, NO_UID, VERSION, Op, get_text, put_text
+from paravirt.hypervisor.messages import MAGIC, NAME_BYTES, NO_UID, VERSION, Op, put_text
 from paravirt.hypervisor.rules import DOM0, DOMID_SELF
 from paravirt.hypervisor.store import StoreRegistration
 from paravirt.ring._core import lib
-from paravirt.ring.memory import Provider
 
 __all__ = [
     "CONSOLE_GREF",
@@ -43,9 +51,11 @@ __all__ = [
     "HypervisorInfo",
     "MappedPages",
     "PageRun",
+    "PortInfo",
     "PortState",
     "ShutdownReason",
     "StoreRegistration",
+    "Virq",
     "Waiter",
 ]
 
@@ -53,45 +63,6 @@ CData = Any
 
 CONSOLE_GREF = 0
 XENSTORE_GREF = 1
-
-
-@dataclass(frozen=True, slots=True)
-class DomainInfo:
-    """A domain as the hypervisor knows it."""
-
-    domid: int
-    name: str
-    isolated: bool
-    state: DomainState
-    shutdown_reason: ShutdownReason | None
-    uid: int | None
-    """Owner of its listening socket; None: the hypervisor's."""
-    pages: int
-    """Shared pages it has, also those that a peer still maps after their end."""
-    max_pages: int
-    arenas: int
-    ports: int
-    maps: int
-    """Arenas of others it maps, over all its processes."""
-    connections: int
-
-
-@dataclass(frozen=True, slots=True)
-class HypervisorInfo:
-    """The hypervisor, and the limits of the caller's domain."""
-
-    provider: Provider
-    """Of memory between domains that are not isolated."""
-    budget_bytes: int
-    used_bytes: int
-    max_pages: int
-    max_ports: int
-    max_arenas: int
-    max_maps: int
-    max_connections: int
-    domains: int
-    connections: int
-    has_store: bool
 
 
 class Hypervisor:
@@ -205,7 +176,7 @@ class Hypervisor:
             request.domain.uid = NO_UID if uid is None else uid
 
         with self.link.call(Op.DOMAIN_CREATE, fill) as reply:
-            return _domain_info(reply.message.domain)
+            return domain_info(reply.message.domain)
 
     def destroy_domain(self, domid: int) -> None:
         """Dom0. Its connections are closed at once. Raises `NotFound`."""
@@ -218,7 +189,7 @@ class Hypervisor:
     def find_domain(self, domid: int) -> DomainInfo:
         """Dom0. One domain, also one that ended but is still mapped somewhere. Raises `NotFound`."""
         with self.link.call(Op.DOMAIN_INFO, _fill_domid(domid)) as reply:
-            info = _domain_info(reply.message.domain)
+            info = domain_info(reply.message.domain)
         if info.domid != domid:  # the broker gives the next one
             raise NotFound(f"there is no domain {domid}")
         return info
@@ -228,7 +199,7 @@ class Hypervisor:
         with suppress(NotFound):
             while True:
                 with self.link.call(Op.DOMAIN_INFO, _fill_domid(domid)) as reply:
-                    info = _domain_info(reply.message.domain)
+                    info = domain_info(reply.message.domain)
                 yield info
                 domid = info.domid + 1
 
@@ -284,7 +255,10 @@ class Hypervisor:
         return channel
 
     def bind_virq(self, waiter: Waiter, virq: int = VIRQ_DOM_EXC) -> EventChannel:
-        """Dom0. Raises `HypervisorError` (EINVAL unknown, EBUSY not Dom0), `AlreadyExists`."""
+        """A `Virq`: one of a virtual CPU once a waiter, one of a domain once, a global one once by its handler (Dom0).
+
+        Raises `HypervisorError` (EINVAL unknown, EBUSY another domain handles it), `AlreadyExists`, `ResourceLimit`.
+        """
 
         def fill(request: CData) -> None:
             request.port.virq = virq
@@ -295,19 +269,60 @@ class Hypervisor:
         """A port that sends to itself."""
         return waiter.open(Op.EVTCHN_BIND_IPI, lambda request: None)
 
+    def raise_virq(self, virq: int, domid: int = DOM0) -> None:
+        """Dom0. Dropped silently where it is not bound; `domid`: whose, of one that is not global.
+
+        Raises `HypervisorError` (EINVAL unknown, or DOM_EXC, which the hypervisor raises).
+        """
+        self.link.do(Op.VIRQ_RAISE, _fill_virq(virq, domid))
+
+    def set_virq_handler(self, virq: int, domid: int) -> None:
+        """Dom0. The domain that may bind a global virtual interrupt, until it ends (XEN_DOMCTL_set_virq_handler).
+
+        Raises `HypervisorError` (EINVAL not a global one, EBUSY bound), `NotFound`.
+        """
+        self.link.do(Op.VIRQ_HANDLER, _fill_virq(virq, domid))
+
+    def reset_ports(self, domid: int = DOMID_SELF) -> None:
+        """Close all event channels of a domain, of all its processes (EVTCHNOP_reset): our own, or for Dom0 any.
+
+        Raises `HypervisorError` (EBUSY: somebody is at it; EAGAIN: some were opened meanwhile), `PermissionRefused`.
+        """
+        start = 0
+        while True:
+            with self.link.call(Op.EVTCHN_RESET, _fill_port(domid, start)) as reply:
+                start = reply.message.port.port
+            if not start:
+                return
+
+    def port_status(self, port: int, domid: int = DOMID_SELF) -> ChannelStatus:
+        """A port of our own domain, whichever of its processes has it, or for Dom0 of any domain.
+
+        Raises `HypervisorError` (EINVAL: no port can have this number), `NotFound`, `PermissionRefused`.
+        """
+        with self.link.call(Op.EVTCHN_STATUS, _fill_port(domid, port)) as reply:
+            return status_of(reply.message.port)
+
     def port_state(self, port: int) -> PortState:
         """State of a port of our own domain, whichever of its processes has it; CLOSED when none has."""
-
-        def fill(request: CData) -> None:
-            request.port.domid, request.port.port = DOMID_SELF, port
-
         try:
-            with self.link.call(Op.EVTCHN_STATUS, fill) as reply:
-                return PortState(reply.message.port.state)
+            return self.port_status(port).state
         except HypervisorError as error:
             if error.code != errno.EINVAL:
                 raise
             return PortState.CLOSED
+
+    def list_ports(self, domid: int = DOMID_SELF) -> Iterator[PortInfo]:
+        """The open ports of our own domain, or for Dom0 of any, by number. Raises `NotFound`, `PermissionRefused`."""
+        number = 1
+        while True:
+            with self.link.call(Op.EVTCHN_NEXT, _fill_port(domid, number)) as reply:
+                port = reply.message.port
+                info = PortInfo(port.domid, port.port, status_of(port))
+            if not info.port:
+                return
+            yield info
+            number = info.port + 1
 
     def generation_word(self, index: int) -> CData:
         """`const uint32_t *` of a waiter in the bindings page."""
@@ -439,18 +454,15 @@ def _fill_domid(domid: int) -> Callable[[CData], None]:
     return fill
 
 
-def _domain_info(reply: CData) -> DomainInfo:
-    return DomainInfo(
-        domid=reply.domid,
-        name=get_text(reply.name),
-        isolated=bool(reply.isolated),
-        state=DomainState(reply.state),
-        shutdown_reason=None if reply.shutdown_reason == SHUTDOWN_NONE else ShutdownReason(reply.shutdown_reason),
-        uid=None if reply.uid == NO_UID else reply.uid,
-        pages=reply.pages,
-        max_pages=reply.max_pages,
-        arenas=reply.arenas,
-        ports=reply.ports,
-        maps=reply.maps,
-        connections=reply.connections,
-    )
+def _fill_port(domid: int, port: int) -> Callable[[CData], None]:
+    def fill(request: CData) -> None:
+        request.port.domid, request.port.port = domid, port
+
+    return fill
+
+
+def _fill_virq(virq: int, domid: int) -> Callable[[CData], None]:
+    def fill(request: CData) -> None:
+        request.port.virq, request.port.domid = virq, domid
+
+    return fill

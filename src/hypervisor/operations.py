@@ -231,14 +231,21 @@ class Operations:
         self._add_peer(answer, port)
 
     def _trusted(self, port: Port) -> bool:
-        """Whether the two domains of a port are one trust domain. The hypervisor itself is trusted by Dom0 only."""
+        """Whether the two domains of a port are one trust domain. The hypervisor trusts Dom0's."""
+        receiver = self._state.domains.find(port.domid)
         if port.inbox.sender == DOMID_XEN:
-            return True
-        receiver, sender = self._state.domains.find(port.domid), self._state.domains.find(port.inbox.sender)
+            return not receiver.isolated
+        sender = self._state.domains.find(port.inbox.sender)
         return not receiver.isolated and not sender.isolated
 
+    def _bind_vcpu(self, connection: int, request: CData, answer: Answer) -> None:
+        asked = request.port
+        opened, inbox_gone = self._state.bind_vcpu(connection, asked.port, asked.waiter, asked.inbox)
+        self._open(answer, opened)
+        answer.message.port.flags |= lib.PV_PORT_INBOX_GONE if inbox_gone else 0
+
     def _evtchn_close(self, connection: int, request: CData, answer: Answer) -> None:
-        ended = self._state.close_port(connection, request.port.port)
+        ended = self._state.close_port(connection, request.port.port, request.port.inbox)
         self._resources.carry_out(ended.effects)
         answer.message.port.flags = lib.PV_PORT_INBOX_GONE if ended.inbox_gone else 0
 
@@ -247,11 +254,34 @@ class Operations:
 
     def _evtchn_status(self, connection: int, request: CData, answer: Answer) -> None:
         asked = request.port
-        port = self._state.port_status(connection, asked.domid, asked.port)
+        port = self._state.port_status(connection, asked.domid, asked.port, asked.inbox)
+        if port is None:
+            answer.message.port.domid = self._state.resolve(connection, asked.domid)
+            answer.message.port.port, answer.message.port.generation = asked.port, asked.generation
+            return
         self._fill_port(answer.message.port, port)
         now = port.waiter.generation
         if port.waiter.connection == connection and (now - asked.generation) % 2**32 > (now - port.changed) % 2**32:
             self._add_peer(answer, port)
+
+    def _evtchn_next(self, connection: int, request: CData, answer: Answer) -> None:
+        port = self._state.next_port(connection, request.port.domid, request.port.port)
+        if port is not None:
+            self._fill_port(answer.message.port, port)
+
+    def _evtchn_reset(self, connection: int, request: CData, answer: Answer) -> None:
+        asked = request.port
+        answer.message.port.port, effects = self._state.reset_ports(connection, asked.domid, asked.port)
+        self._resources.carry_out(effects)
+        domid = self._state.resolve(connection, asked.domid)
+        if not answer.message.port.port and self._state.events.count(domid):
+            raise Refused(errno.EAGAIN, f"domain {domid} has opened event channels meanwhile")
+
+    def _virq_raise(self, connection: int, request: CData, answer: Answer) -> None:
+        self._resources.carry_out(self._state.raise_virq(connection, request.port.virq, request.port.domid))
+
+    def _virq_handler(self, connection: int, request: CData, answer: Answer) -> None:
+        self._state.set_virq_handler(connection, request.port.virq, request.port.domid)
 
     def _fill_port(self, reply: CData, port: Port) -> None:
         reply.domid, reply.remote_domid, reply.port = port.domid, port.remote_domid, port.number
@@ -372,6 +402,11 @@ _HANDLERS: dict[int, Handler] = {
     Op.EVTCHN_CLOSE: Operations._evtchn_close,
     Op.EVTCHN_SEND: Operations._evtchn_send,
     Op.EVTCHN_STATUS: Operations._evtchn_status,
+    Op.EVTCHN_RESET: Operations._evtchn_reset,
+    Op.EVTCHN_BIND_VCPU: Operations._bind_vcpu,
+    Op.EVTCHN_NEXT: Operations._evtchn_next,
+    Op.VIRQ_RAISE: Operations._virq_raise,
+    Op.VIRQ_HANDLER: Operations._virq_handler,
     Op.ARENA_CREATE: Operations._arena_create,
     Op.ARENA_DESTROY: Operations._arena_destroy,
     Op.ARENA_RESERVED: Operations._arena_reserved,

@@ -39,6 +39,8 @@ class Limits:
     max_ports: int = 1023
     max_maps: int = 256
     """Mappings of other domains' arenas."""
+    max_maptrack_pages: int = 1024
+    """What tells the broker which references they have pinned; Xen's gnttab_max_maptrack_frames."""
     max_connections: int = 32
     max_waiters: int = 64
     """Waiters of one connection."""
@@ -51,6 +53,7 @@ DOM0_LIMITS = Limits(
     max_arenas=2**20,
     max_ports=2**17 - 1,
     max_maps=2**20,
+    max_maptrack_pages=2**32,
     max_connections=2**12,
     max_waiters=MAX_WAITERS,
     max_notifies=2**12,

@@ -33,6 +33,9 @@ from paravirt.ring.memory import PROVIDERS, Provider
 
 log = logging.getLogger(__name__)
 
+END_SLICE = 2048
+"""Mappings and ports of a process that ended are let go so many at a time: more than a guest may have."""
+
 
 class _Session:
     """One connection: a socket with a label."""
@@ -80,6 +83,7 @@ class BrokerServer:
         self._listeners: dict[int, socket.socket] = {}
         self._store_link: socket.socket | None = None
         self._calls: deque[Callable[[], None]] = deque()
+        self._ending: deque[_Session] = deque()
         self._thread: threading.Thread | None = None
         self._running = False
         self._stopping = False
@@ -110,10 +114,12 @@ class BrokerServer:
         self._running = True
         try:
             while not self._stopping:
-                for key, _ in self._selector.select():
+                for key, _ in self._selector.select(0 if self._ending else None):
                     # What came before in this round may have ended it, and its descriptor may be another's by now.
                     if self._selector.get_map().get(key.fd) is key:
                         self._serve(key.data)
+                if self._ending:
+                    self._serve(self._go_on_ending)
         finally:
             self._close()
 
@@ -390,13 +396,26 @@ class BrokerServer:
         self._end_session(session)
 
     def _end_session(self, session: _Session) -> None:
-        if session.number in self._sessions:
-            self._resources.carry_out(self._state.disconnect(session.number))
+        """At once if it has little; else it is not listened to any more, and others have their turn in between."""
+        if session.number in self._sessions and session not in self._ending and not self._end_some(session):
+            self._selector.unregister(session.socket)
+            self._ending.append(session)
+
+    def _end_some(self, session: _Session) -> bool:
+        effects, done = self._state.disconnect_some(session.number, END_SLICE)
+        self._resources.carry_out(effects)
+        return done
+
+    def _go_on_ending(self) -> None:
+        session = self._ending.popleft()
+        if session.number in self._sessions and not self._end_some(session):
+            self._ending.append(session)
 
     def _drop_session(self, number: int) -> None:
         session = self._sessions.pop(number, None)
         if session is not None:
-            self._selector.unregister(session.socket)
+            if session.socket.fileno() in self._selector.get_map():
+                self._selector.unregister(session.socket)
             session.socket.close()
             if session.unsent is not None:
                 session.unsent.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from paravirt.hypervisor.arenas import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT, Arena, ArenaTable, Map, Notify
 from paravirt.hypervisor.domains import Domain, DomainState, DomainTable
-from paravirt.hypervisor.events import VIRQ_DOM_EXC, Ended, EventTable, Opened, Port
+from paravirt.hypervisor.events import VIRQ_DOM_EXC, Ended, EventTable, Opened, Port, Virq, Waiter
 from paravirt.hypervisor.rules import (
     DOM0,
     DOMID_SELF,
@@ -82,6 +82,18 @@ class State:
         self._free_the_dead()
         return effects
 
+    def disconnect_some(self, connection: int, limit: int) -> tuple[list[Effect], bool]:
+        """A part of `disconnect`, of at most `limit` mappings and ports; whether it was the last one."""
+        effects: list[Effect] = []
+        for mapping in self.arenas.maps_of(connection)[:limit]:
+            effects += self._unmap(mapping)
+            limit -= 1
+        if not self.arenas.n_maps_of(connection):
+            effects += self.events.close_some(connection, limit)
+        if self.arenas.n_maps_of(connection) or any(waiter.ports for waiter in self.events.waiters_of(connection)):
+            return effects, False
+        return effects + self.disconnect(connection), True
+
     def domain_of(self, connection: int) -> Domain:
         return self._connections[connection]
 
@@ -114,6 +126,7 @@ class State:
             raise Refused(errno.EINVAL, "Dom0 cannot be destroyed")
         domain.state = DomainState.DYING
         domain.store_holds = self.store_link is not None
+        self.events.domain_ended(domid)
         effects: list[Effect] = [DomainEnded(domid)]
         for connection in sorted(domain.connections):
             effects += self.disconnect(connection)
@@ -166,25 +179,70 @@ class State:
 
     def bind_virq(self, connection: int, waiter: int, virq: int) -> Opened:
         limits = self.domain_of(connection).limits
-        return self.events.bind_virq(self.events.waiter(connection, waiter), virq, limits.max_ports)
+        return self.events.bind_virq(self._vcpu(connection, waiter), virq, limits.max_ports)
 
     def bind_ipi(self, connection: int, waiter: int) -> Opened:
         limits = self.domain_of(connection).limits
-        return self.events.bind_ipi(self.events.waiter(connection, waiter), limits.max_ports)
+        return self.events.bind_ipi(self._vcpu(connection, waiter), limits.max_ports)
 
-    def close_port(self, connection: int, number: int) -> Ended:
-        return self.events.close(self._own_port(connection, number))
+    def bind_vcpu(self, connection: int, number: int, waiter: int, inbox: int = 0) -> tuple[Opened, bool]:
+        port = self._own_port(connection, number, inbox)
+        return self.events.bind_vcpu(port, self._vcpu(connection, waiter))
+
+    def _vcpu(self, connection: int, waiter: int) -> Waiter:
+        """A waiter in the place of a virtual CPU. Raises `Refused` (ENOENT)."""
+        try:
+            return self.events.waiter(connection, waiter)
+        except Refused as refusal:
+            raise Refused(errno.ENOENT, str(refusal)) from refusal
+
+    def raise_virq(self, connection: int, virq: int, domid: int) -> tuple[Effect, ...]:
+        """Dom0 raises a virtual interrupt; of domain `domid`, if it is not global. Raises `Refused` (EPERM, EINVAL)."""
+        self.require_dom0(connection)
+        if virq not in Virq.__members__.values() or virq == VIRQ_DOM_EXC:
+            raise Refused(errno.EINVAL, f"virtual interrupt {virq} is not for Dom0 to raise")
+        return self.events.raise_virq(virq, self.domains.find(self.resolve(connection, domid)).domid)
+
+    def set_virq_handler(self, connection: int, virq: int, domid: int) -> None:
+        self.require_dom0(connection)
+        self.events.set_virq_handler(virq, self.domains.find(self.resolve(connection, domid)).domid)
+
+    def reset_ports(self, connection: int, domid: int, start: int) -> tuple[int, list[Effect]]:
+        """Close all ports of a domain, a slice a call; where to go on, 0 when done (then some may be new: look).
+
+        Raises `Refused` (EPERM another domain's, but not for Dom0; ESRCH; EBUSY; EINVAL).
+        """
+        return self.events.reset(connection, self._own_or_dom0(connection, domid), start)
+
+    def close_port(self, connection: int, number: int, inbox: int = 0) -> Ended:
+        return self.events.close(self._own_port(connection, number, inbox))
 
     def send(self, connection: int, number: int) -> tuple[Effect, ...]:
         return self.events.send(self._own_port(connection, number))
 
-    def port_status(self, connection: int, domid: int, number: int) -> Port:
-        """Raises `Refused` (EPERM for another domain's port, but not for Dom0)."""
+    def port_status(self, connection: int, domid: int, number: int, inbox: int = 0) -> Port | None:
+        """None: closed, or another one than that of `inbox`, the one its owner knows.
+
+        Raises `Refused` (EPERM another domain's, but not for Dom0; ESRCH; EINVAL no domain has such a port).
+        """
+        domid = self._own_or_dom0(connection, domid)
+        if not 0 < number <= self.domains.find(domid).limits.max_ports:
+            raise Refused(errno.EINVAL, f"event channels of domain {domid} do not have the number {number}")
+        try:
+            port = self.events.find(domid, number)
+        except Refused:
+            return None
+        return port if inbox in (0, port.inbox.number) else None
+
+    def next_port(self, connection: int, domid: int, number: int) -> Port | None:
+        """The open port with the lowest number not below `number`. Raises `Refused` (EPERM, ESRCH)."""
+        return self.events.next_port(self._own_or_dom0(connection, domid), number)
+
+    def _own_or_dom0(self, connection: int, domid: int) -> int:
         domid = self.resolve(connection, domid)
         if domid != self.domain_of(connection).domid:
             self.require_dom0(connection)
-        self.domains.find(domid)
-        return self.events.find(domid, number)
+        return self.domains.find(domid).domid
 
     # Arenas
 
@@ -224,7 +282,8 @@ class State:
         else:
             arena = found
         try:
-            return self.arenas.map(connection, arena, self._n_maps(domain), domain.limits), new
+            held = self._n_maps(domain), self._maptrack_pages(domain)
+            return self.arenas.map(connection, arena, *held, domain.limits), new
         except Refused:
             if new:
                 self.abandon_arena(arena)
@@ -251,11 +310,14 @@ class State:
     def resolve(self, connection: int, domid: int) -> int:
         return self.domain_of(connection).domid if domid == DOMID_SELF else domid
 
-    def _own_port(self, connection: int, number: int) -> Port:
-        return self.events.find_own(connection, self.domain_of(connection).domid, number)
+    def _own_port(self, connection: int, number: int, inbox: int = 0) -> Port:
+        return self.events.find_own(connection, self.domain_of(connection).domid, number, inbox)
 
     def _n_maps(self, domain: Domain) -> int:
         return sum(self.arenas.n_maps_of(connection) for connection in domain.connections)
+
+    def _maptrack_pages(self, domain: Domain) -> int:
+        return sum(self.arenas.maptrack_pages_of(connection) for connection in domain.connections)
 
     def _run(self, mapping: Map, notify: Notify) -> list[Effect]:
         effects: list[Effect] = []

@@ -88,8 +88,11 @@ class _Lib(Protocol):
     PV_HV_EVTCHN_ALLOC_UNBOUND: int
     PV_HV_EVTCHN_BIND: int
     PV_HV_EVTCHN_BIND_IPI: int
+    PV_HV_EVTCHN_BIND_VCPU: int
     PV_HV_EVTCHN_BIND_VIRQ: int
     PV_HV_EVTCHN_CLOSE: int
+    PV_HV_EVTCHN_NEXT: int
+    PV_HV_EVTCHN_RESET: int
     PV_HV_EVTCHN_SEND: int
     PV_HV_EVTCHN_STATUS: int
     PV_HV_HELLO: int
@@ -106,6 +109,8 @@ class _Lib(Protocol):
     PV_HV_STORE_REGISTER: int
     PV_HV_STORE_RELEASED: int
     PV_HV_VERSION: int
+    PV_HV_VIRQ_HANDLER: int
+    PV_HV_VIRQ_RAISE: int
     PV_HV_WAITER_CREATE: int
     PV_HV_WAITER_DESTROY: int
     PV_INBOX_MAGIC: int

@@ -42,7 +42,8 @@ class AsyncEvents:
             return WaitResult.EVENT
         future = self._waiting[port] = self._loop.create_future()
         try:
-            return await future
+            result: WaitResult = await future
+            return result
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.result() is WaitResult.EVENT:
                 self._keep(port)

@@ -135,7 +135,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 if kind == 0
                 else self.state.bind_interdomain(connection, waiter, remote, port)
                 if kind == 1
-                else self.state.bind_virq(connection, waiter, 3)
+                else self.state.bind_virq(connection, waiter, (0, 3, 8, 11)[port % 4])
                 if kind == 2
                 else self.state.bind_ipi(connection, waiter)
             )
@@ -148,6 +148,40 @@ class BrokerMachine(RuleBasedStateMachine):
     def close_port(self, who: int, port: int) -> None:
         with suppress(Refused):
             self.objects.carry_out(self.state.close_port(self._pick(who), port).effects)
+
+    @rule(who=SMALL, port=st.integers(0, 6), waiter=st.integers(0, 2))
+    def bind_vcpu(self, who: int, port: int, waiter: int) -> None:
+        with suppress(Refused):
+            opened, inbox_gone = self.state.bind_vcpu(self._pick(who), port, waiter)
+            before = set(self.objects.inboxes)
+            if opened.new_inbox:
+                self.objects.inboxes.add(opened.port.inbox.number)
+            self.objects.carry_out(opened.effects)
+            assert inbox_gone == bool(before - self.objects.inboxes)
+
+    @rule(who=SMALL, domid=st.integers(0, 4), start=st.sampled_from([0, 0, 0, 3]))
+    def reset_ports(self, who: int, domid: int, start: int) -> None:
+        with suppress(Refused):
+            next_start, effects = self.state.reset_ports(self._pick(who), domid, start)
+            self.objects.carry_out(effects)
+            assert next_start == 0
+            if start == 0:
+                assert self.state.events.count(domid) == 0
+
+    @rule(who=SMALL, virq=st.integers(0, 14), domid=st.integers(0, 4), handler=st.booleans())
+    def virq(self, who: int, virq: int, domid: int, handler: bool) -> None:
+        with suppress(Refused):
+            if handler:
+                self.state.set_virq_handler(self._pick(who), virq, domid)
+            else:
+                self.objects.carry_out(self.state.raise_virq(self._pick(who), virq, domid))
+
+    @rule(who=SMALL, limit=st.integers(1, 3))
+    def disconnect_slowly(self, who: int, limit: int) -> None:
+        connection, done = self._pick(who), False
+        while connection != 1 and not done:
+            effects, done = self.state.disconnect_some(connection, limit)
+            self.objects.carry_out(effects)
 
     @rule(who=SMALL, port=st.integers(0, 6))
     def send(self, who: int, port: int) -> None:

@@ -17,6 +17,7 @@ _Static_assert(sizeof(struct pv_grant_entry) == 8, "Xen v1 entry");
 _Static_assert(sizeof(struct pv_pin) == 4, "maptrack row");
 _Static_assert(sizeof(struct pv_maptrack) == 64, "maptrack header");
 _Static_assert(sizeof(struct pv_grant_copy_op) == 24, "copy operation");
+_Static_assert(sizeof(struct pv_grant_copy_pair) == 16, "copy operation between pages");
 
 /* An entry is one 64-bit word to everybody: one load gives flags, domid and frame of the same moment. */
 union entry_word {
@@ -207,7 +208,10 @@ int pv_grant_map(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_
 	int status;
 
 	lock_mapper(mapper);
-	status = pin_page(mapper, gref, read_only);
+	if (mapper->max_handles && mapper->maps - mapper->unmaps >= mapper->max_handles)
+		status = PV_GNTST_NO_SPACE;
+	else
+		status = pin_page(mapper, gref, read_only);
 	if (status) {
 		mapper->failures++;
 	} else {
@@ -274,10 +278,39 @@ static void count_copies(struct pv_mapper *mapper, const struct pv_grant_copy_op
 	unlock_mapper(mapper);
 }
 
+/* A reference that stays pinned for the neighbours in a batch. */
+struct held {
+	struct pv_mapper *mapper;
+	int read_only;
+	int is_held;
+	uint32_t gref;
+};
+
+static void let_go(struct held *held)
+{
+	if (held->is_held)
+		change_pin(held->mapper, unpin_page, held->gref, held->read_only);
+	held->is_held = 0;
+}
+
+static int hold(struct held *held, uint32_t gref)
+{
+	int status;
+
+	if (held->is_held && held->gref == gref)
+		return PV_GNTST_OKAY;
+	let_go(held);
+	status = change_pin(held->mapper, pin_page, gref, held->read_only);
+	if (status)
+		return status;
+	held->is_held = 1;
+	held->gref = gref;
+	return PV_GNTST_OKAY;
+}
+
 void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
 {
-	int held = 0, status;
-	uint32_t held_gref = 0;
+	struct held held = { .mapper = mapper, .read_only = !to_grant };
 
 	for (uint32_t i = 0; i < n; i++) {
 		struct pv_grant_copy_op *op = &ops[i];
@@ -285,24 +318,51 @@ void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint3
 		op->status = PV_GNTST_OKAY;
 		if (!op->length)
 			continue;
-		if (held && held_gref != op->gref) {
-			change_pin(mapper, unpin_page, held_gref, !to_grant);
-			held = 0;
-		}
-		if (!held) {
-			status = change_pin(mapper, pin_page, op->gref, !to_grant);
-			if (status) {
-				op->status = (int16_t)status;
-				continue;
-			}
-			held = 1;
-			held_gref = op->gref;
-		}
-		op->status = (int16_t)copy_pinned(mapper, op, local, local_bytes, to_grant);
+		op->status = (int16_t)hold(&held, op->gref);
+		if (!op->status)
+			op->status = (int16_t)copy_pinned(mapper, op, local, local_bytes, to_grant);
 	}
-	if (held)
-		change_pin(mapper, unpin_page, held_gref, !to_grant);
+	let_go(&held);
 	count_copies(mapper, ops, n);
+}
+
+static int copy_between(const struct held *from, const struct held *to, const struct pv_grant_copy_pair *op)
+{
+	const uint8_t *source = from->mapper->data + pinned_offset(from->mapper, op->from_gref) + op->from_offset;
+	uint8_t *target = to->mapper->data + pinned_offset(to->mapper, op->to_gref) + op->to_offset;
+
+	if ((uint32_t)op->from_offset + op->length > PAGE_BYTES || (uint32_t)op->to_offset + op->length > PAGE_BYTES)
+		return PV_GNTST_BAD_COPY_ARG;
+	memmove(target, source, op->length);
+	return PV_GNTST_OKAY;
+}
+
+void pv_grant_copy_between(struct pv_mapper *from, struct pv_mapper *to, struct pv_grant_copy_pair *ops, uint32_t n)
+{
+	struct held source = { .mapper = from, .read_only = 1 }, target = { .mapper = to };
+	uint64_t copies = 0, copied_bytes = 0, failures = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct pv_grant_copy_pair *op = &ops[i];
+
+		op->status = PV_GNTST_OKAY;
+		if (op->length)
+			op->status = (int16_t)hold(&source, op->from_gref);
+		if (op->length && !op->status)
+			op->status = (int16_t)hold(&target, op->to_gref);
+		if (op->length && !op->status)
+			op->status = (int16_t)copy_between(&source, &target, op);
+		copies += !op->status;
+		copied_bytes += op->status ? 0 : op->length;
+		failures += op->status != 0;
+	}
+	let_go(&source);
+	let_go(&target);
+	lock_mapper(to);
+	to->copies += copies;
+	to->copied_bytes += copied_bytes;
+	to->failures += failures;
+	unlock_mapper(to);
 }
 
 /* ---- the broker ---- */

@@ -26,10 +26,13 @@
 #define PV_GNTST_BAD_DOMAIN -2
 #define PV_GNTST_BAD_GNTREF -3
 #define PV_GNTST_BAD_HANDLE -4
+#define PV_GNTST_BAD_VIRT_ADDR -5
+#define PV_GNTST_BAD_DEV_ADDR -6
 #define PV_GNTST_NO_DEVICE_SPACE -7
 #define PV_GNTST_PERMISSION_DENIED -8
 #define PV_GNTST_BAD_PAGE -9
 #define PV_GNTST_BAD_COPY_ARG -10
+#define PV_GNTST_ADDRESS_TOO_BIG -11
 #define PV_GNTST_EAGAIN -12
 #define PV_GNTST_NO_SPACE -13
 
@@ -101,6 +104,7 @@ struct pv_mapper {
 	uint16_t read_only;                 /* 1: the data is mapped read-only, writable maps are refused */
 	uint32_t lock;                      /* guards pins, pinned and the counters */
 	uint32_t pinned_pages;              /* references pinned now */
+	uint32_t max_handles;               /* maps that are not undone yet; 0: no limit */
 	uint64_t maps;
 	uint64_t unmaps;
 	uint64_t copies;                    /* copy operations that succeeded */
@@ -119,7 +123,7 @@ int pv_grant_in_use(struct pv_granter *granter, uint32_t gref);
 
 /*
  * Pin one reference. GNTST status; on okay *frame_offset is the byte offset of the page in `data`. Checks in Xen's order:
- * BAD_GNTREF outside the chunk; GENERAL_ERROR for too many pins of one reference (65,535), an entry that is not
+ * NO_SPACE for max_handles; BAD_GNTREF outside the chunk; GENERAL_ERROR for too many pins of one reference (65,535), an entry that is not
  * permit_access for our domid, or a writable map of a read-only one; BAD_PAGE for a frame outside the chunk. At most 4
  * tries against a peer that keeps changing the entry, then GENERAL_ERROR. A reference that is pinned already keeps the
  * frame and flags of its first pin, whatever the entry says by now.
@@ -142,6 +146,20 @@ struct pv_grant_copy_op {
  * pv_grant_map; then BAD_COPY_ARG for a range outside the page or the local buffer.
  */
 void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant);
+
+struct pv_grant_copy_pair {
+	uint32_t from_gref;
+	uint32_t to_gref;
+	uint16_t from_offset;   /* bytes into the page */
+	uint16_t to_offset;
+	uint16_t length;        /* bytes */
+	int16_t status;         /* out: GNTST, of each operation */
+};
+/*
+ * Copy from granted page to granted page, of two granters or of one (`from` and `to` the same). No lock is held while one
+ * of the other is taken. As pv_grant_copy; first the source is checked, then the destination, then the ranges.
+ */
+void pv_grant_copy_between(struct pv_mapper *from, struct pv_mapper *to, struct pv_grant_copy_pair *ops, uint32_t n);
 
 /*
  * The broker, for a mapping process that is gone: clear the reading and writing bits of what its rows say it had pinned,

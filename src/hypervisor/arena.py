@@ -3,13 +3,14 @@
 
 import os
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from paravirt.errors import Closed, InvalidRequest, ResourceLimit
+from paravirt.hypervisor.deferred import DeferredFrees
 from paravirt.hypervisor.link import Link, Reply
 from paravirt.hypervisor.messages import Op
 from paravirt.ring._core import lib
@@ -44,13 +45,22 @@ class ArenaStatistics:
     """Granted to the peer now."""
     held_pages: int
     """Freed by us, but still used by the peer: they come back when it lets go."""
+    leaked_pages: int = 0
+    """Of these: for more than a minute."""
+    deferrals: int = 0
+    """Pages that were ever held."""
+    used_by_owner: dict[str, int] = field(default_factory=dict)
+    """Pages that are allocated, by the `owner` of their `allocate`."""
+    held_by_owner: dict[str, int] = field(default_factory=dict)
+    leaked_by_owner: dict[str, int] = field(default_factory=dict)
 
 
 class PageRun:
     """Pages of an arena that stand side by side, zeroed. Made by `Arena.allocate`, ended by `Arena.free`."""
 
-    def __init__(self, arena: "Arena", page: int, n_pages: int) -> None:
+    def __init__(self, arena: "Arena", page: int, n_pages: int, owner: str) -> None:
         self.arena = arena
+        self.owner = owner
         self.page = page
         """Number of the first page in the arena."""
         self.n_pages = n_pages
@@ -109,9 +119,10 @@ class Arena:
         self._link = link
         self._on_close = on_close
         self._lock = threading.Lock()
-        self._runs: dict[int, int] = {}
+        self._runs: dict[int, PageRun] = {}
         self._free: list[tuple[int, int]] = [(0, self.n_pages)]
-        self._held: deque[int] = deque()
+        self._held = DeferredFrees(f"domain {peer}", self._take_back, time.monotonic)
+        self._callbacks: list[tuple[int, Callable[[], None]]] = []
         try:
             self._entries = map_and_close(reply.take_fd(), entries_bytes(self.n_pages))
             try:
@@ -125,37 +136,63 @@ class Arena:
         self.granter = Granter(self._entries, base=self.base, n_pages=self.n_pages, peer=peer)
         self._closed = False
 
-    def allocate(self, n_pages: int = 1) -> PageRun:
-        """Pages that stand side by side, zeroed. Raises `ResourceLimit` when there are none."""
+    def allocate(self, n_pages: int = 1, *, owner: str = "unnamed") -> PageRun:
+        """Pages that stand side by side, zeroed. Raises `ResourceLimit` when there are none.
+
+        `owner`: for whom, in the statistics of what is used and what the peer does not let go.
+        """
         if n_pages < 1:
             raise InvalidRequest(f"{n_pages} pages cannot be allocated")
         with self._lock:
             self._check_open()
-            self._retry_held()
-            for i, (start, length) in enumerate(self._free):
-                if length >= n_pages:
-                    self._free[i : i + 1] = [(start + n_pages, length - n_pages)] if length > n_pages else []
-                    self._runs[start] = n_pages
-                    break
-            else:
+            self._came_back(self._held.retry())
+            start = self._find(n_pages)
+            if start is None:
+                self._came_back(self._held.retry_all())
+                start = self._find(n_pages)
+            if start is None:
                 raise ResourceLimit(f"the arena for domain {self.peer} has no {n_pages} free pages in a row")
-        run = PageRun(self, start, n_pages)
+            run = self._runs[start] = PageRun(self, start, n_pages, owner)
         with run.view as view:
             for offset in range(0, run.n_bytes, len(_ZEROS)):
                 chunk = min(len(_ZEROS), run.n_bytes - offset)
                 view[offset : offset + chunk] = _ZEROS[:chunk]
         return run
 
-    def free(self, run: PageRun) -> None:
-        """Take the run's grants and pages back; a page that the peer still uses waits until it lets go."""
+    def _find(self, n_pages: int) -> int | None:
+        for i, (start, length) in enumerate(self._free):
+            if length >= n_pages:
+                self._free[i : i + 1] = [(start + n_pages, length - n_pages)] if length > n_pages else []
+                return start
+        return None
+
+    def free(self, run: PageRun) -> int:
+        """Take the run's grants and pages back; how many of them the peer still uses, which wait until it lets go."""
         with self._lock:
             if self._closed:
-                return
-            if run.arena is not self or self._runs.get(run.page) != run.n_pages:
+                return 0
+            if run.arena is not self or self._runs.get(run.page) is not run:
                 raise InvalidRequest(f"{run} is not allocated")
             del self._runs[run.page]
-            self._held.extend(range(run.page, run.page + run.n_pages))
-            self._retry_held()
+            back = [page for page in range(run.page, run.page + run.n_pages) if self._held.free(page, run.owner)]
+            self._came_back(back)
+            self._came_back(self._held.retry())
+            callbacks = self._due_callbacks()
+        for callback in callbacks:
+            callback()
+        return run.n_pages - len(back)
+
+    def when_free(self, n_pages: int, callback: Callable[[], None]) -> None:
+        """Call this once, from whoever frees or asks for statistics, when so many pages are free; at once if they are.
+
+        For a frontend that has stopped its queue: gnttab_request_free_callback.
+        """
+        with self._lock:
+            self._check_open()
+            self._callbacks.append((n_pages, callback))
+            callbacks = self._due_callbacks()
+        for due in callbacks:
+            due()
 
     def grant(self, gref: int, *, read_only: bool = False) -> int:
         """Let the peer use the page with this reference (of a `PageRun`); returns the reference."""
@@ -169,19 +206,46 @@ class Arena:
         """How the pages are used, after those that the peer has let go were taken back."""
         with self._lock:
             self._check_open()
-            self._retry_held()
-            free = sum(length for _, length in self._free)
-            return ArenaStatistics(self.n_pages, free, self.granter.statistics().granted, len(self._held))
+            self._came_back(self._held.retry_all())
+            used: dict[str, int] = {}
+            for run in self._runs.values():
+                used[run.owner] = used.get(run.owner, 0) + run.n_pages
+            leaked = self._held.leaked_by_owner()
+            statistics = ArenaStatistics(
+                pages=self.n_pages,
+                free_pages=self._n_free(),
+                granted_pages=self.granter.statistics().granted,
+                held_pages=len(self._held),
+                leaked_pages=sum(leaked.values()),
+                deferrals=self._held.deferrals,
+                used_by_owner=used,
+                held_by_owner=self._held.held_by_owner(),
+                leaked_by_owner=leaked,
+            )
+            callbacks = self._due_callbacks()
+        for callback in callbacks:
+            callback()
+        return statistics
 
-    def _retry_held(self) -> None:
+    def _n_free(self) -> int:
+        return sum(length for _, length in self._free)
+
+    def _due_callbacks(self) -> list[Callable[[], None]]:
+        if not self._callbacks:
+            return []
+        free = self._n_free()
+        due = [callback for n_pages, callback in self._callbacks if n_pages <= free]
+        self._callbacks = [(n_pages, callback) for n_pages, callback in self._callbacks if n_pages > free]
+        return due
+
+    def _take_back(self, page: int) -> bool:
+        gref = self.base + page
+        return not self.granter.is_granted(gref) or self.granter.revoke(gref)
+
+    def _came_back(self, pages: list[int]) -> None:
         """Pages whose last pin is gone are free again."""
-        for _ in range(len(self._held)):
-            page = self._held.popleft()
-            gref = self.base + page
-            if self.granter.is_granted(gref) and not self.granter.revoke(gref):
-                self._held.append(page)
-            else:
-                self._insert_free(page)
+        for page in pages:
+            self._insert_free(page)
 
     def _insert_free(self, page: int) -> None:
         """Add one page to the sorted list of free ranges, joined with its neighbours."""

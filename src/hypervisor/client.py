@@ -24,6 +24,7 @@ from paravirt.hypervisor.channels import (
     map_bindings,
     status_of,
 )
+from paravirt.hypervisor.copies import GrantCopier
 from paravirt.hypervisor.domains import DomainState, ShutdownReason
 from paravirt.hypervisor.events import VIRQ_DOM_EXC, PortState, Virq
 from paravirt.hypervisor.foreign import ForeignArena, MappedPages
@@ -381,6 +382,10 @@ class Hypervisor:
                 made = ForeignArena(self.link, reply, self.domid, self._forget_foreign)
             self._foreign.append(made)
             return made
+
+    def grant_copier(self) -> GrantCopier:
+        """For copies to and from pages that other domains have granted to us, in batches."""
+        return GrantCopier(self.foreign_arena)
 
     # Store
 

@@ -32,10 +32,13 @@ class GrantStatus(IntEnum):
     BAD_DOMAIN = lib.PV_GNTST_BAD_DOMAIN
     BAD_GNTREF = lib.PV_GNTST_BAD_GNTREF
     BAD_HANDLE = lib.PV_GNTST_BAD_HANDLE
+    BAD_VIRT_ADDR = lib.PV_GNTST_BAD_VIRT_ADDR
+    BAD_DEV_ADDR = lib.PV_GNTST_BAD_DEV_ADDR
     NO_DEVICE_SPACE = lib.PV_GNTST_NO_DEVICE_SPACE
     PERMISSION_DENIED = lib.PV_GNTST_PERMISSION_DENIED
     BAD_PAGE = lib.PV_GNTST_BAD_PAGE
     BAD_COPY_ARG = lib.PV_GNTST_BAD_COPY_ARG
+    ADDRESS_TOO_BIG = lib.PV_GNTST_ADDRESS_TOO_BIG
     EAGAIN = lib.PV_GNTST_EAGAIN
     NO_SPACE = lib.PV_GNTST_NO_SPACE
 
@@ -59,6 +62,17 @@ class CopyOp:
     offset: int
     length: int
     local_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPair:
+    """One copy between two granted pages; offsets and `length` are bytes in the pages."""
+
+    from_gref: int
+    from_offset: int
+    to_gref: int
+    to_offset: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +263,31 @@ class Mapper(_Half):
             start = ffi.cast("uint8_t *", buffer)
             lib.pv_grant_copy(self.core, batch, len(ops), start, len(buffer), to_grant)
         return [GrantStatus(slot.status) for slot in batch]
+
+    def copy_between(self, ops: Sequence[CopyPair], to: "Mapper") -> list[GrantStatus]:
+        """Copy from pages mapped here to pages of another mapper, or of this one; the status of each operation."""
+        batch = ffi.new("struct pv_grant_copy_pair[]", len(ops))
+        for slot, op in zip(batch, ops, strict=True):
+            slot.from_gref, slot.to_gref = _gref(op.from_gref), _gref(op.to_gref)
+            slot.from_offset = _within(op.from_offset, 2**16, "offset")
+            slot.to_offset = _within(op.to_offset, 2**16, "offset")
+            slot.length = _within(op.length, 2**16, "length")
+        lib.pv_grant_copy_between(self.core, to.core, batch, len(ops))
+        return [GrantStatus(slot.status) for slot in batch]
+
+    @property
+    def max_grants(self) -> int | None:
+        """How many maps may stand at a time, the same reference as often as it is mapped; more have NO_SPACE.
+
+        None: only the broker's quota limits them.
+        """
+        return self.core.max_handles or None
+
+    @max_grants.setter
+    def max_grants(self, n: int | None) -> None:
+        if n is not None and not 0 < n < 2**32:
+            raise InvalidRequest(f"{n} grants cannot be a limit")
+        self.core.max_handles = n or 0
 
     def statistics(self) -> MapperStatistics:
         """The counters, live."""

@@ -10,7 +10,7 @@ Version 1 entries alone: there is no version 2, so nothing of sub-pages, transit
 | | | bad_domain, permission_denied, bad_gntref | test_each_copy_has_a_status_of_its_own |
 | 1 | unmap_grant_ref | bad_handle; the last unpin clears the bits | test_grants: the model, test_concurrent_maps_... |
 | 2 | setup_table, 6 query_size | the table is the arena | test_arenas: test_quotas_and_the_budget_... |
-| 5 | copy | ranges, length 0, batches, page to page | test_each_copy_..., test_copies_between_..., test_grants: the model |
+| 5 | copy | ranges, length 0, page to page | test_each_copy_..., test_copies_..., test_grants: the model |
 | 8 | set_version, 9 get_status_frames, 10 get_version | version 1 alone | - |
 | 3 dump, 4 transfer, 7 unmap_and_replace, 11 swap, 12 cache_flush | no page changes its owner or frame here | - |
 | | status codes | each has its value, none is positive | test_the_status_codes_are_xens |

@@ -167,10 +167,6 @@ void pv_port_close(struct pv_port *port)
 		pv_waiter_forget_eoi(port->waiter, port);
 	enter(port);
 	pv_store_relaxed(&port->closed, 1);
-	if (port->rx) {
-		pv_fetch_or(&port->rx->masked[word_of(port->rx_slot)], bit_of(port->rx_slot));
-		pv_fetch_and(&port->rx->pending[word_of(port->rx_slot)], ~bit_of(port->rx_slot));
-	}
 	port->waiter = NULL;
 	port->rx = port->tx = NULL;
 	port->tx_bell = -1;
@@ -346,6 +342,12 @@ int pv_port_take_pending(struct pv_port *port)
 		return 0;
 	port->received++;
 	return 1;
+}
+
+void pv_port_discard(struct pv_port *port)
+{
+	if (port->rx)
+		pv_fetch_and(&port->rx->pending[word_of(port->rx_slot)], ~bit_of(port->rx_slot));
 }
 
 void pv_port_delivered(struct pv_port *port)

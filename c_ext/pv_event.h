@@ -204,7 +204,7 @@ void pv_port_init(struct pv_port *port, struct pv_waiter *waiter, struct pv_inbo
  * the former inbox and bell any more: the caller may unmap and close them.
  */
 void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slot, int bell_fd, uint32_t generation);
-/* The end of it: masks and clears its slot, forgets waiter, inboxes and bell. Not in a forked child. The struct stays good for late senders, who are told "unbound". */
+/* The end of it: forgets waiter, inboxes and bell. The struct stays good for late senders, who are told "unbound". */
 void pv_port_close(struct pv_port *port);
 /* Send: PV_NOTIFY_*, or -ECHILD. Never blocks (a doorbell that would block is one that is rung already). */
 int pv_notify(struct pv_port *port);
@@ -221,6 +221,8 @@ void pv_port_set_pending(struct pv_port *port);
  * nothing is taken before pv_port_eoi has ended the last one, and this one masks.
  */
 int pv_port_take_pending(struct pv_port *port);
+/* Forget the event, taken or not: for a slot that is given up. */
+void pv_port_discard(struct pv_port *port);
 /* An event of this port was taken through pv_inbox_take: counted, and masked in late-EOI mode. */
 void pv_port_delivered(struct pv_port *port);
 void pv_port_mask(struct pv_port *port);

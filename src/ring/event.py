@@ -465,6 +465,8 @@ class EventPort:
         if self._core is None:
             return
         if lib.pv_home_is_here(self._core.home):
+            self.mask()
+            lib.pv_port_discard(self._core)
             with suppress(Closed):
                 self.set_peer(None, 0, -1, self._core.generation_seen)
             lib.pv_port_close(self._core)

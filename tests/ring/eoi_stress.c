@@ -81,6 +81,7 @@ static void close_delayed(struct pv_inbox *inbox)
 	while (!pv_port_take_pending(port));
 	if (pv_port_eoi(port, 1) <= 0 || pv_port_eoi(port, 1) != -EINVAL)
 		failed = 3;
+	pv_port_discard(port);
 	pv_port_close(port);
 	for (int i = 0; i < PV_EOI_CLASSES; i++)
 		if (waiter.delayed[i].first)

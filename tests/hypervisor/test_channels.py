@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Event channels over sockets, with both kinds of doorbell."""
 
+import asyncio
 import os
 import threading
 
@@ -16,6 +17,7 @@ from paravirt.hypervisor.client import (
     PortState,
 )
 from paravirt.hypervisor.rules import DOMID_SELF
+from paravirt.ring.async_event import AsyncEvents
 from paravirt.ring.event import NotifyResult, WaitResult
 
 from .conftest import World
@@ -170,3 +172,30 @@ def test_a_channel_closed_while_its_waiter_waits_keeps_the_inbox_for_later(world
     guest.alloc_unbound(waiter, 0)
     assert len(waiter.inboxes) == 1
     assert world.dom0.list_domains()[1].ports == 1
+
+
+def test_channels_in_an_asyncio_program(world: World) -> None:
+    """The binding is told as a changed one; then events go both ways."""
+    guest = world.guest()
+    guest_waiter, dom0_waiter = guest.waiter(), world.dom0.waiter()
+    theirs = guest.alloc_unbound(guest_waiter, 0)
+
+    async def story() -> None:
+        with AsyncEvents(guest_waiter) as here, AsyncEvents(dom0_waiter) as there:
+            waiting = asyncio.create_task(here.wait(theirs))
+            await asyncio.sleep(0)
+            ours = world.dom0.bind_interdomain(dom0_waiter, guest.domid, theirs.port)
+            assert await waiting is WaitResult.STALE
+            assert await there.any() == [ours]
+            for _ in range(20):
+                ours.notify()
+                while await here.wait(theirs) is WaitResult.STALE:
+                    pass
+                theirs.notify()
+                assert await there.wait(ours) is WaitResult.EVENT
+
+    async def limited() -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            await story()
+
+    asyncio.run(limited())

@@ -281,6 +281,7 @@ class BackendDevice(ABC, Generic[S]):
         waiter = self._hypervisor.waiter()
         try:
             port = self._hypervisor.bind_interdomain(waiter, guest, request.event_channel)
+            port.late_eoi()  # a guest that sends events without requests wakes us once a second
             ring = BackRing.attach(
                 self._ring_pages.view,
                 *self.messages,

@@ -49,7 +49,6 @@ class RingEnd:
         self._pages = pages = self.arena.allocate(1 << self.order)
         refs = tuple(self.arena.grant(pages.gref + i) for i in range(pages.n_pages))
         self.channel = self._hypervisor.alloc_unbound(self.waiter, self._backend_domid)
-        self.channel.late_eoi()  # a backend that sends events without responses wakes us once a second
         self.ring = FrontRing.create(pages.view, request, response, port=self.channel, fence=fence)
         return refs, self.channel.port
 

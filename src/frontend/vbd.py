@@ -362,8 +362,10 @@ class Disk:
             data_pages=n_slots * blkif.MAX_SEGMENTS,
             fence=fence,
         )
+        assert self._end.channel is not None
+        assert self._end.arena is not None
+        self._end.channel.late_eoi()  # a backend that sends events without responses wakes us once a second
         if self._slots is None:
-            assert self._end.arena is not None
             self._slots = RequestSlots(self._end.arena, n_slots, self._path.backend_domid)
         keys = VbdRequest(refs, port).to_keys()
         return {**keys, FENCE_KEY: "full" if fence == "full" else word} if word else keys

@@ -31,9 +31,9 @@ def ends(host: paravirt.Host, disk: Disk) -> tuple[EventPort, EventPort]:
     """Event channels of the frontend and of the backend."""
     (device,) = host._backend._devices.values()
     connection = device._connection  # type: ignore[attr-defined]
-    assert disk._channel is not None
+    assert disk._end.channel is not None
     port: EventPort = connection.port
-    return disk._channel, port
+    return disk._end.channel, port
 
 
 @pytest.mark.parametrize("pick", [lambda ports: ports, lambda ports: ports[::-1]], ids=["frontend", "backend"])

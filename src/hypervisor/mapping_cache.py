@@ -116,7 +116,7 @@ class MappingCache:
             raise InvalidRequest(f"grant reference {gref} is not in use here")
         entry.users -= 1
         entry.used_s = self._clock()
-        if entry.transient and not entry.users:
+        if not entry.users and (entry.transient or len(self._entries) > self._max):
             self._let_go(gref)
 
     def age(self) -> int:

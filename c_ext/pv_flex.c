@@ -20,8 +20,8 @@ uint32_t pv_flex_bytes(uint32_t order)
 	return order > PV_FLEX_MAX_ORDER ? 0 : (uint32_t)PV_PAGE_BYTES / 2 << order;
 }
 
-static int join(struct pv_flex *flex, struct pv_flex_indexes *indexes, uint8_t *data, uint32_t order, struct pv_port *port,
-		int is_front)
+static int join(struct pv_flex *flex, struct pv_flex_indexes *indexes, uint8_t *data, uint32_t order,
+		struct pv_port *port, int is_front)
 {
 	uint32_t size = pv_flex_bytes(order);
 	uint8_t *in = data, *out = data + size;

@@ -142,7 +142,7 @@ static int check_usable(const struct pv_ring *ring)
 	return pv_load_relaxed(ring->home_word) == ring->home ? 0 : -ECHILD;
 }
 
-/* Note a producer index of the peer that is new to us: what there is to consume by it; or -EPROTO, and the ring is dead. */
+/* Note a new producer index of the peer: what there is to consume by it; or -EPROTO, and the ring is dead. */
 static inline int64_t accept(struct pv_ring *ring, uint32_t peer, uint32_t known)
 {
 	if (pv_ring_prod_overflow(ring, peer) || peer - ring->cons < known) {
@@ -190,7 +190,7 @@ static void copy_messages(uint8_t *to, uint32_t to_step, const uint8_t *from, ui
 		COPY_EACH(bytes);
 }
 
-/* One message of a usual size, in a function that calls nothing on its way: the cheapest there is. 0: not of that size. */
+/* One message of a usual size, for functions that call nothing on their way: the cheapest there is. 0: of another size. */
 static inline int copy_one(uint8_t *to, const uint8_t *from, uint32_t bytes)
 {
 	if (bytes == 112)
@@ -307,7 +307,8 @@ static __attribute__((noinline)) int64_t push(struct pv_ring *ring, const void *
 	return n;
 }
 
-static __attribute__((noinline)) int64_t push_and_look(struct pv_ring *ring, const void *messages, uint32_t n, uint32_t room)
+static __attribute__((noinline)) int64_t push_and_look(struct pv_ring *ring, const void *messages, uint32_t n,
+						       uint32_t room)
 {
 	int64_t pushed = push(ring, messages, n, room);
 

@@ -197,6 +197,13 @@ int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max);
 /* The same after spinning up to spin_ns, at most PV_SPIN_SLICE_NS, for the first; or PV_RING_LEARNT_NS. */
 int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, int64_t spin_ns);
 
+/*
+ * Front, with nothing outstanding: push one request and spin as pv_ring_take_spin for its response. 1: it came; 0: it is
+ * still to come, for pv_ring_wait and pv_ring_take; 0 | PV_RING_* << 32: so it is, and the peer is to be told first. -EBUSY:
+ * requests are outstanding, whose responses would come first; -EINVAL a back end; -EPROTO; -ECHILD.
+ */
+int64_t pv_ring_exchange(struct pv_ring *ring, const void *request, void *response, int64_t spin_ns);
+
 /* Whether there is something to take: 1 or 0; -EPROTO dead; -ECHILD. (RING_HAS_UNCONSUMED_*) */
 int pv_ring_poll(struct pv_ring *ring);
 /*

@@ -175,6 +175,21 @@ int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, in
 	return found > 0 ? pv_ring_take(ring, messages, max) : found;
 }
 
+int64_t pv_ring_exchange(struct pv_ring *ring, const void *request, void *response, int64_t spin_ns)
+{
+	int64_t pushed;
+
+	if (!ring->is_front)
+		return -EINVAL;
+	if (pv_ring_outstanding(ring))
+		return -EBUSY;
+	pushed = pv_ring_push(ring, request, 1);
+	/* A peer that could not be told will not answer. */
+	if (pushed != 1)
+		return pushed < 0 ? pushed : pushed >> 32 << 32;
+	return spin_ns == 0 ? pv_ring_take(ring, response, 1) : pv_ring_take_spin(ring, response, 1, spin_ns);
+}
+
 /* Wait. */
 
 static void count_event(struct pv_ring *ring, int work)
@@ -207,7 +222,8 @@ static int spin_for_anything(struct pv_ring *ring, struct pv_waiter *waiter, int
 }
 
 /* The spin at the start of a wait, of a given or the learnt length. */
-static int spin_first(struct pv_ring *ring, struct pv_waiter *waiter, int64_t start_ns, int64_t spin_ns, int64_t timeout_ns)
+static int spin_first(struct pv_ring *ring, struct pv_waiter *waiter, int64_t start_ns, int64_t spin_ns,
+		      int64_t timeout_ns)
 {
 	int64_t most_ns = spin_ns < 0 ? learnt_ns(ring, start_ns) : spin_ns;
 	int result;

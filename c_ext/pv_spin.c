@@ -106,7 +106,7 @@ void pv_spin_slept(struct pv_spin *spin, int64_t gap_ns)
 
 /* The machine. */
 
-/* Threads that want to run, on all CPUs, this one included: the fourth field of /proc/loadavg; 0 when it cannot be read. */
+/* Threads that want to run, this one included: the fourth field of /proc/loadavg; 0 when it cannot be read. */
 static int runnable_threads(void)
 {
 	char text[128], *field = text;

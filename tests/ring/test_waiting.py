@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How long a wait looks before it sleeps, and at which message it wants to be woken."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from paravirt.ring.event import WaitResult
 from paravirt.ring.shared import FrontRing
 from paravirt.ring.waiting import LEARNT, SpinBudget, Wait
 
-from .support import NEAR_WRAP, Pair, answers, requests, ring_pair
+from .support import NEAR_WRAP, REQUEST, RESPONSE, Pair, answers, requests, ring_pair
 
 MOST_NS = 50_000
 MS = 1_000_000
@@ -267,3 +268,46 @@ def test_what_was_pushed_quietly_is_looked_at_later(closing: str) -> None:
             pair.front.notify()
         assert pair.front_port.statistics().sent == 1, "the event index was passed by the first of them"
         assert pair.back.unconsumed == (4 if closing == "push" else 3)
+
+
+# -- one request at a time
+
+
+def test_exchange_in_one_call() -> None:
+    with ring_pair(start=2**32 - 2) as pair:
+        stop = threading.Event()
+
+        def serve() -> None:
+            batch = np.zeros(4, REQUEST)
+            while not stop.is_set():
+                if n := pair.back.take(batch, spin_ns=MS):
+                    pair.back.push(answers(batch[:n]))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            request, out = requests(5, 1), np.zeros(1, RESPONSE)
+            for i in range(200):
+                request[:] = requests(i, 1)
+                assert pair.front.exchange(request, out, spin_ns=MS if i % 2 else 0, timeout_s=30) is out
+                assert np.array_equal(out, answers(requests(i, 1)))
+            response = pair.front.exchange(requests(7, 1)[0], timeout_s=30)
+            assert response is not None
+            assert np.array_equal(response, answers(requests(7, 1)))
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_exchange_that_is_not_answered() -> None:
+    with ring_pair() as pair:
+        assert pair.front.exchange(requests(0, 1), spin_ns=LEARNT, timeout_s=0.01) is None
+        assert pair.front.outstanding == 1
+        with pytest.raises(InvalidRequest, match="outstanding"):
+            pair.front.exchange(requests(1, 1))
+        pair.back.push(answers(pair.back.take_batch()))
+        assert len(pair.front.take_batch()) == 1
+        for empty in (requests(0, 0), requests(0, 1)):
+            with pytest.raises(InvalidRequest, match="needs"):
+                pair.front.exchange(empty, np.zeros(0, RESPONSE))
+        assert lib.pv_ring_exchange(pair.back.core, ffi.NULL, ffi.NULL, 0) < 0

@@ -7,6 +7,7 @@ Guarded by the device's lock, but for what a caller does with a `Pending`.
 from asyncio import Future
 from collections import deque
 from collections.abc import Generator, Sequence
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,8 +128,7 @@ class InFlight:
             self._grant(part, pending.buffers[start : start + n])
         ids = [self._free.popleft() for _ in range(n)]
         part["id"] = ids
-        for i, number in enumerate(ids, start):
-            self._flying[number] = (pending, i)
+        self._flying.update(zip(ids, zip(repeat(pending), range(start, start + n), strict=False), strict=True))
         pending.issued += n
         ring.push(pending.requests, n, start)
         return n
@@ -155,14 +155,16 @@ class InFlight:
         finished: list[Pending] = []
         error, kept, good = None, 0, len(responses)
         found: list[tuple[Pending, int]] = []
+        take, give, step, mask = self._flying.pop, self._free.append, self._step, self._mask
         for k, (number, status) in enumerate(zip(responses["id"].tolist(), responses["status"].tolist(), strict=True)):
-            place = self._flying.get(number)
+            place = take(number, None)
             if place is None or status > 0:
                 what = f"request {number}, which is not in flight" if place is None else f"with the status {status}"
                 error, good = PeerError(f"the backend answered {what}"), k
+                if place is not None:
+                    self._flying[number] = place  # not answered: it ends with the device
                 break
-            del self._flying[number]
-            self._free.append((number + self._step) & self._mask)
+            give((number + step) & mask)
             found.append(place)
         start = 0
         while start < good:

@@ -4,6 +4,7 @@
 
 #include "explore.h"
 #include "pv_event.h"
+#include "pv_flex.h"
 #include "pv_grant.h"
 #include "pv_ring.h"
 #include "pv_stream.h"
@@ -40,6 +41,20 @@ static void make_ring(struct pv_port *front_port, struct pv_port *back_port)
 static void set_up_ring(void)
 {
 	make_ring(NULL, NULL);
+}
+
+/* The pushing end has no barrier; the sleeping one has the kernel run it everywhere. */
+static void set_up_light_fence(void)
+{
+	set_up_ring();
+	must(pv_ring_set_fence(&front, PV_FENCE_PROCESS) == 0 && pv_ring_set_fence(&back, PV_FENCE_PROCESS) == 0);
+	must(front.fence == PV_FENCE_PROCESS && back.fence == PV_FENCE_PROCESS);
+}
+
+static void set_up_half(void)
+{
+	set_up_light_fence();
+	must(pv_ring_set_event_policy(&front, PV_EVENT_HALF, 0, 0) == 0);
 }
 
 static void push(struct pv_ring *ring, const uint64_t *messages, uint32_t n, int peer)
@@ -418,6 +433,37 @@ static void reads_bytes(void)
 	}
 }
 
+/* -- a flex ring whose back end says "no more" behind its last bytes */
+
+static struct pv_flex flex_front, flex_back;
+static struct pv_flex_indexes flex_page;
+static uint8_t flex_data[PV_PAGE_BYTES];
+
+static void set_up_flex(void)
+{
+	uint32_t refs[1] = { 9 };
+
+	must(pv_flex_create(&flex_front, &flex_page, flex_data, 0, refs, NULL, START) == 0);
+	must(pv_flex_look(&flex_page, 0, refs) == 0 && refs[0] == 9);
+	must(pv_flex_attach(&flex_back, &flex_page, flex_data, 0, NULL) == 0);
+}
+
+static void says_no_more(void)
+{
+	must(pv_flex_write(&flex_back, (const uint8_t *)"abcd", 4) == 4);
+	must(pv_flex_set_error(&flex_back, 1, -5) == 0);
+	must(pv_flex_set_error(&flex_back, 0, -5) == 0);
+}
+
+static void reads_to_the_end(void)
+{
+	uint8_t text[4];
+
+	while (!pv_flex_error(&flex_front, 1) && !pv_flex_error(&flex_front, 0))
+		await_change();
+	must(pv_flex_read(&flex_front, text, 4) == 4 && text[3] == 'd');
+}
+
 /* -- a page that is granted, mapped, written, unmapped, revoked and used for something else */
 
 #define BASE 8
@@ -539,6 +585,9 @@ static int other_still_maps(void)
 const struct scenario scenarios[] = {
 	{"ring", set_up_ring, {front_singles, back_serves}, all_answered, 0},
 	{"ring, in pairs", set_up_ring, {front_pairs, back_serves}, all_answered, 0},
+	{"ring, light fence", set_up_light_fence, {front_singles, back_serves}, all_answered, 0},
+	{"ring, light fence, in pairs", set_up_light_fence, {front_pairs, back_serves}, all_answered, 0},
+	{"ring, event after half", set_up_half, {front_singles, back_serves}, all_answered, 0},
 	{"ring, a thread that pushes and one that takes", set_up_ring, {front_pushes, front_takes, back_serves_few}, few_answered, 1},
 	{"ring and event channel", set_up_channel, {front_sleeps, back_sleeps}, few_answered, 1},
 	{"new front", set_up_ring, {front_asks_once, back_serves_once, new_front}, is_good, 0},
@@ -551,6 +600,7 @@ const struct scenario scenarios[] = {
 	{"new inbox", set_up_page, {makes_inbox, checks_inbox}, is_good, 0},
 	{"inbox that is taken one by one", set_up_events, {notifies_two, takes_one_by_one}, is_good, 0},
 	{"stream", set_up_stream, {writes_bytes, reads_bytes}, is_good, 0},
+	{"flex ring", set_up_flex, {says_no_more, reads_to_the_end}, is_good, 0},
 	{"grant and revoke", set_up_grant, {grants, maps}, is_good, 0},
 	{"two threads that map", set_up_grant, {grants_only, maps_to_read, maps_to_read}, nothing_pinned, 0},
 	{"dead mapper", set_up_death, {maps_and_dies, is_broker, revokes}, is_good, 0},

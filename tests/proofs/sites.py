@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The atomic accesses of the C core: which there are, and which of them the explorer shows to be needed.
 
-A *site* is one use of a macro of pv_atomic.h, named by file, function, macro and word. Weakening it by a step makes a mutant;
-what the explorer does not find (or never reaches) has to stand in c_ext/README.md with the reason.
+A *site* is one use of a macro of pv_atomic.h, named by file, function, macro and word. Weakening it by a step makes a
+mutant; what the explorer does not find (or never reaches) has to stand in c_ext/README.md with the reason.
 """
 
 import re
@@ -15,7 +15,7 @@ CORE = HERE.parent.parent / "c_ext"
 # What the scenarios run.
 FILES = [
     path.stem
-    for pattern in ("pv_ring*.c", "pv_spin*.c", "pv_event*.c", "pv_wait*.c", "pv_stream*.c", "pv_grant*.c", "pv_home.c")
+    for pattern in ("pv_ring*.c", "pv_spin*.c", "pv_event*.c", "pv_wait*.c", "pv_stream*.c", "pv_flex*.c", "pv_grant*.c", "pv_home.c")
     for path in sorted(CORE.glob(pattern))
 ]
 SITES_A_FILE = 200

@@ -46,7 +46,7 @@ class Verdict:
 
 
 def check(switches: tuple[str, ...], messages: int, folder: Path, *, optimize: bool = True) -> Verdict:
-    """Explore the model with these -D switches; raises CalledProcessError when a step fails, ValueError for a cut search."""
+    """Explore the model with these -D switches; CalledProcessError when a step fails, ValueError for a cut search."""
     defines = [f"-DMESSAGES={messages}", *(f"-D{switch}" for switch in switches)]
     subprocess.run(["spin", "-a", *defines, str(MODEL)], cwd=folder, check=True, capture_output=True)
     compile_pan = ["gcc", "-O2" if optimize else "-O0", "-DSAFETY", "-DNOFAIR", "-w", "-o", "pan", "pan.c"]

@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Fuzz target: ring, byte stream, flex ring, grants and event words against a peer that rewrites shared memory before any
+ * load of it. The input is a list of steps, each a byte and its arguments, and of what the peer writes.
+ *
+ * What must hold: nothing outside the buffers is touched (sanitizers; buffers are malloc'ed to size); counts never pass what
+ * was asked for, what fits or what is owed; a dead ring stays dead; what a grant was pinned with lies in the chunk and does
+ * not change while it is pinned.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pv_event.h"
+#include "pv_flex.h"
+#include "pv_grant.h"
+#include "pv_ring.h"
+#include "pv_stream.h"
+
+#define must(what) ((what) ? (void)0 : fail(#what, __LINE__))
+#define SHARED_BYTES 8192
+#define ENTRY 12
+#define RING_BYTES (PV_RING_HEADER_BYTES + 8 * ENTRY)
+#define PAGES 2
+#define BASE 8
+#define SELF 3
+
+static const uint8_t *input;
+static size_t left;
+static uint8_t *shared;         /* SHARED_BYTES */
+
+static void fail(const char *what, int line)
+{
+	fprintf(stderr, "fuzz_core.c:%d: does not hold: %s\n", line, what);
+	abort();
+}
+
+static uint8_t byte(void)
+{
+	return left ? left--, *input++ : 0;
+}
+
+/* Small numbers and those near a wrap, or any. */
+static uint32_t number(void)
+{
+	uint32_t kind = byte();
+
+	if (kind < 128)
+		return kind % 16;
+	if (kind < 160)
+		return 0u - kind % 16;
+	return (uint32_t)byte() | (uint32_t)byte() << 8 | (uint32_t)byte() << 16 | (uint32_t)byte() << 24;
+}
+
+/* The peer's turn: 0 in most inputs, so that long runs without it are found as easily. */
+void rewrite(const void *at, unsigned long n)
+{
+	size_t offset = (size_t)((const uint8_t *)at - shared);
+	uint32_t value;
+
+	if ((const uint8_t *)at < shared || offset >= SHARED_BYTES || byte() % 4 != 1)
+		return;
+	value = number();
+	/* The word itself, by a value or by a step. */
+	if (value & 1)
+		value += *(const uint8_t *)at;
+	memcpy(shared + offset, &value, n < sizeof value ? n : sizeof value);
+}
+
+/* -- ring */
+
+static void fuzz_ring(void)
+{
+	uint32_t is_front = byte() & 1, entry = byte() & 1 ? ENTRY : 8, out = is_front ? entry : 8, in = is_front ? 8 : entry;
+	uint8_t *messages;
+	struct pv_ring ring;
+
+	if (is_front ? pv_ring_create(&ring, shared, RING_BYTES, entry, entry, 8, NULL, number()) :
+		       pv_ring_attach(&ring, shared, RING_BYTES, entry, entry, 8, NULL, 0))
+		return;
+	while (left) {
+		uint32_t what = byte(), n = byte() % 20, outstanding = pv_ring_outstanding(&ring), room = pv_ring_room(&ring);
+		uint32_t was_dead = ring.dead;
+		uint64_t notified = ring.notified;
+		int64_t done = 0;
+
+		must(outstanding <= ring.size);
+		messages = malloc((size_t)n * (what & 1 ? in : out) + 1);
+		memset(messages, (int)n, (size_t)n * (what & 1 ? in : out));
+		switch (what % 8) {
+		case 0: case 2:
+			done = pv_ring_push(&ring, messages, n);
+			must(done < 0 || (done <= n && done <= room));
+			must(ring.notified - notified <= 1 && (done > 0 || ring.notified == notified));
+			must(done < 0 || is_front || (uint32_t)done == n);
+			break;
+		case 1: case 3: case 5:
+			done = pv_ring_take(&ring, messages, n);
+			must(done < 0 || (done <= n && done <= (is_front ? outstanding : ring.size - outstanding)));
+			break;
+		case 4: done = pv_ring_final_check(&ring); break;
+		case 6: done = pv_ring_poll(&ring); break;
+		default: done = pv_ring_unconsumed(&ring); must(done <= (int64_t)ring.size); break;
+		}
+		must(done >= 0 || done == -EPROTO || done == -EINVAL);
+		must(!was_dead || (done == -EPROTO && ring.dead));
+		free(messages);
+	}
+}
+
+/* -- streams */
+
+static void fuzz_stream(void)
+{
+	const struct pv_stream_layout layout = { .out = 64, .out_size = 16, .in = 96, .in_size = 32,
+						 .out_cons = 0, .out_prod = 4, .in_cons = 8, .in_prod = 12 };
+	struct pv_stream stream;
+
+	for (int i = 0; i < 4; i++)
+		((uint32_t *)(void *)shared)[i] = number();
+	if (pv_stream_attach(&stream, shared, 128, &layout, NULL))
+		return;
+	while (left) {
+		uint32_t what = byte(), n = byte() % 64, read = stream.read, written = stream.written;
+		uint8_t *data = malloc(n + 1);
+		int64_t done;
+
+		memset(data, (int)n, n);
+		done = what & 1 ? pv_stream_read(&stream, data, n) : pv_stream_write(&stream, data, n);
+		must(done == -EPROTO || (done >= 0 && done <= n && done <= (what & 1 ? 32 : 16)));
+		must(stream.read - read == (what & 1 && done > 0 ? (uint32_t)done : 0));
+		must(stream.written - written == (!(what & 1) && done > 0 ? (uint32_t)done : 0));
+		must(!stream.dead || done == -EPROTO);
+		free(data);
+	}
+}
+
+static void fuzz_flex(void)
+{
+	uint8_t *pages = shared + PV_PAGE_BYTES;
+	struct pv_flex flex;
+
+	if (byte() & 1) {
+		must(pv_flex_create(&flex, shared, pages, 0, NULL, NULL, number()) == 0 || flex.stream.dead);
+	} else {
+		uint32_t refs[1];
+
+		if (pv_flex_look(shared, 0, refs) || pv_flex_attach(&flex, shared, pages, 0, NULL))
+			return;
+	}
+	while (left) {
+		uint32_t what = byte(), n = byte() % 4 ? byte() : number() % 4096;
+		uint8_t *data = malloc(n + 1);
+		int64_t done;
+
+		memset(data, 1, n);
+		done = what % 3 == 0 ? pv_flex_read(&flex, data, n) : what % 3 == 1 ? pv_flex_write(&flex, data, n) :
+									      pv_flex_peek(&flex, data, n);
+		must(done == 0 || done == n || done == -EPROTO || done == -EMSGSIZE);
+		free(data);
+	}
+}
+
+/* -- grants */
+
+static void check_pinned(struct pv_mapper *mapper, const struct pv_pinned *before, uint32_t index)
+{
+	if (!mapper->pins[index].readers && !mapper->pins[index].writers)
+		return;
+	must(mapper->pinned[index].frame - BASE < PAGES);
+	if (before->flags)
+		must(before->frame == mapper->pinned[index].frame && before->flags == mapper->pinned[index].flags);
+}
+
+static void fuzz_grants(void)
+{
+	struct pv_grant_entry *entries = (struct pv_grant_entry *)(void *)shared;
+	struct pv_grant_private granted[PAGES] = { 0 };
+	struct pv_pin pins[PAGES] = { 0 };
+	struct pv_pinned pinned[PAGES] = { 0 };
+	struct pv_granter granter = { .entries = entries, .granted = granted, .base = BASE, .n_pages = PAGES };
+	uint8_t *data = malloc(PAGES * 4096), *local = malloc(64);
+	struct pv_mapper mapper = { .entries = entries, .data = data, .pins = pins, .pinned = pinned, .base = BASE,
+				    .n_pages = PAGES, .self = SELF, .read_only = byte() & 1 };
+
+	memset(data, 0, PAGES * 4096);
+	memset(local, 0, 64);
+	while (left) {
+		uint32_t what = byte(), gref = BASE - 1 + what / 16 % 4, read_only = what >> 6 & 1;
+		struct pv_pinned before[PAGES];
+		struct pv_grant_copy_op op;
+		uint64_t offset;
+
+		for (int i = 0; i < PAGES; i++)
+			before[i] = pins[i].readers || pins[i].writers ? pinned[i] : (struct pv_pinned){ 0 };
+		switch (what % 8) {
+		case 0: pv_grant_access(&granter, gref, SELF + (what >> 7), BASE + byte() % 3, (int)read_only); break;
+		case 1: pv_grant_revoke(&granter, gref); break;
+		case 2: case 3:
+			if (pv_grant_map(&mapper, gref, (int)read_only, &offset) == PV_GNTST_OKAY)
+				must(offset % 4096 == 0 && offset < PAGES * 4096 && (read_only || !mapper.read_only));
+			break;
+		case 4: pv_grant_unmap(&mapper, gref, (int)read_only); break;
+		case 5:
+			op = (struct pv_grant_copy_op){ .gref = gref, .offset = (uint16_t)number(), .length = (uint16_t)number(),
+							.local_offset = number() };
+			pv_grant_copy(&mapper, &op, 1, local, 64, (int)!read_only);
+			break;
+		case 6: entries[what / 16 % PAGES] = (struct pv_grant_entry){ (uint16_t)number(), SELF, BASE + byte() % 3 }; break;
+		default: pv_grant_in_use(&granter, gref); break;
+		}
+		for (uint32_t i = 0; i < PAGES; i++)
+			check_pinned(&mapper, &before[i], i);
+	}
+	free(data);
+	free(local);
+}
+
+/* -- event words */
+
+static void fuzz_events(void)
+{
+	struct pv_inbox *inbox = (struct pv_inbox *)(void *)shared;
+	struct pv_port port;
+
+	pv_inbox_init(inbox);
+	pv_port_init(&port, NULL, inbox, number());
+	pv_port_set_peer(&port, inbox, number(), -1, 0);
+	while (left) {
+		uint32_t what = byte(), n = byte() % 8, *slots = malloc(n * sizeof *slots + 1);
+		uint32_t taken;
+
+		switch (what % 6) {
+		case 0: must(pv_notify(&port) == PV_NOTIFY_SUPPRESSED); break;
+		case 1:
+			taken = pv_inbox_take(inbox, slots, n);
+			must(taken <= n);
+			while (taken--)
+				must(slots[taken] < PV_INBOX_SLOTS);
+			break;
+		case 2: pv_port_mask(&port); break;
+		case 3: pv_port_unmask(&port); break;
+		case 4: pv_port_take_pending(&port); break;
+		default: pv_inbox_has_event(inbox); pv_inbox_slot_has_event(inbox, number()); break;
+		}
+		free(slots);
+	}
+	must(port.busy == 0);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
+{
+	static void (*const targets[])(void) = { fuzz_ring, fuzz_stream, fuzz_flex, fuzz_grants, fuzz_events };
+
+	input = data;
+	left = n;
+	/* Sized to the byte: what lies behind is the sanitizer's. */
+	shared = aligned_alloc(64, SHARED_BYTES);
+	memset(shared, 0, SHARED_BYTES);
+	targets[byte() % (sizeof targets / sizeof *targets)]();
+	free(shared);
+	return 0;
+}
+
+#ifdef FUZZ_STANDALONE
+/* For compilers without libFuzzer: `program -runs=N -seed=S`. Run i depends on S + i alone. */
+int main(int argc, char **argv)
+{
+	uint64_t n_runs = 0, seed = 1;
+
+	for (int i = 1; i < argc; i++)
+		if (sscanf(argv[i], "-runs=%lu", &n_runs) != 1)
+			(void)!sscanf(argv[i], "-seed=%lu", &seed);
+	for (uint64_t run = 0; run < n_runs; run++) {
+		uint64_t dice = (seed + run) * 0x9E3779B97F4A7C15u;
+		uint8_t data[256];
+
+		for (size_t i = 0; i < sizeof data; i++) {
+			dice = dice * 6364136223846793005u + 1442695040888963407u;
+			data[i] = (uint8_t)(dice >> 33);
+		}
+		LLVMFuzzerTestOneInput(data, 1 + run % sizeof data);
+	}
+	fprintf(stderr, "Done %lu runs\n", n_runs);
+	return 0;
+}
+#endif

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""A short run of the fuzz target, and mistakes that it has to find; `make fuzz-ring` runs it at length."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.xenstore.fuzz.build import has_clang
+
+from .fuzz import Change, build, run
+
+MISTAKES: dict[str, Change] = {
+    "no check": ("pv_ring.c", "pv_ring_prod_overflow(ring, peer) || ", ""),
+    "read twice": ("pv_ring.c", "return peer - ring->cons;", "return pv_load_relaxed(ring->peer_prod) - ring->cons;"),
+    "stream, no check": ("pv_stream.c", "if (prod - cons > size) {", "if (0) {"),
+    "grant, no check": ("pv_grant.c", "first && entry.frame - mapper->base >= mapper->n_pages", "0"),
+    "event, slot not cut": ("pv_event.c", "return (slot % PV_INBOX_SLOTS) / 64;", "return slot / 64;"),
+}
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_a_hostile_peer_breaks_nothing(tmp_path: Path) -> None:
+    done = run(build(tmp_path, clang=has_clang()), 50_000)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_found(mistake: str, tmp_path: Path) -> None:
+    done = run(build(tmp_path, clang=has_clang(), change=MISTAKES[mistake]), 1_000_000)
+    assert done.returncode
+    assert "does not hold" in done.stderr or "Sanitizer" in done.stderr

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz-xenstore engines test-sanitized stress linearizability bench bench-xenstore lint stub clean
+.PHONY: help demo test fuzz-xenstore engines test-sanitized stress linearizability proofs fuzz-ring bench bench-xenstore lint stub clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,14 @@ stress: $(STAMP) ## Check 10^9 messages through a ring in each place with each f
 linearizability: $(STAMP) ## Look long for a history of the store that has no order (LINEARIZABILITY_ROUNDS=20)
 	@LINEARIZABILITY_ROUNDS=$${LINEARIZABILITY_ROUNDS:-20} $(BIN)/python -m pytest -q \
 		tests/xenstore/test_linearizability.py tests/xenstore/test_crash_journal.py
+
+fuzz-ring: $(STAMP) ## Fuzz rings, streams, grants and event words at length (FUZZ_RUNS=10000000)
+	@$(BIN)/python -m tests.ring.fuzz $${FUZZ_RUNS:-10000000}
+
+proofs: $(STAMP) ## Models, every schedule, symbolic proofs, all at length (half an hour, 4 GiB)
+	@$(BIN)/python -m tests.proofs.spin
+	@$(BIN)/python -m tests.proofs.mutants
+	@$(BIN)/python -m tests.proofs.prove
 
 bench: $(STAMP) ## Measure the marks against their peers (prints met, missed or inconclusive)
 	@$(BIN)/python -m benchmarks

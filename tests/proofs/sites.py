@@ -15,7 +15,16 @@ CORE = HERE.parent.parent / "c_ext"
 # What the scenarios run.
 FILES = [
     path.stem
-    for pattern in ("pv_ring*.c", "pv_spin*.c", "pv_event*.c", "pv_wait*.c", "pv_stream*.c", "pv_flex*.c", "pv_grant*.c", "pv_home.c")
+    for pattern in (
+        "pv_ring*.c",
+        "pv_spin*.c",
+        "pv_event*.c",
+        "pv_wait*.c",
+        "pv_stream*.c",
+        "pv_flex*.c",
+        "pv_grant*.c",
+        "pv_home.c",
+    )
     for path in sorted(CORE.glob(pattern))
 ]
 SITES_A_FILE = 200

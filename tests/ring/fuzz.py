@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Build the fuzz target of the ring's C core and run it: `python -m tests.ring.fuzz [RUNS]`, which `make fuzz-ring` does.
+"""Build the fuzz target of the ring's C core and run it: `python -m tests.ring.fuzz [RUNS]`, as `make fuzz-ring` does.
 
 With clang it is libFuzzer's; with gcc alone it runs random inputs.
 """

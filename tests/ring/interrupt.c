@@ -165,6 +165,39 @@ static int event_is_taken(void)
 	return seen == 1;
 }
 
+/* Late EOI: an event is being worked on. */
+static void begin_late(void)
+{
+	pv_port_late_eoi(&receiver, PV_SPURIOUS_THRESHOLD);
+	pv_notify(&sender);
+	pv_port_take_pending(&receiver);
+}
+
+static void late_before_event(void)
+{
+	pv_port_late_eoi(&receiver, PV_SPURIOUS_THRESHOLD);
+	pv_notify(&sender);
+}
+
+static void end_event(void)
+{
+	pv_port_eoi(&receiver, 0);
+}
+
+static void take_one(void)
+{
+	seen = pv_port_take_pending(&receiver);
+}
+
+/* One event before and one beside the take: the second is taken with the first, or is there after the EOI. */
+static int event_waits_for_the_eoi(void)
+{
+	if (seen != 1 || pv_wait(&waiter, NULL, 0, 0) == PV_WAIT_EVENT)
+		return 0;
+	end_event();
+	return sender.merged ? 1 : event_is_deliverable();
+}
+
 static void kick(void)
 {
 	pv_waiter_kick(&waiter);
@@ -211,6 +244,10 @@ static const struct scenario {
 	{"unmask, interrupted by a notify", mask_first, unmask, notify, event_is_deliverable},
 	{"notify, interrupted by an unmask", mask_first, notify, unmask, event_is_deliverable},
 	{"take, interrupted by a notify", notify_first, take_all, notify, event_is_taken},
+	{"EOI, interrupted by a notify", begin_late, end_event, notify, event_is_deliverable},
+	{"notify, interrupted by an EOI", begin_late, notify, end_event, event_is_deliverable},
+	{"late take, interrupted by a notify", late_before_event, take_one, notify, event_waits_for_the_eoi},
+	{"notify, interrupted by a late take", late_before_event, notify, take_one, event_waits_for_the_eoi},
 	{"wait, interrupted by a kick", nothing, wait_for_any, kick, kick_is_told},
 	{"drain, interrupted by a notify", arm_always, drain, notify, loop_is_called},
 };

@@ -9,6 +9,7 @@ from .mutants import argued, survivors
 from .sites import FILES, SITES_A_FILE, all_sites, build, explore, sites_of
 
 BOUND = 1
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,6 @@ def test_the_code_is_right_in_every_schedule_and_with_every_stale_read(program: 
     assert said.count(" executions") > 10
 
 
-@pytest.mark.timeout(300)
 def test_each_weaker_order_is_caught_or_argued(program: Path) -> None:
     assert survivors(program, BOUND) == argued()
 

@@ -10,6 +10,8 @@ from tests.needs import missing
 
 from .spin import BUGS, HOLDS, check
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(autouse=True)
 def _spin() -> None:

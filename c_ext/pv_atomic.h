@@ -55,6 +55,13 @@
 /* Keeps the compiler from moving or merging accesses; no instruction. */
 #define pv_fence_compiler() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
+/* Ask for a cache line to be written soon; only a hint. */
+#if defined(__x86_64__)
+#define pv_prefetch_write(p) __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(p)))
+#else
+#define pv_prefetch_write(p) __builtin_prefetch((p), 1)
+#endif
+
 #if defined(__x86_64__) || defined(__i386__)
 #define pv_pause() __builtin_ia32_pause()
 #elif defined(__aarch64__)

@@ -22,6 +22,7 @@ void interrupt(void);
 #define pv_compare_exchange(p, expected, desired) \
 	__atomic_compare_exchange_n((p), (expected), (desired), 0, SHIM_ORDER, SHIM_ORDER)
 #define pv_fence_compiler() ((void)0)
+#define pv_prefetch_write(p) ((void)(p))
 #define pv_pause() ((void)0)
 
 #endif

@@ -37,6 +37,7 @@ void explore_copy(void *to, const void *from, uint64_t n);
 #define pv_fence_heavy(command) ((void)(command), explore_membarrier(SITE))
 #define pv_fence_light() ((void)SITE)
 #define pv_fence_compiler() ((void)SITE)
+#define pv_prefetch_write(p) ((void)(p))
 #define pv_pause() ((void)0)
 
 /* Included after the system's headers. */

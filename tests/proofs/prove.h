@@ -51,6 +51,7 @@ static uint64_t load(const void *at, uint64_t private_value)
 #define pv_fence_light() ((void)0)
 #define pv_fence_heavy(command) 0
 #define pv_fence_compiler() ((void)0)
+#define pv_prefetch_write(p) ((void)(p))
 #define pv_pause() ((void)0)
 
 static int compare_exchange(uint64_t *at, uint64_t *expected, uint64_t desired)

@@ -25,6 +25,7 @@ void rewrite(const void *at, unsigned long n);
 #define pv_fence_light() ((void)0)
 #define pv_fence_heavy(command) ((void)(command), 0)
 #define pv_fence_compiler() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+#define pv_prefetch_write(p) ((void)(p))
 #define pv_pause() ((void)0)
 
 /* Included after <string.h>. */

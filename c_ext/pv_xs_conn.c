@@ -42,11 +42,20 @@ static int handle_one(struct pv_xs_conn *connection, const struct xs_header *hea
 	return result;
 }
 
+/* Whether it is others' turn. One request of a guest may take long: Dom0 must not wait for all it may have outstanding. */
+static int turn_is_over(const struct pv_xs_conn *connection, uint32_t n_handled, int64_t started_ns)
+{
+	if (!n_handled || !(connection->owned || connection->page))
+		return 0;
+	return n_handled == XS_REQUESTS_PER_TURN || (started_ns && pv_now_ns() - started_ns > XS_TURN_NS);
+}
+
 /* Handle requests in `data` as far as they are whole and may be handled now: how many bytes they had. */
 static uint32_t handle_all(struct pv_xs_conn *connection, const uint8_t *data, uint32_t n)
 {
 	struct pv_xs *hub = connection->hub;
 	uint32_t at = 0, n_handled = 0;
+	int64_t started_ns = xs_privileged(connection->domain) ? 0 : pv_now_ns();
 
 	while (n - at >= XS_HEADER_BYTES && !connection->closed && !connection->broken && !hub->parked) {
 		struct xs_header header;
@@ -64,7 +73,7 @@ static uint32_t handle_all(struct pv_xs_conn *connection, const uint8_t *data, u
 				xs_stall(hub, connection->domain);
 			break;
 		}
-		if (connection->owned && n_handled++ == XS_REQUESTS_PER_TURN) {
+		if (turn_is_over(connection, n_handled++, started_ns)) {
 			xs_take_turn_later(connection);
 			break;
 		}

@@ -15,6 +15,7 @@
 #define SNAPSHOT_NODES_PER_TURN 512
 #define RETRY_MS 1000          /* a journal that cannot be written is tried again after so long */
 #define FLUSH_ROUNDS 64
+#define TURNS_NS 100000        /* of all whose turn it is, before descriptors are looked at again */
 
 void xs_tell(struct pv_xs *hub, uint32_t kind, int fd, uint32_t mask, uint32_t domid, const char *reason)
 {
@@ -328,26 +329,26 @@ static void hear_rings(struct pv_xs *hub)
 
 /* -- one wake-up */
 
+/* Those whose turn it is, one after the other, until others must not wait any longer. */
 static void take_turns(struct pv_xs *hub)
 {
-	struct pv_xs_conn *list = hub->loop.turns;
+	struct xs_loop *loop = &hub->loop;
+	const struct pv_xs_conn *last = loop->last_turn, *connection = NULL;
+	int64_t started_ns = loop->turns ? pv_now_ns() : 0;
 
-	hub->loop.turns = hub->loop.last_turn = NULL;
-	for (struct pv_xs_conn *connection = list; connection; connection = connection->next_turn)
-		connection->again = 0;
-	while (list) {
-		struct pv_xs_conn *connection = list;
+	while (loop->turns && !hub->parked && connection != last && pv_now_ns() - started_ns < TURNS_NS) {
+		struct pv_xs_conn *next = loop->turns;
 
-		list = connection->next_turn;
-		if (hub->parked) {
-			xs_take_turn_later(connection);
-			continue;
-		}
-		if (connection->n_waiting)
-			xs_handle_waiting(connection);
-		if (connection->page)
-			xs_ring_read(connection);
-		xs_mark_dirty(connection);
+		connection = next;
+		loop->turns = next->next_turn;
+		if (!loop->turns)
+			loop->last_turn = NULL;
+		next->again = 0;
+		if (next->n_waiting)
+			xs_handle_waiting(next);
+		if (next->page)
+			xs_ring_read(next);
+		xs_mark_dirty(next);
 	}
 }
 
@@ -442,6 +443,7 @@ int pv_xs_poll(struct pv_xs *hub, int64_t timeout_ms, struct pv_xs_event *events
 	for (;;) {
 		int n;
 
+		flush(hub); /* who has been read from is answered first */
 		take_turns(hub);
 		flush(hub);
 		tell_stale(hub);

@@ -59,6 +59,7 @@ struct xs_header {
 
 #define XS_HIGH_WATER (256 << 10)   /* with more unsent output a connection's requests wait */
 #define XS_REQUESTS_PER_TURN 64     /* of one connection, before others have theirs */
+#define XS_TURN_NS 50000            /* of a guest: after so long it is others' turn, too */
 #define XS_SMALL_REPLY 16           /* bytes; up to this a reply is sent whatever memory a domain holds */
 #define XS_MEMORY_REPORT_MS 10000   /* a guest that holds much memory is reported so often at most */
 

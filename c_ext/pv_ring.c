@@ -8,6 +8,8 @@
 
 #define FEW_MESSAGES 8
 #define CACHE_LINE 64
+#define MOST_CLAIMED_BYTES 4096
+#define CLAIMED_AHEAD 4
 
 /* Making and joining. */
 
@@ -136,7 +138,7 @@ int pv_ring_prod_overflow(const struct pv_ring *ring, uint32_t index)
 	return index - ring->cons > (ring->is_front ? outstanding : ring->size - outstanding);
 }
 
-static int check_usable(const struct pv_ring *ring)
+static inline int check_usable(const struct pv_ring *ring)
 {
 	if (pv_load_relaxed(&ring->dead))
 		return -EPROTO;
@@ -208,6 +210,21 @@ static inline uint8_t *slot_at(const struct pv_ring *ring, uint32_t index)
 	return ring->entries + (size_t)(index & (ring->size - 1)) * ring->entry_bytes;
 }
 
+/*
+ * Ask for slots as the owner of their lines: they are read now and written soon, for the answers or the next requests.
+ * Each line is handed over once instead of twice, and all of them at the same time. Only for slots that the peer has
+ * published: what it still writes would be torn from it.
+ */
+static inline void claim(const struct pv_ring *ring, uint32_t index, uint32_t n)
+{
+	uint32_t slot = index & (ring->size - 1), till_end = ring->size - slot;
+	size_t n_bytes = (size_t)(n < till_end ? n : till_end) * ring->entry_bytes;
+	const uint8_t *first = slot_at(ring, slot);
+
+	for (size_t at = 0; at < n_bytes && at < MOST_CLAIMED_BYTES; at += CACHE_LINE)
+		pv_prefetch_write(first + at);
+}
+
 static inline void copy_to_ring(struct pv_ring *ring, const uint8_t *messages, uint32_t n)
 {
 	uint32_t slot = ring->prod & (ring->size - 1), bytes = ring->out_bytes, step = ring->entry_bytes;
@@ -228,6 +245,7 @@ static inline void copy_from_ring(struct pv_ring *ring, uint8_t *messages, uint3
 	const uint8_t *first = slot_at(ring, slot);
 	uint32_t till_end = ring->size - slot;
 
+	claim(ring, slot, n);
 	if (n <= till_end) {
 		copy_messages(messages, bytes, first, step, bytes, n);
 	} else {
@@ -399,7 +417,6 @@ static __attribute__((noinline)) int64_t take(struct pv_ring *ring, void *messag
 int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max)
 {
 	int64_t n = check_usable(ring);
-	const uint8_t *next;
 
 	if (n)
 		return n;
@@ -410,10 +427,11 @@ int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max)
 	if (max != 1 || !copy_one(messages, slot_at(ring, ring->cons), ring->in_bytes))
 		return take(ring, messages, max);
 	pv_fence_compiler();
-	/* The next slot is read next, and then written: for the answer, or the next request. One hand-over instead of two. */
-	next = slot_at(ring, ring->cons + 1);
-	pv_prefetch_write(next);
-	pv_prefetch_write(next + CACHE_LINE);
+	if (ring->peer_prod_checked - ring->cons > CLAIMED_AHEAD)
+		claim(ring, ring->cons + CLAIMED_AHEAD, 1);
+	/* The fence of the push that follows waits for this line. */
+	if (ring->fence == PV_FENCE_FULL)
+		pv_prefetch_write(ring->own_prod);
 	return consume(ring, 1);
 }
 

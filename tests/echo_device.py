@@ -120,3 +120,8 @@ class ColumnBack(DeviceBackend):
 
 class ColumnFront(DeviceFrontend):
     protocol = ColumnBack.protocol
+
+
+def granted(device: DeviceFrontend) -> int:
+    """Pages granted beside the ring's."""
+    return device.statistics().granted_pages - 4

@@ -24,6 +24,8 @@ from paravirt.ring.batch import Memory as Memory
 from paravirt.ring.batch import Messages as Messages
 from paravirt.ring.batch import view_of as view_of
 from paravirt.ring.event import EventPort, WaitResult, check_status, resume_on_signal
+from paravirt.ring.ring_statistics import RingStatistics as RingStatistics
+from paravirt.ring.ring_statistics import statistics_of
 from paravirt.ring.waiting import Fence, SpinBudget, Wait, fence_name, fence_number, spin_of
 
 CData = Any
@@ -38,40 +40,6 @@ _EVENT = WaitResult.EVENT
 _WAIT_EVENT = int(_EVENT)
 # Looked up once: an attribute of `lib` costs a tenth of a call.
 _push, _take, _take_spin, _exchange = lib.pv_ring_push, lib.pv_ring_take, lib.pv_ring_take_spin, lib.pv_ring_exchange
-
-
-@dataclass(frozen=True, slots=True)
-class RingStatistics:
-    """What one end counted since it was made."""
-
-    requests: int
-    """Requests pushed (front) or taken (back)."""
-    responses: int
-    """Responses taken (front) or pushed (back)."""
-    batches: int
-    """Publications of this end's producer index."""
-    notifications_sent: int
-    """Of the batches: the peer had asked to be notified."""
-    notifications_suppressed: int
-    """Of the batches: it had not, so nothing was sent."""
-    events: int
-    """Events received while waiting."""
-    notifications_spurious: int
-    """Of the events: nothing was consumed since the event before, and nothing was there."""
-    waits: int
-    """Waits that did not find work at once."""
-    spins: int
-    """Of the waits: work came within the spin."""
-    sleeps: int
-    """System calls that slept."""
-    max_outstanding: int
-    """Most requests without a response, seen by this end."""
-    heavy_fences: int
-    """Calls of membarrier(2) on the way to sleep: the price of pushing without a barrier."""
-    spun_ns: int
-    """Time spent in spins of the learnt length."""
-    spins_gated: int
-    """Of those: not begun, because no CPU was idle or the peer was on this one."""
 
 
 def entry_bytes_of(request: "np.dtype[Any]", response: "np.dtype[Any]") -> int:
@@ -305,24 +273,7 @@ class Ring:
 
     def statistics(self) -> RingStatistics:
         """The counters, live."""
-        core = self._usable()
-        front = self._is_front
-        return RingStatistics(
-            requests=core.produced if front else core.consumed,
-            responses=core.consumed if front else core.produced,
-            batches=core.batches,
-            notifications_sent=core.notified,
-            notifications_suppressed=core.suppressed,
-            events=core.events,
-            notifications_spurious=core.spurious,
-            waits=core.waits,
-            spins=core.spins,
-            sleeps=core.sleeps,
-            max_outstanding=core.max_outstanding,
-            heavy_fences=core.heavy_fences,
-            spun_ns=core.spin.spun_ns,
-            spins_gated=core.spin.gated,
-        )
+        return statistics_of(self._usable(), is_front=self._is_front)
 
     def _usable(self) -> CData:
         if not lib.pv_home_is_here(self._core.home):

@@ -190,7 +190,7 @@ class Bench:
     @cached_property
     def model_program(self) -> Path:
         """`model.c`, compiled. Raises `NotHere` without a C compiler."""
-        return self.compile("model", ["model.c"], ["ring", "ring_wait", "spin", "event", "home", "wait"])
+        return self.compile("model", ["model.c"], ["ring", "ring_wait", "spin", "event", "home", "wait", "wait_late"])
 
     def compile(self, name: str, sources: Sequence[str], core: Sequence[str] = (), *flags: str) -> Path:
         """A program of the C files here and of parts of the C core. Raises `NotHere` without a C compiler."""

@@ -23,7 +23,7 @@ from .harness import Bench, Mark, pin
 from .xenstore_cells import Claim, Row, judge
 from .xenstore_daemons import OURS, STRICT, C, Load
 
-CORE = ("stream", "event", "wait", "home")
+CORE = ("stream", "event", "wait", "wait_late", "spin", "home")
 DOMID = 1
 FIRST_PORT = 1000
 """The reference daemon's port of domain n is this + n."""

@@ -131,11 +131,32 @@ int pv_bell_ring(int fd)
 
 /* Port. */
 
+static struct pv_doorbell *doorbell_of(const struct pv_waiter *waiter, const struct pv_inbox *inbox)
+{
+	for (uint32_t i = 0; waiter && i < waiter->n_doorbells; i++)
+		if (waiter->doorbells[i]->inbox == inbox)
+			return waiter->doorbells[i];
+	return NULL;
+}
+
+/* Something came through the doorbell's inbox. Not one step: that it changes is what counts. */
+static void note_taken(struct pv_port *port)
+{
+	struct pv_doorbell *doorbell = port->doorbell;
+
+	if (doorbell)
+		pv_store_relaxed(&doorbell->taken, pv_load_relaxed(&doorbell->taken) + 1);
+}
+
 void pv_port_init(struct pv_port *port, struct pv_waiter *waiter, struct pv_inbox *rx, uint32_t rx_slot)
 {
 	*port = (struct pv_port){.waiter = waiter, .rx = rx, .rx_slot = rx_slot, .tx_bell = -1, .home = pv_home_mark()};
 	port->generation = waiter ? waiter->generation : &port->generation_seen;
 	port->generation_seen = pv_load_acquire(port->generation);
+	port->doorbell = rx ? doorbell_of(waiter, rx) : NULL;
+	if (port->doorbell)
+		pv_count(&port->doorbell->n_ports);
+	note_taken(port);
 }
 
 /* Held for a few stores and at most one write that does not block; a holder can only be slow by losing its CPU. */
@@ -167,6 +188,9 @@ void pv_port_close(struct pv_port *port)
 		pv_waiter_forget_eoi(port->waiter, port);
 	enter(port);
 	pv_store_relaxed(&port->closed, 1);
+	if (port->doorbell)
+		pv_add(&port->doorbell->n_ports, -1u);
+	port->doorbell = NULL;
 	port->waiter = NULL;
 	port->rx = port->tx = NULL;
 	port->tx_bell = -1;
@@ -323,6 +347,8 @@ static int take_late(struct pv_port *port)
 		if (!taken)
 			unmask_for(port, PV_MASK_EOI);
 		port->received += (uint64_t)taken;
+		if (taken)
+			note_taken(port);
 	}
 	leave(port);
 	return taken;
@@ -341,6 +367,7 @@ int pv_port_take_pending(struct pv_port *port)
 	if (!(pv_fetch_and(&port->rx->pending[word], ~bit) & bit))
 		return 0;
 	port->received++;
+	note_taken(port);
 	return 1;
 }
 
@@ -353,6 +380,7 @@ void pv_port_discard(struct pv_port *port)
 void pv_port_delivered(struct pv_port *port)
 {
 	port->received++;
+	note_taken(port);
 	if (!pv_load_relaxed(&port->late_eoi))
 		return;
 	enter(port);

@@ -17,6 +17,8 @@
 
 #include <stdint.h>
 
+#include "pv_spin.h"
+
 #define PV_SHARED_VERSION 1
 #define PV_INBOX_MAGIC 0x58425650      /* "PVBX" */
 #define PV_INBOX_SLOTS 4096
@@ -63,12 +65,30 @@ struct pv_bindings {
 #define PV_MASK_EXPLICIT 1             /* why a port is masked; it is unmasked when no reason is left */
 #define PV_MASK_EOI 4
 
+/*
+ * A doorbell that rings without an event that could be taken: so often in a row, and once for each port, it is heard;
+ * then later and later, as with late EOI.
+ */
+#define PV_BELL_THRESHOLD 16
+
 struct pv_port;
 
 /* Ports whose EOI is late by one and the same delay, so the oldest is the first that is due. */
 struct pv_delayed {
 	struct pv_port *first;
 	struct pv_port *last;
+};
+
+/* Private to a waiter: what it knows of one sending domain. */
+struct pv_doorbell {
+	struct pv_inbox *inbox;
+	int32_t fd;
+	uint32_t n_ports;               /* that receive through this inbox */
+	uint32_t taken;                 /* changes with every event that is taken, and with every new port */
+	uint32_t taken_before;          /* at the last ring */
+	uint32_t generation_before;     /* at the last ring */
+	uint32_t idle_row;              /* rings in a row between which none of these changed */
+	int64_t unheard_until_ns;       /* 0: it is listened to */
 };
 
 /*
@@ -78,8 +98,8 @@ struct pv_delayed {
  * calls get -ECHILD. `generation` and the inboxes must stay mapped as long as the waiter knows them.
  */
 struct pv_waiter {
-	struct pv_inbox **inboxes;
-	uint32_t n_inboxes;
+	struct pv_doorbell **doorbells;
+	uint32_t n_doorbells;
 	uint32_t home;                  /* pv_home_mark */
 	int32_t epoll_fd;               /* holds kick_fd and the doorbells of all inboxes */
 	int32_t kick_fd;                /* eventfd of this process */
@@ -92,8 +112,11 @@ struct pv_waiter {
 	uint32_t fixed_generation;      /* what `generation` points to without a broker */
 	uint64_t sleeps;                /* system calls that really waited */
 	uint64_t wakeups;               /* of these: ended by a doorbell or kick, not by time */
-	int32_t timer_fd;               /* in epoll_fd: the first delayed EOI is due; -1 before there was one */
-	uint32_t eoi_lock;              /* 1: somebody is at `delayed` */
+	struct pv_spin spin;            /* what waits of any of its ports have taught */
+	uint64_t unheard;               /* times a doorbell was left unheard for a while */
+	int64_t hear_at_ns;             /* when the first of these is listened to again; 0: all are heard */
+	int32_t timer_fd;               /* in epoll_fd: something that was left for later is due; -1 before there was any */
+	uint32_t eoi_lock;              /* 1: somebody is at `delayed`, `hear_at_ns` or the timer */
 	struct pv_delayed delayed[PV_EOI_CLASSES];
 	int64_t eoi_due_ns;             /* of the first of all delayed; 0: none */
 	int64_t storm_since_ns;         /* time of the first of `storm_events` */
@@ -109,6 +132,7 @@ struct pv_waiter {
 struct pv_port {
 	struct pv_waiter *waiter;       /* whose thread receives; NULL for an end that only sends */
 	struct pv_inbox *rx;            /* our waiter's inbox for the peer's domain; NULL for none */
+	struct pv_doorbell *doorbell;   /* the same one's; NULL if the waiter does not know the inbox */
 	struct pv_inbox *tx;            /* the peer waiter's inbox for our domain; NULL while unbound */
 	const uint32_t *generation;     /* our waiter's word in pv_bindings */
 	uint32_t generation_seen;       /* value under which tx was learnt from the broker */
@@ -189,6 +213,10 @@ void pv_waiter_run_eois(struct pv_waiter *waiter);
 int pv_waiter_delay_eoi(struct pv_waiter *waiter, struct pv_port *port, uint32_t eoi_class);
 /* For pv_event.c: there was work, or sleep. */
 void pv_waiter_end_storm(struct pv_waiter *waiter);
+/* For pv_wait.c: this descriptor was rung; if that was for nothing too often it is not listened to for a while. */
+void pv_waiter_heard(struct pv_waiter *waiter, int fd);
+/* For pv_wait.c: listen again to what was left unheard for long enough. */
+void pv_waiter_hear_again(struct pv_waiter *waiter);
 /* For pv_event.c: the port is closed, its delayed EOI will not be. */
 void pv_waiter_forget_eoi(struct pv_waiter *waiter, struct pv_port *port);
 /* The end of an EOI that was delayed. For pv_wait.c. */
@@ -238,7 +266,7 @@ int64_t pv_port_eoi(struct pv_port *port, int spurious);
 
 /*
  * Wait until `port` is pending and not masked (its bit is taken), the waiter is kicked, or a binding changes. Spins for
- * spin_ns first (0: not at all; more than PV_SPIN_SLICE_NS: that long, then PV_WAIT_INTERRUPTED), then arms and sleeps. timeout_ns < 0: no limit; a sleep ends up to 1 ms late. `port`
+ * spin_ns first (0: not at all; negative: as long as was learnt; more than PV_SPIN_SLICE_NS: that long, then PV_WAIT_INTERRUPTED), then arms and sleeps. timeout_ns < 0: no limit; a sleep ends up to 1 ms late. `port`
  * NULL: any pending unmasked slot ends the wait and nothing is taken. Returns PV_WAIT_*, -EBUSY when another thread waits
  * here, -EBADF when the port is closed, or another -errno.
  */

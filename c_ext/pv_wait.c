@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,6 +43,7 @@ int pv_waiter_init(struct pv_waiter *waiter, const uint32_t *generation)
 	*waiter = (struct pv_waiter){.home = pv_home_mark(), .epoll_fd = -1, .kick_fd = -1, .timer_fd = -1};
 	waiter->generation = generation ? generation : &waiter->fixed_generation;
 	waiter->generation_seen = pv_load_acquire(waiter->generation);
+	pv_spin_init(&waiter->spin, PV_SPIN_DEFAULT_NS, NULL);
 	waiter->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	waiter->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	result = waiter->epoll_fd < 0 || waiter->kick_fd < 0 ? -errno : watch(waiter, waiter->kick_fd);
@@ -55,18 +55,20 @@ int pv_waiter_init(struct pv_waiter *waiter, const uint32_t *generation)
 void pv_waiter_destroy(struct pv_waiter *waiter)
 {
 	if (pv_home_is_here(waiter->home))
-		for (uint32_t i = 0; i < waiter->n_inboxes; i++)
-			pv_store_relaxed(&waiter->inboxes[i]->asleep, 0);
+		for (uint32_t i = 0; i < waiter->n_doorbells; i++)
+			pv_store_relaxed(&waiter->doorbells[i]->inbox->asleep, 0);
 	if (waiter->epoll_fd >= 0)
 		close(waiter->epoll_fd);
 	if (waiter->kick_fd >= 0)
 		close(waiter->kick_fd);
 	if (waiter->timer_fd >= 0)
 		close(waiter->timer_fd);
-	free(waiter->inboxes);
+	for (uint32_t i = 0; i < waiter->n_doorbells; i++)
+		free(waiter->doorbells[i]);
+	free(waiter->doorbells);
 	waiter->epoll_fd = waiter->kick_fd = waiter->timer_fd = -1;
-	waiter->inboxes = NULL;
-	waiter->n_inboxes = 0;
+	waiter->doorbells = NULL;
+	waiter->n_doorbells = 0;
 }
 
 void pv_waiter_nudge(struct pv_waiter *waiter)
@@ -90,21 +92,27 @@ static int check_at_rest(const struct pv_waiter *waiter)
 
 int pv_waiter_add(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd)
 {
-	struct pv_inbox **grown;
+	struct pv_doorbell **grown, *doorbell;
 	int result = check_at_rest(waiter);
 
 	if (result == 0)
 		result = pv_inbox_check(inbox);
 	if (result)
 		return result;
-	grown = realloc(waiter->inboxes, (waiter->n_inboxes + 1) * sizeof *grown);
+	grown = realloc(waiter->doorbells, (waiter->n_doorbells + 1) * sizeof *grown);
 	if (!grown)
 		return -ENOMEM;
-	waiter->inboxes = grown;
+	waiter->doorbells = grown;
+	doorbell = malloc(sizeof *doorbell);
+	if (!doorbell)
+		return -ENOMEM;
+	*doorbell = (struct pv_doorbell){.inbox = inbox, .fd = bell_fd};
 	result = watch(waiter, bell_fd);
-	if (result)
+	if (result) {
+		free(doorbell);
 		return result;
-	waiter->inboxes[waiter->n_inboxes++] = inbox;
+	}
+	waiter->doorbells[waiter->n_doorbells++] = doorbell;
 	if (waiter->always_armed)
 		arm(waiter, inbox);
 	return 0;
@@ -117,11 +125,12 @@ int pv_waiter_remove(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_
 
 	if (result)
 		return result;
-	for (i = 0; i < waiter->n_inboxes && waiter->inboxes[i] != inbox; i++)
+	for (i = 0; i < waiter->n_doorbells && waiter->doorbells[i]->inbox != inbox; i++)
 		;
-	if (i == waiter->n_inboxes)
+	if (i == waiter->n_doorbells)
 		return -ENOENT;
-	waiter->inboxes[i] = waiter->inboxes[--waiter->n_inboxes];
+	free(waiter->doorbells[i]);
+	waiter->doorbells[i] = waiter->doorbells[--waiter->n_doorbells];
 	pv_store_relaxed(&inbox->asleep, 0);
 	/* Not there any more when its last writer was gone: drain took it out. */
 	epoll_ctl(waiter->epoll_fd, EPOLL_CTL_DEL, bell_fd, NULL);
@@ -135,8 +144,8 @@ int pv_waiter_arm_always(struct pv_waiter *waiter)
 	if (!pv_home_is_here(waiter->home))
 		return -ECHILD;
 	waiter->always_armed = 1;
-	for (i = 0; i < waiter->n_inboxes; i++)
-		arm(waiter, waiter->inboxes[i]);
+	for (i = 0; i < waiter->n_doorbells; i++)
+		arm(waiter, waiter->doorbells[i]->inbox);
 	return 0;
 }
 
@@ -156,125 +165,6 @@ static int take_kick(struct pv_waiter *waiter)
 	while (read(waiter->kick_fd, &count, sizeof count) < 0 && errno == EINTR)
 		;
 	return pv_exchange(&waiter->kicked, 0) != 0;
-}
-
-/* Delayed EOIs. The lists, their timer and eoi_due_ns change under `eoi_lock`, which is taken before a port's `busy`. */
-
-static void lock_eois(struct pv_waiter *waiter)
-{
-	while (pv_exchange(&waiter->eoi_lock, 1))
-		sched_yield();
-}
-
-static void unlock_eois(struct pv_waiter *waiter)
-{
-	pv_store_release(&waiter->eoi_lock, 0);
-}
-
-static void unlink_eoi(struct pv_waiter *waiter, struct pv_port *port)
-{
-	struct pv_delayed *list = &waiter->delayed[port->eoi_class];
-
-	*(port->eoi_before ? &port->eoi_before->eoi_next : &list->first) = port->eoi_next;
-	*(port->eoi_next ? &port->eoi_next->eoi_before : &list->last) = port->eoi_before;
-	port->eoi_next = port->eoi_before = NULL;
-}
-
-static int is_listed(const struct pv_waiter *waiter, const struct pv_port *port)
-{
-	return port->eoi_before || waiter->delayed[port->eoi_class].first == port;
-}
-
-/* Set the timer to the first that is due. It only wakes: a late or lost expiry costs time, never an event. */
-static int set_eoi_timer(struct pv_waiter *waiter)
-{
-	struct itimerspec at = {0};
-	int64_t due_ns = 0;
-
-	for (uint32_t i = 0; i < PV_EOI_CLASSES; i++) {
-		const struct pv_port *first = waiter->delayed[i].first;
-
-		if (first && (!due_ns || first->eoi_at_ns < due_ns))
-			due_ns = first->eoi_at_ns;
-	}
-	pv_store_relaxed(&waiter->eoi_due_ns, due_ns);
-	at.it_value.tv_sec = due_ns / 1000000000;
-	at.it_value.tv_nsec = due_ns % 1000000000;
-	return timerfd_settime(waiter->timer_fd, TFD_TIMER_ABSTIME, &at, NULL) ? -errno : 0;
-}
-
-static int make_eoi_timer(struct pv_waiter *waiter)
-{
-	int result;
-
-	if (waiter->timer_fd >= 0)
-		return 0;
-	waiter->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	if (waiter->timer_fd < 0)
-		return -errno;
-	result = watch(waiter, waiter->timer_fd);
-	if (result) {
-		close(waiter->timer_fd);
-		waiter->timer_fd = -1;
-	}
-	return result;
-}
-
-int pv_waiter_delay_eoi(struct pv_waiter *waiter, struct pv_port *port, uint32_t eoi_class)
-{
-	struct pv_delayed *list = &waiter->delayed[eoi_class % PV_EOI_CLASSES];
-	int result;
-
-	lock_eois(waiter);
-	result = make_eoi_timer(waiter);
-	if (result == 0) {
-		port->eoi_class = eoi_class % PV_EOI_CLASSES;
-		port->eoi_before = list->last;
-		port->eoi_next = NULL;
-		*(list->last ? &list->last->eoi_next : &list->first) = port;
-		list->last = port;
-		result = set_eoi_timer(waiter);
-		if (result)
-			unlink_eoi(waiter, port);
-	}
-	unlock_eois(waiter);
-	return result;
-}
-
-void pv_waiter_forget_eoi(struct pv_waiter *waiter, struct pv_port *port)
-{
-	lock_eois(waiter);
-	if (is_listed(waiter, port))
-		unlink_eoi(waiter, port);
-	unlock_eois(waiter);
-}
-
-void pv_waiter_end_storm(struct pv_waiter *waiter)
-{
-	pv_store_relaxed(&waiter->storm_events, 0);
-	pv_store_relaxed(&waiter->storming, 0);
-}
-
-void pv_waiter_run_eois(struct pv_waiter *waiter)
-{
-	int64_t due_ns = pv_load_relaxed(&waiter->eoi_due_ns), now_ns;
-
-	if (!due_ns || !pv_home_is_here(waiter->home))
-		return;
-	now_ns = pv_now_ns();
-	if (now_ns < due_ns)
-		return;
-	lock_eois(waiter);
-	for (uint32_t i = 0; i < PV_EOI_CLASSES; i++) {
-		struct pv_port *port;
-
-		while ((port = waiter->delayed[i].first) && port->eoi_at_ns <= now_ns) {
-			unlink_eoi(waiter, port);
-			pv_port_end_eoi(port);
-		}
-	}
-	set_eoi_timer(waiter);
-	unlock_eois(waiter);
 }
 
 /*
@@ -299,9 +189,12 @@ static int sleep_on_bells(struct pv_waiter *waiter, int timeout_ms)
 
 	if (n < 0)
 		return -errno;
-	for (i = 0; i < n; i++)
+	for (i = 0; i < n; i++) {
 		silence(waiter, events[i].data.fd);
+		pv_waiter_heard(waiter, events[i].data.fd);
+	}
 	pv_waiter_run_eois(waiter);
+	pv_waiter_hear_again(waiter);
 	return n;
 }
 
@@ -340,8 +233,8 @@ static int look(struct pv_waiter *waiter, struct pv_port *port)
 			return pv_port_take_pending(port) ? PV_WAIT_EVENT : NOTHING;
 		return NOTHING;
 	}
-	for (i = 0; i < waiter->n_inboxes; i++)
-		if (pv_inbox_has_event(waiter->inboxes[i]))
+	for (i = 0; i < waiter->n_doorbells; i++)
+		if (pv_inbox_has_event(waiter->doorbells[i]->inbox))
 			return PV_WAIT_EVENT;
 	return NOTHING;
 }
@@ -376,6 +269,25 @@ static int spin(struct pv_waiter *waiter, struct pv_port *port, int64_t start_ns
 	return spin_ns > PV_SPIN_SLICE_NS ? PV_WAIT_INTERRUPTED : NOTHING;
 }
 
+/* The spin before the first sleep, of a given or the learnt length. */
+static int spin_first(struct pv_waiter *waiter, struct pv_port *port, int64_t start_ns, int64_t spin_ns,
+		      int64_t timeout_ns)
+{
+	int64_t most_ns = spin_ns;
+	int result;
+
+	if (spin_ns < 0)
+		most_ns = pv_spin_begin(&waiter->spin, start_ns, pv_spin_cpu_is_idle(start_ns));
+	if (timeout_ns >= 0 && timeout_ns < most_ns)
+		most_ns = timeout_ns;
+	if (most_ns <= 0)
+		return NOTHING;
+	result = spin(waiter, port, start_ns, most_ns);
+	if (spin_ns < 0)
+		pv_spin_end(&waiter->spin, pv_now_ns() - start_ns, result == PV_WAIT_EVENT);
+	return result;
+}
+
 /* Senders ring from arm_for to disarm. Only the inbox that can end the wait is armed: others need not wake us. */
 static void arm_for(struct pv_waiter *waiter, struct pv_port *port)
 {
@@ -388,8 +300,8 @@ static void arm_for(struct pv_waiter *waiter, struct pv_port *port)
 			arm(waiter, port->rx);
 		return;
 	}
-	for (i = 0; i < waiter->n_inboxes; i++)
-		arm(waiter, waiter->inboxes[i]);
+	for (i = 0; i < waiter->n_doorbells; i++)
+		arm(waiter, waiter->doorbells[i]->inbox);
 }
 
 static void disarm(struct pv_waiter *waiter, struct pv_port *port)
@@ -403,8 +315,8 @@ static void disarm(struct pv_waiter *waiter, struct pv_port *port)
 			pv_store_relaxed(&port->rx->asleep, 0);
 		return;
 	}
-	for (i = 0; i < waiter->n_inboxes; i++)
-		pv_store_relaxed(&waiter->inboxes[i]->asleep, 0);
+	for (i = 0; i < waiter->n_doorbells; i++)
+		pv_store_relaxed(&waiter->doorbells[i]->inbox->asleep, 0);
 }
 
 /* Milliseconds to a deadline, rounded up so that a sleep never ends early; -1 for none. */
@@ -441,15 +353,16 @@ static int doze(struct pv_waiter *waiter, struct pv_port *port, int64_t deadline
 
 static int wait_for(struct pv_waiter *waiter, struct pv_port *port, int64_t spin_ns, int64_t timeout_ns)
 {
-	int64_t start_ns = spin_ns > 0 || timeout_ns > 0 ? pv_now_ns() : 0;
+	int64_t start_ns = spin_ns || timeout_ns > 0 ? pv_now_ns() : 0;
 	int64_t deadline_ns = timeout_ns < 0 ? -1 : start_ns + timeout_ns;
-	int result = look(waiter, port);
+	int result = look(waiter, port), slept = 0;
 
-	if (result == NOTHING && spin_ns > 0)
-		result = spin(waiter, port, start_ns, timeout_ns >= 0 && timeout_ns < spin_ns ? timeout_ns : spin_ns);
+	if (result == NOTHING && spin_ns)
+		result = spin_first(waiter, port, start_ns, spin_ns, timeout_ns);
 	if (result == NOTHING && timeout_ns == 0)
 		result = PV_WAIT_TIMEOUT;
 	while (result == NOTHING) {
+		slept = 1;
 		result = doze(waiter, port, deadline_ns);
 		if (result == NOTHING || result == PV_WAIT_INTERRUPTED) {
 			int after = look(waiter, port);
@@ -457,6 +370,8 @@ static int wait_for(struct pv_waiter *waiter, struct pv_port *port, int64_t spin
 			result = after == NOTHING ? result : after;
 		}
 	}
+	if (slept && spin_ns < 0 && result == PV_WAIT_EVENT)
+		pv_spin_slept(&waiter->spin, pv_now_ns() - start_ns);
 	return result;
 }
 

@@ -317,8 +317,8 @@ static void hear_rings(struct pv_xs *hub)
 			xs_mark_dirty(connection);
 		}
 	}
-	for (uint32_t i = 0; i < waiter->n_inboxes; i++) {
-		if (pv_inbox_has_event(waiter->inboxes[i])) {
+	for (uint32_t i = 0; i < waiter->n_doorbells; i++) {
+		if (pv_inbox_has_event(waiter->doorbells[i]->inbox)) {
 			xs_tell(hub, PV_XS_EVENT_FD, waiter->epoll_fd, EPOLLIN, 0, NULL);
 			return;
 		}

@@ -26,6 +26,7 @@ from paravirt.ring.event_results import check_status as check_status
 from paravirt.ring.event_results import resume_on_signal as resume_on_signal
 from paravirt.ring.event_results import timeout_to_ns as timeout_to_ns
 from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider, map_new
+from paravirt.ring.waiting import SpinBudget
 
 CData = Any
 
@@ -90,6 +91,7 @@ class EventWaiter:
         """`generation`: `const uint32_t *` of this waiter's word in the bindings page, which must stay mapped."""
         self._core: CData | None = ffi.new("struct pv_waiter *")
         self._inboxes: list[Inbox] = []
+        self._budget: SpinBudget | None = None
         self.has_priorities = False
         """Whether a port ever had another priority than the default."""
         check_status(lib.pv_waiter_init(self._core, ffi.NULL if generation is None else generation), "waiter")
@@ -138,13 +140,20 @@ class EventWaiter:
     def wait(self, port: "EventPort | None" = None, *, spin_ns: int = 0, timeout_s: float | None = None) -> WaitResult:
         """Wait until `port` has an event (which is taken), or, without a port, until any has (nothing is taken).
 
-        Spins for `spin_ns` before it sleeps. A signal lets Python run its handlers; then the wait goes on. A timeout
-        of 0 never sleeps.
+        Spins for `spin_ns` before it sleeps, with `waiting.LEARNT` as long as pays (see `set_spin`). A signal lets
+        Python run its handlers; then the wait goes on. A timeout of 0 never sleeps.
         """
         port_core = ffi.NULL if port is None else port.core
         core = self.core
         status = resume_on_signal(lambda spin, left: lib.pv_wait(core, port_core, spin, left), spin_ns, timeout_s)
         return WaitResult(check_status(status, "waiter"))
+
+    def set_spin(self, max_spin_ns: int, budget: SpinBudget | None = None) -> None:
+        """How long waits of the learnt length spin at most, and what all waits on one peer spin together."""
+        if max_spin_ns < 0:
+            raise InvalidRequest(f"a spin takes 0 or more nanoseconds, not {max_spin_ns}")
+        self._budget = budget  # the core points into it
+        lib.pv_spin_init(ffi.addressof(self.core, "spin"), max_spin_ns, ffi.NULL if budget is None else budget.core)
 
     def take_pending(self) -> "list[EventPort]":
         """All ports with an event that is not masked; their events are taken.
@@ -186,7 +195,7 @@ class EventWaiter:
     def statistics(self) -> WaiterStatistics:
         """The counters, live."""
         core = self.core
-        return WaiterStatistics(sleeps=core.sleeps, wakeups=core.wakeups)
+        return WaiterStatistics(sleeps=core.sleeps, wakeups=core.wakeups, unheard=core.unheard)
 
     def _check_home(self) -> None:
         if not lib.pv_home_is_here(self.core.home):

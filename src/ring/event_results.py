@@ -46,6 +46,8 @@ class WaiterStatistics:
     """System calls that waited."""
     wakeups: int
     """Of these: ended by a doorbell or a kick, not by time or a signal."""
+    unheard: int = 0
+    """Times a doorbell that had rung for nothing too often was left unheard for a while."""
 
 
 @dataclass(frozen=True, slots=True)

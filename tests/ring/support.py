@@ -20,7 +20,8 @@ from paravirt.ring.shared import BackRing, FrontRing
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 C_CORE = ROOT / "c_ext"
-RING_SOURCES = ("pv_event", "pv_home", "pv_ring", "pv_ring_wait", "pv_spin", "pv_wait")
+EVENT_SOURCES = ("pv_event", "pv_home", "pv_spin", "pv_wait", "pv_wait_late")
+RING_SOURCES = (*EVENT_SOURCES, "pv_ring", "pv_ring_wait")
 """What a C program with a ring is linked of."""
 DEADLINE_S = 30
 

@@ -18,7 +18,7 @@ from paravirt.ring.event import EventPort, EventWaiter, Half, WaitResult, from_h
 from paravirt.ring.flex import MAX_ORDER, FlexRing, flex_bytes, look
 from paravirt.ring.memory import Mapping, create_object
 
-from .support import C_CORE, DEADLINE_S, HERE, NEAR_WRAP, ROOT, compile_c, need_xen_header, output_of
+from .support import C_CORE, DEADLINE_S, EVENT_SOURCES, HERE, NEAR_WRAP, ROOT, compile_c, need_xen_header, output_of
 
 IN_CONS, IN_PROD, IN_ERROR, OUT_CONS, OUT_PROD, OUT_ERROR, ORDER, REF = 0, 4, 8, 64, 68, 72, 128, 132
 COUNT = 2**32
@@ -203,7 +203,7 @@ def test_closed() -> None:
 @pytest.fixture(scope="module")
 def flex_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_xen_header()
-    sources = [HERE / "flex_peer.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_wait"))]
+    sources = [HERE / "flex_peer.c", *(C_CORE / f"{name}.c" for name in EVENT_SOURCES)]
     return compile_c(tmp_path_factory.mktemp("flex") / "flex_peer", sources)
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from .support import C_CORE, DEADLINE_S, HERE, compile_c, run_c
+from .support import C_CORE, DEADLINE_S, EVENT_SOURCES, HERE, compile_c, run_c
 
 SLOTS = 4096
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sources = [HERE / "looks.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_wait"))]
+    sources = [HERE / "looks.c", *(C_CORE / f"{name}.c" for name in EVENT_SOURCES)]
     target = tmp_path_factory.mktemp("looks") / "looks"
     return compile_c(target, sources, f"-I{HERE}", '-DPV_ATOMIC_SHIM="interrupt_shim.h"')
 

@@ -9,13 +9,13 @@ import pytest
 
 from paravirt.ring.waiting import offer_fence
 
-from .support import C_CORE, DEADLINE_S, HERE, RING_SOURCES, compile_c, run_c
+from .support import C_CORE, DEADLINE_S, EVENT_SOURCES, HERE, RING_SOURCES, compile_c, run_c
 
 SOURCES = [
     HERE / "stress.c",
     *(C_CORE / f"{name}.c" for name in (*RING_SOURCES, "pv_stream")),
 ]
-EOI_SOURCES = [HERE / "eoi_stress.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_wait"))]
+EOI_SOURCES = [HERE / "eoi_stress.c", *(C_CORE / f"{name}.c" for name in EVENT_SOURCES)]
 # ThreadSanitizer does not know fences: nothing may depend on one for the order of plain data, which is what it checks.
 FLAGS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

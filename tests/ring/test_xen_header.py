@@ -17,6 +17,7 @@ from paravirt.ring.shared import BackRing, FrontRing
 from .support import (
     C_CORE,
     DEADLINE_S,
+    EVENT_SOURCES,
     HERE,
     NEAR_WRAP,
     REQUEST,
@@ -36,7 +37,7 @@ PAGES = 4
 @pytest.fixture(scope="module")
 def xen_peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     need_xen_header()
-    sources = [HERE / "xen_peer.c", *(C_CORE / f"{name}.c" for name in ("pv_event", "pv_home", "pv_wait"))]
+    sources = [HERE / "xen_peer.c", *(C_CORE / f"{name}.c" for name in EVENT_SOURCES)]
     return compile_c(tmp_path_factory.mktemp("xen") / "xen_peer", sources)
 
 

@@ -17,7 +17,7 @@ HERE: Final = Path(__file__).parent
 C_CORE: Final = HERE.parent.parent.parent / "c_ext"
 SOURCES: Final = [
     *sorted(C_CORE.glob("pv_xs_*.c")),
-    *(C_CORE / f"pv_{n}.c" for n in ("event", "home", "stream", "wait")),
+    *(C_CORE / f"pv_{n}.c" for n in ("event", "home", "spin", "stream", "wait", "wait_late")),
 ]
 FLAGS: Final = [
     "-std=gnu11", "-g", "-O1", "-fno-omit-frame-pointer", "-fno-strict-aliasing", "-Wall", "-Wextra",

@@ -21,6 +21,9 @@ CData = Any
 
 _ZEROS = bytes(64 * 1024)
 
+FIRST_LOOK_S, LAST_LOOK_S = 0.001, 1.0
+"""How often somebody looks whether the peer has let go of pages that a `when_free` waits for."""
+
 
 def map_and_close(fd: int, n_bytes: int) -> Mapping:
     """Takes the descriptor."""
@@ -123,6 +126,8 @@ class Arena:
         self._free: list[tuple[int, int]] = [(0, self.n_pages)]
         self._held = DeferredFrees(f"domain {peer}", self._take_back, time.monotonic)
         self._callbacks: list[tuple[int, Callable[[], None]]] = []
+        self._looking = False  # a thread does, for `when_free`
+        self._closing = threading.Event()
         try:
             self._entries = map_and_close(reply.take_fd(), entries_bytes(self.n_pages))
             try:
@@ -183,7 +188,8 @@ class Arena:
         return run.n_pages - len(back)
 
     def when_free(self, n_pages: int, callback: Callable[[], None]) -> None:
-        """Call this once, from whoever frees or asks for statistics, when so many pages are free; at once if they are.
+        """Call this once when so many pages are free: at once if they are, else from whoever frees or asks for
+        statistics, or from a thread that looks after pages the peer still uses, as long as anybody waits for them.
 
         For a frontend that has stopped its queue: gnttab_request_free_callback.
         """
@@ -193,6 +199,23 @@ class Arena:
             callbacks = self._due_callbacks()
         for due in callbacks:
             due()
+
+    def _retry_for_callbacks(self) -> None:
+        """In a thread of its own: nobody tells when a peer lets go of a page, so look, less and less often."""
+        delay_s = FIRST_LOOK_S
+        while True:
+            self._closing.wait(delay_s)
+            delay_s = min(2 * delay_s, LAST_LOOK_S)
+            with self._lock:
+                self._came_back([] if self._closed else self._held.retry_all())
+                callbacks = [] if self._closed else self._due_callbacks()
+                done = self._closed or not self._callbacks or not len(self._held)
+                if done:
+                    self._looking = False
+            for callback in callbacks:
+                callback()
+            if done:
+                return
 
     def grant(self, gref: int, *, read_only: bool = False) -> int:
         """Let the peer use the page with this reference (of a `PageRun`); returns the reference."""
@@ -231,11 +254,15 @@ class Arena:
         return sum(length for _, length in self._free)
 
     def _due_callbacks(self) -> list[Callable[[], None]]:
+        """Those that have waited long enough; somebody goes on looking for the others."""
         if not self._callbacks:
             return []
         free = self._n_free()
         due = [callback for n_pages, callback in self._callbacks if n_pages <= free]
         self._callbacks = [(n_pages, callback) for n_pages, callback in self._callbacks if n_pages > free]
+        if self._callbacks and len(self._held) and not self._looking:
+            self._looking = True
+            threading.Thread(target=self._retry_for_callbacks, name="arena-free", daemon=True).start()
         return due
 
     def _take_back(self, page: int) -> bool:
@@ -274,6 +301,7 @@ class Arena:
             if self._closed:
                 return
             self._closed = True
+        self._closing.set()
         self.granter.close()
         self._entries.close()
         self.memory.close()

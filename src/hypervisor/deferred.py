@@ -3,6 +3,10 @@
 
 The counterpart of Linux' list of deferred gnttab_end_foreign_access. A page whose pin stays for `LEAK_AFTER_S` is
 called leaked: it still comes back when the peer lets go, but somebody should ask why it does not.
+
+A peer lets go by one store that tells nobody, so there is a look whenever a page could be of use: some at every
+`allocate` and `free`, all before an `allocate` fails, and from time to time while somebody waits for free pages. A page
+that nobody needs wakes nobody.
 """
 
 import logging

@@ -19,7 +19,7 @@ from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
 from paravirt.protocol.keys import FENCE_KEY
 from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step, parse_state
 from paravirt.ring.shared import BackRing
-from paravirt.ring.waiting import Fence, SpinBudget, fence_word
+from paravirt.ring.waiting import Fence, SpinBudget, Wait, fence_word, spin_limit, wait_after
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
@@ -48,13 +48,14 @@ class RingPlace(Protocol):
 class RingPolicy:
     """How backends treat the rings of all domains: the same one for all devices of a service."""
 
-    def __init__(self, *, max_spin_ns: int = DEFAULT_SPIN_NS, fence: Fence = "full") -> None:
+    def __init__(self, *, max_spin_ns: int = DEFAULT_SPIN_NS, fence: Fence = "full", wait: Wait = "adaptive") -> None:
         """`max_spin_ns`: how long an engine looks at most before it sleeps, while it pays; all rings of one domain
-        together no more than `SPIN_SHARE` of a CPU.
+        together no more than `SPIN_SHARE` of a CPU. 0: it sleeps at once; `POLLING_NS` and more: it never sleeps.
+        `wait`: "sleep" and "spin" say the same by name.
 
         `fence`: offered to frontends; "host" or "process" for those that are trusted as Dom0 is.
         """
-        self.max_spin_ns = max_spin_ns
+        self.max_spin_ns = spin_limit(wait, max_spin_ns)
         self.fence: Fence = fence
         self._budgets: dict[int, SpinBudget] = {}
 
@@ -287,6 +288,7 @@ class BackendDevice(ABC, Generic[S]):
                 *self.messages,
                 port=port,
                 fence=self._agreed_fence(),
+                wait=wait_after(self._rings.max_spin_ns),
                 max_spin_ns=self._rings.max_spin_ns,
                 budget=self._rings.budget(guest),
             )

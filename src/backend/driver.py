@@ -6,8 +6,9 @@ batch, one by one, or later from any thread.
 """
 
 import errno
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -30,6 +31,9 @@ class DeviceBackend:
     """
 
     protocol: ClassVar[DeviceProtocol]
+    in_place: ClassVar[bool] = False
+    """True: `batch.responses` is the ring's own memory where that lies side by side, and is sent without a copy. The
+    frontend may change it at any time, so write it and never read it back; and no request can be deferred."""
 
     def __init__(self, config: Any, path: DevicePath) -> None:
         """`config`: what the toolstack said, of the protocol's `config`."""
@@ -54,7 +58,9 @@ class DeviceBackend:
         for request in batch:
             try:
                 answer = self.answer(request)
-                if answer is not None:
+                if inspect.iscoroutine(answer):
+                    request.defer_to(answer)
+                elif answer is not None:
                     request.answer(answer)
             except (ParavirtError, OSError) as error:
                 if isinstance(error, PeerError) and not isinstance(error, GrantFailed):
@@ -64,6 +70,9 @@ class DeviceBackend:
     def answer(self, request: "Request") -> Any:
         """Answer one request: a dataclass or a dictionary of the response; None when `request.answer` was called, or
         will be (`request.defer`), or when every field is 0.
+
+        It may be `async def`: then all requests are answered beside each other in an event loop of the device's own,
+        and those under way are cancelled when the frontend goes.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither handle nor answer")
 
@@ -85,12 +94,16 @@ class Connected(Protocol):
     """What requests need of the connection they came by."""
 
     protocol: DeviceProtocol
+    in_place: bool
 
     def map_pages(self, request: "Request", grefs: Sequence[int], *, read_only: bool) -> MappedPages:
         """Those of a request, which are set there as `mapped`. Raises `GrantFailed`, `Closed`."""
 
     def keep(self, request: "Request") -> None:
         """It is answered later."""
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """In the event loop of the connection. Called by the thread that handles."""
 
     def send_later(self, request: "Request", response: NDArray[Any]) -> bool:
         """Send the answer of one that was kept; False when its frontend is gone."""
@@ -142,7 +155,9 @@ class Request:
         return np.frombuffer(self.pages(read_only=read_only), dtype)
 
     def defer(self) -> "Request":
-        """It is answered later, by `answer` or `fail` from any thread."""
+        """It is answered later, by `answer` or `fail` from any thread. `InvalidRequest` of who answers in place."""
+        if self._connection.in_place:
+            raise InvalidRequest("a driver that answers in place cannot defer")
         if not self.deferred:
             self.deferred = True
             self.fields, self._response = self.fields.copy(), self._response.copy()
@@ -163,9 +178,29 @@ class Request:
             answer = work(self)
             self.answer({} if answer is None else answer)
         except Exception as error:
-            if not isinstance(error, ParavirtError | OSError):
-                log.exception("a defect of the driver; request fails")
-            self.fail(status_of(error))
+            self._fail_for(error)
+
+    def defer_to(self, work: Coroutine[Any, Any, Any]) -> None:
+        """The same in the device's event loop: answer with what a coroutine returns."""
+
+        async def finish() -> None:
+            try:
+                answer = await work
+                self.answer({} if answer is None else answer)
+            except Exception as error:
+                self._fail_for(error)
+
+        try:
+            self.defer()
+        except InvalidRequest:
+            work.close()
+            raise
+        self._connection.run(finish())
+
+    def _fail_for(self, error: Exception) -> None:
+        if not isinstance(error, ParavirtError | OSError):
+            log.exception("a defect of the driver; request fails")
+        self.fail(status_of(error))
 
     def fail(self, number: int = errno.EIO) -> bool:
         """Answer with an error, a positive errno."""

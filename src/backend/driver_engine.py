@@ -4,7 +4,7 @@
 import errno
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from paravirt.backend.connection import Connection
 from paravirt.backend.driver import Batch, DeviceBackend, Request, status_of
+from paravirt.backend.driver_loop import LoopThread
 from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError
 from paravirt.hypervisor.client import MappedPages
 from paravirt.ring.grant import GrantFailed
 from paravirt.ring.shared import RingStatistics
+from paravirt.ring.waiting import take_spin
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +58,10 @@ class DriverEngine:
         spin_ns: int,
         on_failure: Callable[[ParavirtError], None],
     ) -> None:
-        self.protocol = driver.protocol
+        self.protocol, self.in_place = driver.protocol, driver.in_place
         self._ring, self._waiter, self._arena = connection.ring, connection.waiter, connection.arena
         self._driver = driver
-        self._spin_ns = spin_ns
+        self._spin_ns = take_spin(spin_ns)
         self._on_failure = on_failure
         self._requests = np.zeros(self._ring.size, self.protocol.request)
         self._responses = np.zeros(self._ring.size, self.protocol.response)
@@ -67,6 +69,7 @@ class DriverEngine:
         self._kept: set[Request] = set()
         self._stopped = False  # nothing of the connection may be used any more
         self._stopping = threading.Event()
+        self._loop = LoopThread(f"{self.protocol.name}-loop")
         self._thread = threading.Thread(target=self._run, name=f"{self.protocol.name}-engine", daemon=True)
         self._errors = self._refused = self._batches = 0
         self._complained: set[int] = set()  # errno of what has been complained of
@@ -81,6 +84,7 @@ class DriverEngine:
         self._waiter.kick()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+        self._loop.close()
         with self._lock:
             self._stopped = True
             for request in self._kept:
@@ -117,6 +121,10 @@ class DriverEngine:
         with self._lock:
             self._kept.add(request)
 
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """In the event loop of the connection."""
+        self._loop.run(work)
+
     def send_later(self, request: Request, response: NDArray[Any]) -> bool:
         """Send the answer of one that was kept; False when its frontend is gone."""
         with self._lock:
@@ -148,13 +156,14 @@ class DriverEngine:
             self._ring.wait()
             return
         self._batches += 1
-        requests, responses = self._requests[:n], self._responses[:n]
-        responses[:] = np.zeros((), self.protocol.response)
-        responses["id"] = requests["id"]
+        requests = self._requests[:n]
         bad = self._malformed(requests)
         if bad is None:
-            self._handle(requests, responses)
+            slots = self._ring.reserve(n) if self.in_place else None
+            in_place = slots is not None and len(slots) == n  # they lie side by side
+            self._handle(requests, self._blank(requests, slots if in_place else None), in_place=in_place)
             return
+        responses = self._blank(requests)
         responses["status"][bad] = -errno.EINVAL
         self._refused += int(np.count_nonzero(bad))
         with self._lock:
@@ -162,6 +171,13 @@ class DriverEngine:
         if not bad.all():
             self._handle(requests[~bad], responses[~bad])
         self._stopping.wait(ERROR_PAUSE_S)
+
+    def _blank(self, requests: NDArray[Any], slots: NDArray[Any] | None = None) -> NDArray[Any]:
+        """A response for each, zero but for the id: in these slots of the ring, or in memory of ours."""
+        responses = self._responses[: len(requests)] if slots is None else slots
+        responses[:] = np.zeros((), self.protocol.response)
+        responses["id"] = requests["id"]
+        return responses
 
     def _malformed(self, requests: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Which ones have a gap between their grant references, or one twice; None: all are well."""
@@ -176,7 +192,7 @@ class DriverEngine:
         bad |= ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] != 0)).any(axis=1)
         return bad if bad.any() else None
 
-    def _handle(self, requests: NDArray[Any], responses: NDArray[Any]) -> None:
+    def _handle(self, requests: NDArray[Any], responses: NDArray[Any], *, in_place: bool = False) -> None:
         batch = Batch(self, requests, responses)
         try:
             answers = self._driver.handle(batch)
@@ -189,7 +205,10 @@ class DriverEngine:
             responses["status"] = -status_of(error)
         finally:
             ready = batch.settle()
-        if len(ready):
+        if in_place:  # nothing is deferred; who reads the statuses back here counts them, no more
+            self._errors += int(np.count_nonzero(responses["status"]))
+            self._ring.commit(len(responses))
+        elif len(ready):
             with self._lock:
                 self._push(ready)
 

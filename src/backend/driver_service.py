@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from paravirt.backend.connection import Connection
-from paravirt.backend.device import BackendDevice
+from paravirt.backend.device import BackendDevice, RingPolicy
 from paravirt.backend.driver import DeviceBackend
 from paravirt.backend.driver_engine import DriverEngine, DriverStatistics
 from paravirt.backend.service import DEFAULT_SPIN_NS, DeviceService
@@ -17,6 +17,7 @@ from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, ParavirtErr
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.device import DeviceOffer, DeviceRequest, from_keys, key_names
 from paravirt.protocol.xenbus import DevicePath
+from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
@@ -36,12 +37,11 @@ class DriverDevice(BackendDevice[DriverStatistics]):
         on_failure: Callable[[BackendDevice[DriverStatistics]], None],
         *,
         driver_class: type[DeviceBackend],
-        spin_ns: int,
+        rings: RingPolicy,
     ) -> None:
-        super().__init__(hypervisor, store, path, on_failure)
+        super().__init__(hypervisor, store, path, on_failure, rings=rings)
         self._driver_class = driver_class
         self._protocol = driver_class.protocol
-        self._spin_ns = spin_ns
         self.messages = (self._protocol.request, self._protocol.response)
         self._driver: DeviceBackend | None = None
         self._offered: dict[str, str] = {}
@@ -83,7 +83,7 @@ class DriverDevice(BackendDevice[DriverStatistics]):
 
     def _make_engine(self, connection: Connection) -> DriverEngine:
         assert self._driver is not None
-        return DriverEngine(connection, self._driver, spin_ns=self._spin_ns, on_failure=self.fail)
+        return DriverEngine(connection, self._driver, spin_ns=self._rings.max_spin_ns, on_failure=self.fail)
 
     def _release(self) -> None:
         driver, self._driver = self._driver, None
@@ -104,9 +104,13 @@ class DriverService(DeviceService[DriverStatistics]):
         driver_class: type[DeviceBackend],
         *,
         spin_ns: int = DEFAULT_SPIN_NS,
+        fence: Fence = "full",
+        wait: Wait = "adaptive",
     ) -> None:
+        """`spin_ns`, `fence`, `wait`: see `RingPolicy`."""
         self.driver_class = driver_class
-        make_device = partial(DriverDevice, driver_class=driver_class, spin_ns=spin_ns)
+        rings = RingPolicy(max_spin_ns=spin_ns, fence=fence, wait=wait)
+        make_device = partial(DriverDevice, driver_class=driver_class, rings=rings)
         super().__init__(hypervisor, store, driver_class.protocol.name, make_device)
 
 

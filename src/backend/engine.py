@@ -21,16 +21,13 @@ from paravirt.protocol.blkif import SECTOR_BYTES, Operation
 from paravirt.ring import blkif
 from paravirt.ring.memory import address_of
 from paravirt.ring.shared import RingStatistics
-from paravirt.ring.waiting import LEARNT
+from paravirt.ring.waiting import take_spin
 
 log = logging.getLogger(__name__)
 
 # How long the thread answers bad requests at most: one error a millisecond, so that a guest cannot make Dom0 spend its
 # time on refusals (Linux' blkback does the same).
 ERROR_PAUSE_S = 0.001
-
-# An engine that may watch an empty ring that long always does; for less it learns how long it pays.
-POLLING_NS = 10_000_000
 
 # Requests answered at once, at most: a frontend with many in flight gets the first while the last are done.
 MAX_BATCH = 16
@@ -70,7 +67,7 @@ class PythonEngine:
         self._ring = connection.ring
         self._waiter = connection.waiter
         self._disk = disk
-        self._spin_ns = LEARNT if 0 < spin_ns < POLLING_NS else spin_ns
+        self._spin_ns = take_spin(spin_ns)
         self._on_failure = on_failure
         capacity = min(MAX_BATCH, connection.ring.size)
         self._batch = blkif.RequestBatch(connection.mapper, connection.data.view, capacity)

@@ -21,7 +21,7 @@ from paravirt.backend.vbd import Policy, VbdBackend
 from paravirt.errors import ParavirtError, StoreGone, XenstoreError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.xenbus import DevicePath
-from paravirt.ring.waiting import Fence
+from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore.client import WatchEvent, XenstoreClient
 
 log = logging.getLogger(__name__)
@@ -190,9 +190,10 @@ class BackendService(DeviceService[EngineStatistics]):
         engine: EngineFactory = PythonEngine,
         spin_ns: int = DEFAULT_SPIN_NS,
         fence: Fence = "full",
+        wait: Wait = "adaptive",
     ) -> None:
-        """`spin_ns`: how long an engine watches an empty ring at most before it sleeps. 0: never; as long as pays, see
-        `RingPolicy`; `engine.POLLING_NS` and more: always. `fence`: offered to frontends.
+        """`spin_ns`: how long an engine watches an empty ring at most before it sleeps; `wait`: how; `fence`: offered
+        to frontends. See `RingPolicy`.
         """
-        rings = RingPolicy(max_spin_ns=spin_ns, fence=fence)
+        rings = RingPolicy(max_spin_ns=spin_ns, fence=fence, wait=wait)
         super().__init__(hypervisor, store, "vbd", partial(VbdBackend, policy=Policy(engine, rings)))

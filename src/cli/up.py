@@ -145,7 +145,7 @@ def backend(context: Context, spin_us: float, fence: Fence, device: str | None) 
         if driver is None:
             serve(BackendService(connection, store, spin_ns=spin_ns, fence=fence), request)
         else:
-            serve(DriverService(connection, store, driver, spin_ns=spin_ns), request)
+            serve(DriverService(connection, store, driver, spin_ns=spin_ns, fence=fence), request)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Pages of an arena that go with a request: written and read in place by both halves."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -115,3 +116,20 @@ class Buffer:
     def __repr__(self) -> str:
         state = "closed" if self._run is None else "in flight" if self.in_flight else "idle"
         return f"<Buffer of {self.n_bytes} bytes, {state}>"
+
+
+def check_carried(buffers: Sequence[Buffer | None], n: int) -> None:
+    """Raises `InvalidRequest` unless there are none, or `n` of which none is there twice."""
+    if buffers and len(buffers) != n:
+        raise InvalidRequest(f"{len(buffers)} buffers do not fit {n} requests")
+    carried = [id(buffer) for buffer in buffers if buffer is not None]
+    if len(set(carried)) != len(carried):
+        raise InvalidRequest("a buffer is carried by one request at a time")
+
+
+def carried_by(buffers: Sequence[Buffer | None]) -> list[Buffer]:
+    """Those that are none of None. Raises what `check_usable` does."""
+    carried = [buffer for buffer in buffers if buffer is not None]
+    for buffer in carried:
+        buffer.check_usable()
+    return carried

@@ -14,6 +14,7 @@ from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DE
 from paravirt.hypervisor.client import Hypervisor, PortState
 from paravirt.protocol.vbd import device_name, device_number
 from paravirt.protocol.xenbus import DevicePath, XenbusState
+from paravirt.ring.waiting import Wait
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
@@ -96,6 +97,7 @@ class Domain:
         *,
         ring_page_order: int = DEFAULT_RING_PAGE_ORDER,
         spin_ns: int = DEFAULT_SPIN_NS,
+        wait: Wait = "adaptive",
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> Disk:
         """Connect to a disk; see `Disk` for the arguments and errors.
@@ -110,6 +112,7 @@ class Domain:
             name=name,
             ring_page_order=ring_page_order,
             spin_ns=spin_ns,
+            wait=wait,
             timeout_s=timeout_s,
         )
         self._keep(disk)

@@ -10,13 +10,10 @@ changes what is in flight ends the device, with an error that says so.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -24,17 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError, PeerGone, TimedOut
-from paravirt.frontend.buffer import Buffer
+from paravirt.frontend.buffer import Buffer, carried_by, check_carried
 from paravirt.frontend.device import FrontendDevice
+from paravirt.frontend.driver_statistics import FrontendStatistics as FrontendStatistics
+from paravirt.frontend.loop import LoopListener
 from paravirt.frontend.pending import InFlight, Pending, PendingCall, as_batch
 from paravirt.frontend.ring_end import RingEnd
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.device import DeviceOffer, DeviceProtocol, DeviceRequest, put_message
-from paravirt.protocol.keys import MAX_RING_PAGE_ORDER
+from paravirt.protocol.keys import FENCE_KEY, MAX_RING_PAGE_ORDER
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.collect import Collector
 from paravirt.ring.memory import PAGE_BYTES
-from paravirt.ring.shared import FrontRing, RingStatistics
+from paravirt.ring.shared import FrontRing
+from paravirt.ring.waiting import Wait, fence_for, spin_limit, take_spin
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
@@ -42,31 +42,6 @@ DEFAULT_SPIN_NS = 30_000
 DEFAULT_RING_PAGE_ORDER = 2
 DEFAULT_BUFFER_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class FrontendStatistics:
-    """Counts since the device was opened."""
-
-    requests: int
-    """Handed to the device."""
-    responses: int
-    errors: int
-    """Of the responses: with a status other than 0."""
-    in_flight: int
-    """Sent, not answered."""
-    queued: int
-    """Handed over, not sent: the ring is full, or there is none at the moment."""
-    granted_pages: int
-    """Pages that the backend may use now, those of the ring included."""
-    kept_pages: int
-    """Times a page could not be taken back after its answer, because the backend still used it."""
-    reconnects: int
-    """Times a new backend was connected."""
-    reissued: int
-    """Requests sent again after that."""
-    ring: RingStatistics | None
-    """Of the present ring; None while there is none."""
 
 
 class DeviceFrontend:
@@ -83,18 +58,19 @@ class DeviceFrontend:
         ring_page_order: int = DEFAULT_RING_PAGE_ORDER,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         spin_ns: int = DEFAULT_SPIN_NS,
+        wait: Wait = "adaptive",
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Connect to the backend; made by `Domain.open`. Errors as `FrontendDevice.start`.
 
         `ring_page_order`: the ring has 2**order pages if the backend takes that many. `buffer_bytes`: of all buffers
-        together, whole pages; 0 for a protocol without pages. `spin_ns`: how long a waiting thread watches the ring
-        before it sleeps; 0 for never.
+        together, whole pages; 0 for a protocol without pages. `wait`: a waiting thread watches the ring as long as
+        pays, at most `spin_ns`, and then sleeps ("adaptive"); never sleeps ("spin"); or sleeps at once ("sleep").
         """
         if not 0 <= ring_page_order <= MAX_RING_PAGE_ORDER:
             raise InvalidRequest(f"ring_page_order is {ring_page_order}, not 0 to {MAX_RING_PAGE_ORDER}")
         self._path, self._store = path, store
-        self._wanted_order, self._spin_ns = ring_page_order, spin_ns
+        self._wanted_order, self._max_spin_ns = ring_page_order, spin_limit(wait, spin_ns)
         self._data_pages = -(-buffer_bytes // PAGE_BYTES) if self.protocol.pages else 0
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -107,10 +83,9 @@ class DeviceFrontend:
         self._offer: DeviceOffer | None = None
         self._error: ParavirtError | None = None
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread = self._loop_fd = self._listeners = 0
         self._requests = self._responses = self._errors = self._kept = self._connects = self._reissued = 0
         self._end = RingEnd(hypervisor, path.backend_domid)
+        self._loop = LoopListener(self._end.waiter.fileno, self._on_readable)
         self._device = FrontendDevice(store, path, self)
         try:
             self._device.start(timeout_s)
@@ -176,6 +151,47 @@ class DeviceFrontend:
         self._submit(pending, () if buffer is None else (buffer,))
         return pending
 
+    def write(
+        self,
+        max_count: int,
+        fill: Callable[[NDArray[Any]], object],
+        buffers: Sequence[Buffer | None] = (),
+        *,
+        timeout_s: float | None = None,
+    ) -> Pending:
+        """Send 1 to `max_count` requests that `fill` writes where the backend reads them: into the ring itself.
+
+        `fill` gets as many slots as there is room for side by side: an array in the protocol's layout, zero. It fills
+        them at once, reads nothing back, does not keep the array, and does not call this device. `result()` and `await`
+        are as for `submit`; how many there were is the length of the responses. `buffers`: the first of them go with
+        the requests, one each.
+
+        Nobody else has a copy: when the backend dies these end with `PeerGone`, and are the caller's to send again.
+        Waits for room, up to `timeout_s`. Raises as `submit`, and `TimedOut`.
+        """
+        if max_count < 1:
+            raise InvalidRequest(f"{max_count} requests cannot be written")
+        check_carried(buffers, max_count)
+        with self._lock:
+            self._wait_until(self._has_room, timeout_s)
+            self._check()
+            assert self._ring is not None
+            assert self._in_flight is not None
+            slots = self._ring.reserve(min(max_count, self._in_flight.free))
+            slots[:] = np.zeros((), self.protocol.request)
+            fill(slots)
+            pending = Pending(self, self.requests(0), self.protocol.response, len(slots))
+            carried = carried_by(buffers[: len(slots)])
+            self._inside = True
+            pending.carry(buffers[: len(slots)], carried)
+            self._requests += pending.n
+            try:
+                self._in_flight.send_in_place(pending, slots, self._ring)
+            except PeerError as error:
+                self._fail_soon(error)
+            self._inside = False
+        return pending
+
     def call(
         self, request: Any = None, *, buffer: Buffer | None = None, timeout_s: float | None = None, **fields: Any
     ) -> Any:
@@ -195,7 +211,7 @@ class DeviceFrontend:
                 responses=self._responses,
                 errors=self._errors,
                 in_flight=len(self._in_flight or ()),
-                queued=sum(len(pending.requests) - pending.issued for pending in self._queue),
+                queued=sum(pending.n - pending.issued for pending in self._queue),
                 granted_pages=self._end.arena.statistics().granted_pages,
                 kept_pages=self._kept,
                 reconnects=max(0, self._connects - 1),
@@ -231,23 +247,24 @@ class DeviceFrontend:
     # -- sending and taking, under the lock
 
     def _submit(self, pending: Pending, buffers: Sequence[Buffer | None]) -> None:
-        if buffers and len(buffers) != len(pending.requests):
-            raise InvalidRequest(f"{len(buffers)} buffers do not fit {len(pending.requests)} requests")
-        carried = [buffer for buffer in buffers if buffer is not None]
-        if len(set(map(id, carried))) != len(carried):
-            raise InvalidRequest("a buffer is carried by one request at a time")
+        check_carried(buffers, pending.n)
         with self._lock:
             self._check()
-            for buffer in carried:
-                buffer.check_usable()
+            carried = carried_by(buffers)
             self._inside = True
-            for buffer in carried:
-                buffer.in_flight = True
-            pending.buffers = buffers if carried else ()
-            self._requests += len(pending.requests)
+            pending.carry(buffers, carried)
+            self._requests += pending.n
             self._queue.append(pending)
             self._send()
             self._inside = False
+
+    def _has_room(self) -> bool:
+        if self._closed or self._error is not None:
+            return True  # to be told
+        self._collect()
+        if self._ring is None or self._in_flight is None or self._queue:
+            return False
+        return self._in_flight.free > 0
 
     def _check_whole(self) -> None:
         """After a signal handler raised where it must not, nobody knows what is in flight: that is the device's end."""
@@ -267,14 +284,14 @@ class DeviceFrontend:
         while self._queue and self._ring is not None and self._in_flight is not None:
             pending = self._queue[0]
             try:
-                if pending.error is None and pending.issued < len(pending.requests):
+                if pending.error is None and pending.issued < pending.n:
                     if not self._in_flight.free:
                         return
                     self._in_flight.send(pending, self._ring)
             except PeerError as error:
                 self._fail_soon(error)
                 return
-            if pending.error is not None or pending.issued == len(pending.requests):
+            if pending.error is not None or pending.issued == pending.n:
                 self._queue.popleft()
                 if pending.finished:  # an empty batch
                     self._announce([pending])
@@ -311,21 +328,10 @@ class DeviceFrontend:
     def _announce(self, finished: list[Pending]) -> None:
         for pending in finished:
             for future in pending.futures:
-                self._wake(future)
+                self._loop.wake(future)
             pending.futures.clear()
         if finished:
             self._changed.notify_all()
-
-    def _wake(self, future: "asyncio.Future[None]") -> None:
-        def done() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        if threading.get_ident() == self._loop_thread:
-            done()
-        else:
-            with suppress(RuntimeError):  # the loop is closed
-                future.get_loop().call_soon_threadsafe(done)
 
     def _give_up(self, error: ParavirtError) -> None:
         """Nothing will be answered any more: everybody gets `error`."""
@@ -357,19 +363,23 @@ class DeviceFrontend:
 
     def wait_for(self, pending: Pending, timeout_s: float | None) -> None:
         """Until it is finished. Raises `TimedOut`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
-            self._check_whole()
-            while not pending.finished:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimedOut(f"{self.protocol.name} {self._path.device_id} did not answer in time")
-                if self._ring is None or self._watching or self._collector is None:
-                    self._changed.wait(left)
-                elif self._collector.taken:  # by one that was interrupted before it could settle it
-                    self._settle()
-                else:
-                    self._watch(self._ring, self._collector, left)
+            self._wait_until(lambda: pending.finished, timeout_s)
+
+    def _wait_until(self, true: Callable[[], bool], timeout_s: float | None) -> None:
+        """With the lock held, which is let go meanwhile: until answers have made it true. Raises `TimedOut`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._check_whole()
+        while not true():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimedOut(f"{self.protocol.name} {self._path.device_id} did not answer in time")
+            if self._ring is None or self._watching or self._collector is None:
+                self._changed.wait(left)
+            elif self._collector.taken:  # by one that was interrupted before it could settle it
+                self._settle()
+            else:
+                self._watch(self._ring, self._collector, left)
 
     def _watch(self, ring: FrontRing, collector: Collector, timeout_s: float | None) -> None:
         """Wait for answers, for everybody. With the lock held, which is let go meanwhile."""
@@ -379,7 +389,7 @@ class DeviceFrontend:
         self._watching = True
         try:
             self._lock.release()
-            collector.watch(ring, self._spin_ns, timeout_s)
+            collector.watch(ring, take_spin(self._max_spin_ns), timeout_s)
         except PeerError as error:
             failed = error
         finally:
@@ -394,7 +404,7 @@ class DeviceFrontend:
             self._changed.notify_all()
         if failed is not None:
             self._fail_soon(failed)
-        if self._listeners:
+        if self._loop:
             self._collect()
         if raised is not None:
             raise raised
@@ -406,31 +416,14 @@ class DeviceFrontend:
             self._check_whole()
             if pending.finished:
                 return
-            self._listen(future.get_loop())
+            self._loop.enter(future.get_loop())
             pending.futures.append(future)
             self._collect()
         try:
             await future
         finally:
             with self._lock:
-                self._unlisten()
-
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is None:
-            # A descriptor of our own: the waiter may be closed before the loop has forgotten it.
-            self._loop_fd = os.dup(self._end.waiter.fileno())
-            loop.add_reader(self._loop_fd, self._on_readable)
-            self._loop, self._loop_thread = loop, threading.get_ident()
-        elif self._loop is not loop:
-            raise InvalidRequest(f"another event loop waits for {self!r}")
-        self._listeners += 1
-
-    def _unlisten(self) -> None:
-        self._listeners -= 1
-        if not self._listeners and self._loop is not None:
-            self._loop.remove_reader(self._loop_fd)
-            os.close(self._loop_fd)
-            self._loop, self._loop_thread = None, 0
+                self._loop.leave()
 
     def _on_readable(self) -> None:
         with self._lock:
@@ -438,9 +431,13 @@ class DeviceFrontend:
             if self._closed or self._watching:
                 return
             self._end.waiter.drain_bells()
-            if self._ring is not None and self._end.channel is not None:
-                self._end.channel.take_pending()
-                self._collect()
+            ring, channel = self._ring, self._end.channel
+            if ring is None or channel is None:
+                return
+            taken = channel.take_pending()
+            self._collect()
+            if taken:
+                ring.end_event()
 
     # -- the driver's part of xenbus: called from the device's thread
 
@@ -448,14 +445,19 @@ class DeviceFrontend:
         """A new ring and port, as the backend's offer allows."""
         protocol = self.protocol
         offer = DeviceOffer.from_keys(protocol, xenbus.read_keys(self._store, backend, DeviceOffer.names(protocol)))
+        word = xenbus.read_key(self._store, f"{backend}/{FENCE_KEY}") or ""
+        fence = fence_for(word)
         refs, port = self._end.make(
             protocol.request,
             protocol.response,
             wanted_order=self._wanted_order,
             max_order=offer.max_ring_page_order,
             data_pages=self._data_pages,
+            fence=fence,
+            max_spin_ns=self._max_spin_ns,
         )
-        return DeviceRequest(refs, port).to_keys(protocol)
+        keys = DeviceRequest(refs, port).to_keys(protocol)
+        return {**keys, FENCE_KEY: "full" if fence == "full" else word} if word else keys
 
     def connect(self, backend: str) -> None:
         """Go: what was in flight is sent again on the new ring."""
@@ -471,9 +473,11 @@ class DeviceFrontend:
                 self._collector = Collector(protocol.response, ring.size)
             self._ring = ring
             self._connects += 1
+            lost = PeerGone(f"the backend of {protocol.name} is another one: what was written in place is lost")
+            self._announce(self._in_flight.lose_in_place(lost))
             self._reissued += self._in_flight.send_again(ring)
             self._send()
-            if self._listeners:
+            if self._loop:
                 self._collect()
             self._changed.notify_all()
 

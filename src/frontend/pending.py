@@ -40,16 +40,28 @@ class Pending:
     A wait that times out or is cancelled changes nothing: the requests stay under way, and one may wait again.
     """
 
-    def __init__(self, device: Waiting, requests: NDArray[Any], response: "np.dtype[Any]") -> None:
+    def __init__(
+        self, device: Waiting, requests: NDArray[Any], response: "np.dtype[Any]", n: int | None = None
+    ) -> None:
+        """`n`: so many were written in place, and `requests` is empty."""
         self.requests = requests
-        """As they are sent: not to be changed before they are answered."""
-        self.responses = np.zeros(len(requests), response)
+        """As they are sent: not to be changed before they are answered. Empty if they were written in place."""
+        self.in_place = n is not None
+        """They stand in the ring only: nobody can send them again on another one."""
+        self.n = len(requests) if n is None else n
+        self.responses = np.zeros(self.n, response)
         self.buffers: Sequence[Buffer | None] = ()
         self.issued = 0
-        self.left = len(requests)
+        self.left = self.n
         self.error: ParavirtError | None = None
         self.futures: list[Future[None]] = []
         self._device = device
+
+    def carry(self, buffers: Sequence[Buffer | None], carried: list[Buffer]) -> None:
+        """The buffers of its requests, and which they are, are on their way."""
+        for buffer in carried:
+            buffer.in_flight = True
+        self.buffers = buffers if carried else ()
 
     @property
     def finished(self) -> bool:
@@ -132,6 +144,31 @@ class InFlight:
         pending.issued += n
         ring.push(pending.requests, n, start)
         return n
+
+    def send_in_place(self, pending: Pending, slots: NDArray[Any], ring: FrontRing) -> None:
+        """Send requests that were written into the ring's own `slots`, at most `free`."""
+        n = len(slots)
+        if pending.buffers:
+            self._grant(slots, pending.buffers)
+        ids = [self._free.popleft() for _ in range(n)]
+        slots["id"] = ids
+        self._flying.update(zip(ids, zip(repeat(pending), range(n), strict=False), strict=True))
+        pending.issued = n
+        ring.commit(n)
+
+    def lose_in_place(self, error: ParavirtError) -> list[Pending]:
+        """Their ring is gone, and they were nowhere else: end them."""
+        lost = {number: pending for number, (pending, _) in self._flying.items() if pending.in_place}
+        for number in lost:
+            del self._flying[number]
+            self._free.append((number + self._step) & self._mask)
+        ended = list(set(lost.values()))
+        for pending in ended:
+            pending.error = error
+            for buffer in pending.buffers:
+                if buffer is not None and buffer.in_flight:
+                    buffer.answered()
+        return ended
 
     def _grant(self, requests: NDArray[Any], buffers: Sequence[Buffer | None]) -> None:
         grefs = requests["gref"]

@@ -8,7 +8,7 @@ import numpy as np
 from paravirt.errors import PeerError
 from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun, Waiter
 from paravirt.ring.shared import FrontRing
-from paravirt.ring.waiting import Fence
+from paravirt.ring.waiting import Fence, wait_after
 
 
 class RingEnd:
@@ -33,12 +33,14 @@ class RingEnd:
         max_order: int,
         data_pages: int,
         fence: Fence = "full",
+        max_spin_ns: int = 0,
     ) -> tuple[tuple[int, ...], int]:
         """A new ring and port; (grant references of its pages, port).
 
         The first one decides the size of the ring, 2**`wanted_order` pages if the backend takes that many, and makes
-        the arena with `data_pages` beside it. `fence`: as agreed with the backend. Raises `PeerError` when a later
-        backend takes less.
+        the arena with `data_pages` beside it. `fence`: as agreed with the backend. `max_spin_ns`: of
+        `waiting.spin_limit`; who waits calls `take` with `waiting.take_spin` of it, then `wait`. Raises `PeerError`
+        when a later backend takes less.
         """
         if self.arena is None:
             self.order = min(wanted_order, max_order)
@@ -49,7 +51,17 @@ class RingEnd:
         self._pages = pages = self.arena.allocate(1 << self.order)
         refs = tuple(self.arena.grant(pages.gref + i) for i in range(pages.n_pages))
         self.channel = self._hypervisor.alloc_unbound(self.waiter, self._backend_domid)
-        self.ring = FrontRing.create(pages.view, request, response, port=self.channel, fence=fence)
+        # A backend that sends events without responses wakes us once a second.
+        self.channel.late_eoi()
+        self.ring = FrontRing.create(
+            pages.view,
+            request,
+            response,
+            port=self.channel,
+            fence=fence,
+            wait=wait_after(max_spin_ns),
+            max_spin_ns=max_spin_ns,
+        )
         return refs, self.channel.port
 
     def drop(self) -> None:

@@ -23,7 +23,7 @@ from paravirt.protocol.keys import FENCE_KEY
 from paravirt.protocol.vbd import VbdOffer, VbdRequest
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.shared import RingStatistics
-from paravirt.ring.waiting import fence_for
+from paravirt.ring.waiting import LEARNT, Wait, fence_for, spin_limit, take_spin
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
@@ -69,12 +69,14 @@ class Disk:
         name: str,
         ring_page_order: int = DEFAULT_RING_PAGE_ORDER,
         spin_ns: int = DEFAULT_SPIN_NS,
+        wait: Wait = "adaptive",
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Connect to the backend; errors as `FrontendDevice.start`.
 
-        `ring_page_order`: the ring has 2**order pages if the backend takes that many (32 requests a page). `spin_ns`:
-        how long a caller watches the ring before it sleeps; 0 for never.
+        `ring_page_order`: the ring has 2**order pages if the backend takes that many (32 requests a page). `wait`: a
+        caller watches the ring as long as pays, at most `spin_ns`, and then sleeps ("adaptive"); never sleeps ("spin");
+        or sleeps at once ("sleep").
         """
         if not 0 <= ring_page_order <= blkif.MAX_RING_PAGE_ORDER:
             raise InvalidRequest(f"ring_page_order is {ring_page_order}, not from 0 to {blkif.MAX_RING_PAGE_ORDER}")
@@ -82,7 +84,10 @@ class Disk:
         self._store = store
         self._path = path
         self._wanted_order = ring_page_order
-        self._spin_ns = spin_ns
+        self._max_spin_ns = spin_limit(wait, spin_ns)
+        self._spin_ns = take_spin(self._max_spin_ns)
+        # With the lock held: not longer than that, however much it would pay.
+        self._locked_spin_ns = self._spin_ns if self._max_spin_ns <= LOCKED_SPIN_NS else LOCKED_SPIN_NS
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._ready = False  # a ring is connected and requests may be issued
@@ -243,13 +248,16 @@ class Disk:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         issued = answered = 0
         n = len(ios)
+        spin_ns = self._spin_ns
         with self._lock:
             try:
                 if n == 1 and self._exchange(ios[0]):
                     issued, answered = 1, int(ios[0].status is not None)
+                    if spin_ns == LEARNT:
+                        spin_ns = 0  # it has spun as long as pays
                 while answered < n:
                     issued += self._issue(ios, issued)
-                    self._wait(deadline)
+                    self._wait(deadline, spin_ns)
                     while answered < n and ios[answered].status is not None:
                         answered += 1
             except BaseException:
@@ -271,7 +279,7 @@ class Disk:
         if not self._ready or self._watching or slots is None or slots.in_flight or not slots.free:
             return False
         try:
-            slots.exchange(io, min(self._spin_ns, LOCKED_SPIN_NS))
+            slots.exchange(io, self._locked_spin_ns)
         except PeerError as error:
             self._fail_soon(error)
         return True
@@ -295,7 +303,7 @@ class Disk:
             raise PeerError(f"the backend of disk {self.name} keeps the pages of {slots.held} answered requests")
         return n
 
-    def _wait(self, deadline: float | None) -> None:
+    def _wait(self, deadline: float | None, spin_ns: int) -> None:
         """Until something has changed. With the lock held, which is let go while waiting."""
         timeout_s = None if deadline is None else deadline - time.monotonic()
         if timeout_s is not None and timeout_s <= 0:
@@ -317,7 +325,7 @@ class Disk:
         self._watching = True
         try:
             self._lock.release()
-            slots.watch(ring, self._spin_ns, timeout_s)
+            slots.watch(ring, spin_ns, timeout_s)
         except PeerError as error:
             self._fail_soon(error)
         finally:
@@ -361,10 +369,9 @@ class Disk:
             max_order=offer.max_ring_page_order,
             data_pages=n_slots * blkif.MAX_SEGMENTS,
             fence=fence,
+            max_spin_ns=self._max_spin_ns,
         )
-        assert self._end.channel is not None
         assert self._end.arena is not None
-        self._end.channel.late_eoi()  # a backend that sends events without responses wakes us once a second
         if self._slots is None:
             self._slots = RequestSlots(self._end.arena, n_slots, self._path.backend_domid)
         keys = VbdRequest(refs, port).to_keys()

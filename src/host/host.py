@@ -24,7 +24,7 @@ from paravirt.hypervisor.server import BrokerServer
 from paravirt.protocol.device import to_keys
 from paravirt.protocol.vbd import Mode
 from paravirt.protocol.xenbus import DevicePath
-from paravirt.ring.waiting import Fence
+from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore.client import XenstoreClient
 from paravirt.xenstore.server import XenstoreServer
 
@@ -33,13 +33,20 @@ class Host:
     """The host. `with paravirt.Host() as host: ...`; on close everything it started is gone."""
 
     def __init__(
-        self, *, engine: EngineFactory = PythonEngine, spin_ns: int = DEFAULT_SPIN_NS, fence: Fence = "full"
+        self,
+        *,
+        engine: EngineFactory = PythonEngine,
+        spin_ns: int = DEFAULT_SPIN_NS,
+        fence: Fence = "full",
+        wait: Wait = "adaptive",
     ) -> None:
-        """`spin_ns`: how long backends watch an empty ring at most before they sleep.
+        """`spin_ns`: how long backends watch an empty ring at most before they sleep. `wait`: as long as that pays
+        ("adaptive"), always ("spin") or never ("sleep").
 
         `fence`: "process" lets both ends of a ring push without a barrier, and who goes to sleep pays: for many
         requests in flight. See `paravirt.ring.waiting.Fence`.
         """
+        self._rings: dict[str, Any] = {"spin_ns": spin_ns, "fence": fence, "wait": wait}
         with ExitStack() as stack:
             self._broker = BrokerServer()
             self._broker.start()
@@ -50,9 +57,8 @@ class Host:
             stack.callback(store.stop)
             self.hypervisor = stack.enter_context(self._connect(0))
             self.store = stack.enter_context(XenstoreClient.from_socket(store.connect()))
-            self._backend = BackendService(self.hypervisor, self.store, engine=engine, spin_ns=spin_ns, fence=fence)
+            self._backend = BackendService(self.hypervisor, self.store, engine=engine, **self._rings)
             stack.enter_context(self._backend)
-            self._spin_ns = spin_ns
             self._services: dict[str, DriverService] = {}
             stack.callback(self._stop_services)
             self._domains: list[Domain] = []
@@ -112,7 +118,7 @@ class Host:
         protocol = driver.protocol
         service = self._services.get(protocol.name)
         if service is None:
-            service = DriverService(self.hypervisor, self.store, driver, spin_ns=self._spin_ns)
+            service = DriverService(self.hypervisor, self.store, driver, **self._rings)
             service.start()
             self._services[protocol.name] = service
         if service.driver_class is not driver:

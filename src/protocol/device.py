@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paravirt.errors import InvalidRequest, ParavirtError, PeerError
-from paravirt.protocol.keys import MAX_RING_PAGE_ORDER, RING_KEYS, Keys, RingRequest, number
+from paravirt.protocol.keys import FENCE_KEY, MAX_RING_PAGE_ORDER, RING_KEYS, Keys, RingRequest, number
 
 U8 = Annotated[int, "<u1"]
 U16 = Annotated[int, "<u2"]
@@ -43,7 +43,7 @@ RESERVED: Final = frozenset(
     (
         *RING_KEYS,
         *("backend", "backend-id", "frontend", "frontend-id", "online", "state"),
-        *("hotplug-status", "hotplug-error", _ORDER_KEY, LAYOUT_KEY),
+        *("hotplug-status", "hotplug-error", _ORDER_KEY, LAYOUT_KEY, FENCE_KEY),
     )
 )
 """Keys that the two halves write for every class; a class has none of these names."""

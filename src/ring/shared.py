@@ -257,6 +257,19 @@ class Ring:
         """Whether there is something to take now."""
         return bool(self._check(lib.pv_ring_poll(self._core)))
 
+    def end_event(self) -> None:
+        """For who takes the events of `port` himself instead of in `wait`: after he took what was there, if anything.
+
+        Counts the event, and ends it where the port is in late-EOI mode.
+        """
+        core = self._usable()
+        spurious = bool(core.cons == core.cons_at_event)
+        core.events += 1
+        core.spurious += spurious
+        core.cons_at_event = core.cons
+        if self.port is not None and self.port.core.late_eoi:
+            self.port.eoi(spurious=spurious)
+
     def final_check(self) -> bool:
         """Like `poll`; when there is nothing, the peer notifies with its next message: for a foreign poll loop."""
         return bool(self._check(lib.pv_ring_final_check(self._core)))

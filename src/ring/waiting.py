@@ -24,6 +24,10 @@ LEARNT: int = lib.PV_RING_LEARNT_NS
 """As `spin_ns`: as long as was learnt from recent waits."""
 DEFAULT_MAX_SPIN_NS: int = lib.PV_SPIN_DEFAULT_NS
 
+POLLING_NS = 10_000_000
+"""Who may spin that long never sleeps."""
+_POLL_SLICE_NS = 1_000_000
+
 _FENCES: tuple[Fence, ...] = ("full", "process", "host")
 _FOR_EVER_NS = (1 << 63) - 1
 
@@ -92,6 +96,25 @@ def fence_for(word: str) -> Fence:
     """The fence to use with a peer that offered this word: the full one if it is not in this process, or unknown."""
     fences: tuple[Fence, ...] = ("process", "host")
     return next((fence for fence in fences if word and fence_word(fence) == word), "full")
+
+
+def spin_limit(wait: Wait, max_spin_ns: int) -> int:
+    """A way of waiting as one number, the longest spin: 0 for "sleep", `POLLING_NS` for "spin". `InvalidRequest`."""
+    if wait not in ("adaptive", "spin", "sleep"):
+        raise InvalidRequest(f"a wait is adaptive, spin or sleep, not {wait!r}")
+    if max_spin_ns < 0:
+        raise InvalidRequest(f"a spin takes 0 or more nanoseconds, not {max_spin_ns}")
+    return {"adaptive": max_spin_ns, "spin": POLLING_NS, "sleep": 0}[wait]
+
+
+def take_spin(limit_ns: int) -> int:
+    """For who may spin so long: the `spin_ns` of `Ring.take`, when a `Ring.wait` by `wait_after` follows it."""
+    return LEARNT if 0 < limit_ns < POLLING_NS else min(limit_ns, _POLL_SLICE_NS)
+
+
+def wait_after(limit_ns: int) -> Wait:
+    """What is left to do when such a `take` has found nothing."""
+    return "sleep" if limit_ns < POLLING_NS else "spin"
 
 
 def spin_of(wait: Wait, max_spin_ns: int | None) -> tuple[int, int]:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""One event loop that hears a doorbell as long as somebody waits there."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from paravirt.errors import InvalidRequest
+
+
+class LoopListener:
+    """Guarded by its user's lock."""
+
+    def __init__(self, fileno: Callable[[], int], on_readable: Callable[[], None]) -> None:
+        """`fileno()`: of the doorbell; `on_readable`: called in the loop."""
+        self._fileno = fileno
+        self._on_readable = on_readable
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = self._fd = self._listeners = 0
+
+    def __bool__(self) -> bool:
+        """Whether somebody waits."""
+        return self._listeners > 0
+
+    def enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Somebody waits in this loop, which runs now. Raises `InvalidRequest` while others wait in another one."""
+        if self._loop is None:
+            # A descriptor of our own: the waiter may be closed before the loop has forgotten it.
+            self._fd = os.dup(self._fileno())
+            loop.add_reader(self._fd, self._on_readable)
+            self._loop, self._thread = loop, threading.get_ident()
+        elif self._loop is not loop:
+            raise InvalidRequest("another event loop waits for this device")
+        self._listeners += 1
+
+    def leave(self) -> None:
+        """He does not any more."""
+        self._listeners -= 1
+        if not self._listeners and self._loop is not None:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._loop, self._thread = None, 0
+
+    def wake(self, future: "asyncio.Future[None]") -> None:
+        """Have a future of the loop done, from any thread."""
+
+        def done() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        if threading.get_ident() == self._thread:
+            done()
+        else:
+            with suppress(RuntimeError):  # the loop is closed
+                future.get_loop().call_soon_threadsafe(done)

@@ -14,6 +14,7 @@ import paravirt
 from paravirt.errors import AlreadyExists, Closed, InvalidRequest, IoError, NotFound, PeerGone, ReadOnly, ResourceLimit
 from paravirt.frontend.vbd import Disk
 from paravirt.host import vbd
+from paravirt.ring.waiting import Wait
 
 SIZE = 4 << 20
 DEADLINE_S = 20.0
@@ -136,6 +137,29 @@ def test_sleeping_and_spinning(host: paravirt.Host, domain: paravirt.Domain, spi
         for i in range(200):
             disk.pwrite(i.to_bytes(4, "little") * 128, i * 512)
         assert [disk.pread(512, i * 512)[:4] for i in range(200)] == [i.to_bytes(4, "little") for i in range(200)]
+
+
+@pytest.mark.parametrize("wait", ["adaptive", "spin", "sleep"])
+def test_each_way_of_waiting(wait: Wait) -> None:
+    with paravirt.Host(wait=wait) as host:
+        domain = host.create_domain("guest")
+        host.attach_disk(domain, "1M", driver="memory")
+        with domain.open_disk(wait=wait) as disk:
+            for i in range(100):
+                disk.pwrite(bytes([i]) * 512, i * 512)
+            assert disk.read_many(range(0, 51200, 512), 512) == [bytes([i]) * 512 for i in range(100)]
+            (device,) = host._backend._devices.values()
+            ours, theirs = disk.statistics().ring, device.statistics().ring  # type: ignore[union-attr]
+            assert ours is not None
+            if wait == "adaptive":
+                assert ours.spun_ns > 0 or ours.spins_gated > 0
+            elif wait == "spin":
+                assert ours.sleeps == theirs.sleeps == 0
+            else:
+                assert ours.spun_ns == theirs.spun_ns == 0
+                assert theirs.sleeps > 0
+        with pytest.raises(InvalidRequest):
+            domain.open_disk(wait="never")  # type: ignore[arg-type]
 
 
 def test_two_disks_of_one_domain(host: paravirt.Host, domain: paravirt.Domain, image: Path) -> None:

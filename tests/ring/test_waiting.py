@@ -9,7 +9,7 @@ import pytest
 
 from paravirt.errors import InvalidRequest
 from paravirt.ring._core import ffi, lib
-from paravirt.ring.event import WaitResult
+from paravirt.ring.event import WaitResult, from_half, make_pair
 from paravirt.ring.shared import FrontRing
 from paravirt.ring.waiting import LEARNT, SpinBudget, Wait
 
@@ -152,6 +152,29 @@ def test_spinning_never_sleeps() -> None:
         pair.front.push(requests(0, 1))
         assert pair.back.wait() is WaitResult.EVENT
         assert pair.back.statistics().sleeps == 0
+
+
+def test_waits_for_an_event_learn_too() -> None:
+    first, second = make_pair()
+    (sending, sender), (waiter, receiver) = from_half(first), from_half(second)
+    with sending, waiter:
+        spin = waiter.core.spin
+        assert waiter.wait(receiver, spin_ns=LEARNT, timeout_s=0.001) is WaitResult.TIMEOUT
+        assert spin.spun_ns > 0 or spin.gated > 0
+        for _ in range(20):
+            sender.notify()
+            assert waiter.wait(receiver, spin_ns=LEARNT, timeout_s=10) is WaitResult.EVENT
+        for most_ns, budget in (0, None), (MOST_NS, SpinBudget(0)):
+            waiter.set_spin(most_ns, budget)
+            threading.Timer(0.01, sender.notify).start()
+            sleeps = waiter.statistics().sleeps
+            assert waiter.wait(receiver, spin_ns=LEARNT, timeout_s=10) is WaitResult.EVENT
+            assert waiter.core.spin.spun_ns == 0
+            assert waiter.statistics().sleeps > sleeps
+        assert budget is not None
+        assert budget.refused > 0 or waiter.core.spin.gated > 0
+        with pytest.raises(InvalidRequest):
+            waiter.set_spin(-1)
 
 
 def test_what_is_no_way_of_waiting() -> None:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Measuring rings, and what to measure them against."""

@@ -6,7 +6,12 @@ from setuptools import find_packages, setup
 setup(
     package_dir={"paravirt": "src"},
     packages=["paravirt", *(f"paravirt.{name}" for name in find_packages("src"))],
-    package_data={"paravirt": ["py.typed"], "paravirt.ring": ["_core.pyi"], "paravirt.testing": ["*.c"]},
+    package_data={
+        "paravirt": ["py.typed"],
+        "paravirt.ring": ["_core.pyi"],
+        "paravirt.testing": ["*.c"],
+        "paravirt.testing.bench": ["peers/*.[ch]", "peers/*.cc", "c_core/*.[ch]"],
+    },
     cffi_modules=["c_ext/build.py:ffibuilder"],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
     zip_safe=False,

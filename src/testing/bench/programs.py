@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Programs in C and C++ that are compiled when they are needed, and gone afterwards."""
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+HERE: Final = Path(__file__).parent
+PEERS: Final = HERE / "peers"
+C_CORE: Final = HERE / "c_core"
+"""The sources of this project's C core."""
+
+_COMPILERS: Final = {".c": ("gcc", "-std=gnu11"), ".cc": ("g++", "-std=gnu++17")}
+
+
+class NotHere(Exception):
+    """Something that a measurement needs is not on this machine; the text says what."""
+
+
+class Programs:
+    """A folder of compiled programs, each made once."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="paravirt-bench-")
+        self._made: dict[tuple[str, ...], Path | NotHere] = {}
+
+    def compile(self, source: Path, *flags: str, core: Sequence[str] = (), more: Sequence[Path] = ()) -> Path:
+        """The program of a source, of parts of the C core ("ring" is pv_ring.c) and of `more` sources.
+
+        Raises `NotHere` where it does not compile.
+        """
+        files = [source, *more, *(C_CORE / f"pv_{part}.c" for part in core)]
+        compiler = _COMPILERS[source.suffix]
+        command = (*compiler, "-O2", f"-I{C_CORE}", *flags, *map(str, files), "-pthread")
+        if command not in self._made:
+            target = Path(self._folder.name) / f"{source.stem}-{len(self._made)}"
+            self._made[command] = _compile([*command, "-o", str(target)], source.stem) or target
+        made = self._made[command]
+        if isinstance(made, NotHere):
+            raise made
+        return made
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _compile(command: list[str], name: str) -> NotHere | None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except OSError as error:
+        return NotHere(f"{name} needs a compiler: {error}")
+    except subprocess.CalledProcessError as error:
+        said = [line for line in error.stderr.splitlines() if "error" in line] or ["for no reason given"]
+        return NotHere(f"{name} does not compile: {said[0]}")
+    return None

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Measurements of rings and disks as one table."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from paravirt.testing.bench.machine import cpu_seconds as cpu_seconds
 from paravirt.testing.ring_bench import RingResult
 
 
@@ -27,12 +26,6 @@ class Measured:
     suppressed: int
     cpu_s: float  # of both sides
     seconds: float
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def disk_row(result: dict[str, Any], backend_cpu_s: float) -> Measured:

@@ -27,17 +27,17 @@ class Programs:
         self._folder = tempfile.TemporaryDirectory(prefix="paravirt-bench-")
         self._made: dict[tuple[str, ...], Path | NotHere] = {}
 
-    def compile(self, source: Path, *flags: str, core: Sequence[str] = (), more: Sequence[Path] = ()) -> Path:
-        """The program of a source, of parts of the C core ("ring" is pv_ring.c) and of `more` sources.
+    def compile(self, name: str, sources: Sequence[Path], *flags: str, core: Sequence[str] = ()) -> Path:
+        """The program of some sources and of parts of the C core ("ring" is pv_ring.c).
 
         Raises `NotHere` where it does not compile.
         """
-        files = [source, *more, *(C_CORE / f"pv_{part}.c" for part in core)]
-        compiler = _COMPILERS[source.suffix]
+        files = [*sources, *(C_CORE / f"pv_{part}.c" for part in core)]
+        compiler = _COMPILERS[files[0].suffix]
         command = (*compiler, "-O2", f"-I{C_CORE}", *flags, *map(str, files), "-pthread")
         if command not in self._made:
-            target = Path(self._folder.name) / f"{source.stem}-{len(self._made)}"
-            self._made[command] = _compile([*command, "-o", str(target)], source.stem) or target
+            target = Path(self._folder.name) / f"{len(self._made)}-{name}"
+            self._made[command] = _compile([*command, "-o", str(target)], name) or target
         made = self._made[command]
         if isinstance(made, NotHere):
             raise made

@@ -66,7 +66,7 @@ class Peer:
             f"-DSLOTS={case.slots}",
         )
         try:
-            return [str(programs.compile(PEERS / self.source, *sizes, *self.flags, *self.find_flags()))]
+            return [str(programs.compile(self.name, [PEERS / self.source], *sizes, *self.flags, *self.find_flags()))]
         except NotHere as reason:
             if f"{self.needs}:" in str(reason):
                 raise NotHere(f"{self.name} needs {self.needs} (apt-get install {self.package})") from None

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from paravirt.cli.context import emit_json, json_option
+from paravirt.ring.waiting import Wait
 from paravirt.testing.ring_bench import BLKIF_REQUEST_BYTES, BLKIF_RESPONSE_BYTES, RingResult, measure_rings
-from paravirt.testing.ring_peer import Wait
 
 
 @click.command("ring")

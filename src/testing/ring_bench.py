@@ -9,16 +9,19 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, Literal, Self, cast
 
 from paravirt.errors import InvalidRequest, ParavirtError
-from paravirt.ring.event import Half, make_pair
+from paravirt.ring.event import make_pair
 from paravirt.ring.memory import PAGE_BYTES, create_object
 from paravirt.ring.shared import ring_entries
-from paravirt.testing.ring_peer import CONTROL_BYTES, PeerSetup, Wait
+from paravirt.ring.waiting import Fence, Wait
+from paravirt.testing.bench.case import PROTOCOLS, Case, Mode, Sample
+from paravirt.testing.bench.machine import two_cpus
+from paravirt.testing.bench.programs import NotHere
+from paravirt.testing.ring_peer import CONTROL_BYTES, PeerSetup
 
-BLKIF_REQUEST_BYTES = 112
-BLKIF_RESPONSE_BYTES = 16
+BLKIF_REQUEST_BYTES, BLKIF_RESPONSE_BYTES = PROTOCOLS["blkif"]
 _END_S = 10
 
 Role = Literal["front", "back"]
@@ -52,14 +55,15 @@ class RingResult:
     """User and system time of both processes over `seconds`."""
 
 
-def two_cpus() -> tuple[int, int] | None:
-    """Two CPUs of this process, to pin one end to each; None when there is only one."""
-    cpus = sorted(os.sched_getaffinity(0))
-    return (cpus[0], cpus[1]) if len(cpus) > 1 else None
+def _two_cpus() -> tuple[int, int] | tuple[None, None]:
+    try:
+        return two_cpus()
+    except NotHere:
+        return None, None
 
 
 class RingRun:
-    """Two processes with a ring between them, ready to be measured again and again."""
+    """Two processes, or two threads of one, with a ring between them, ready to be measured again and again."""
 
     def __init__(
         self,
@@ -68,10 +72,14 @@ class RingRun:
         request_bytes: int = BLKIF_REQUEST_BYTES,
         response_bytes: int = BLKIF_RESPONSE_BYTES,
         wait: Wait = "spin",
+        fence: Fence = "full",
+        in_place: bool = False,
+        processes: int = 2,
     ) -> None:
-        """Start both processes, each on a CPU of its own where there are two.
+        """Start both ends, each on a CPU of its own where there are two, as so many processes.
 
-        Raises `InvalidRequest` for messages that fit no ring of so many pages, `ResourceLimit` without the memory.
+        `in_place`: messages are written into the slots, not copied in as batches. Raises `InvalidRequest` for messages
+        that fit no ring of so many pages, `ResourceLimit` without the memory.
         """
         self.pages, self.wait = pages, wait
         self.request_bytes, self.response_bytes = request_bytes, response_bytes
@@ -82,12 +90,16 @@ class RingRun:
             )
         self._memory_fd = create_object("memfd", pages * PAGE_BYTES + CONTROL_BYTES)
         self._processes: list[subprocess.Popen[str]] = []
-        cpus: tuple[int | None, int | None] = two_cpus() or (None, None)
         roles: tuple[Role, Role] = ("front", "back")
-        halves = make_pair()
+        halves, cpus = make_pair(), _two_cpus()
+        ends = [
+            PeerSetup(role, self._memory_fd, list(half), pages * PAGE_BYTES, request_bytes, response_bytes, wait, cpu,
+                      fence, in_place)
+            for role, half, cpu in zip(roles, halves, cpus, strict=True)
+        ]  # fmt: skip
         try:
-            for role, half, cpu in zip(roles, halves, cpus, strict=True):
-                self._start(role, half, cpu)
+            for own in [ends] if processes == 1 else [[end] for end in ends]:
+                self._start(own)
         except BaseException:
             self.close()
             raise
@@ -95,14 +107,10 @@ class RingRun:
             for half in halves:
                 half.close()
 
-    def _start(self, role: Role, half: Half, cpu: int | None) -> None:
-        ring_bytes = self.pages * PAGE_BYTES
-        setup = PeerSetup(
-            role, self._memory_fd, list(half), ring_bytes, self.request_bytes, self.response_bytes, self.wait, cpu
-        )
+    def _start(self, ends: list[PeerSetup]) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", "paravirt.testing.ring_peer", json.dumps(asdict(setup))],
-            pass_fds=(self._memory_fd, *half),
+            [sys.executable, "-m", "paravirt.testing.ring_peer", *(json.dumps(asdict(end)) for end in ends)],
+            pass_fds=[fd for end in ends for fd in (self._memory_fd, *end.half)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -127,25 +135,48 @@ class RingRun:
         """Measure throughput for `seconds`, and round trips for a quarter of that. Raises `InvalidRequest`."""
         if not 1 <= batch <= self.size:
             raise InvalidRequest(f"a batch of {batch} does not fit a ring of {self.size} entries")
-        command = {"batch": batch, "seconds": seconds, "round_trip_seconds": seconds / 4 if round_trips else 0}
-        print(json.dumps(command), file=self._input(), flush=True)
-        told = json.loads(self._line(self._processes[0]))
+        told = self._ask("echo", batch, self.size, seconds, seconds / 4 if round_trips else 0)
         return RingResult(
             batch=batch,
             wait=self.wait,
             request_bytes=self.request_bytes,
             response_bytes=self.response_bytes,
             pages=self.pages,
-            pairs=told["pairs"],
+            pairs=int(told["messages"]),
             seconds=told["seconds"],
-            pairs_per_s=told["pairs"] / told["seconds"],
+            pairs_per_s=told["messages"] / told["seconds"],
             round_trip_p50_ns=told.get("round_trip_p50_ns", 0.0),
             round_trip_p99_ns=told.get("round_trip_p99_ns", 0.0),
-            notifications_sent=told["sent"],
-            notifications_suppressed=told["suppressed"],
-            sleeps=told["sleeps"],
+            notifications_sent=int(told["sent"]),
+            notifications_suppressed=int(told["suppressed"]),
+            sleeps=int(told["sleeps"]),
             cpu_s=told["cpu_s"],
         )
+
+    def sample(self, case: Case, seconds: float) -> Sample:
+        """Measure a case whose messages are of this ring's sizes. Raises `InvalidRequest`."""
+        if case.in_flight > self.size:
+            raise InvalidRequest(f"{case.in_flight} requests in flight do not fit a ring of {self.size} entries")
+        told = self._ask(case.mode, case.batch, case.in_flight, seconds, 0)
+        return Sample(
+            told["messages"] / told["seconds"],
+            told.get("round_trip_p50_ns"),
+            told.get("round_trip_p99_ns"),
+            told["cpu_s"],
+        )
+
+    def _ask(
+        self, mode: Mode, batch: int, in_flight: int, seconds: float, round_trip_seconds: float
+    ) -> dict[str, float]:
+        command = {
+            "mode": mode,
+            "batch": batch,
+            "in_flight": in_flight,
+            "seconds": seconds,
+            "round_trip_seconds": round_trip_seconds,
+        }
+        print(json.dumps(command), file=self._input(), flush=True)
+        return cast("dict[str, float]", json.loads(self._line(self._processes[0])))
 
     def pids(self) -> list[int]:
         """Of the front end's process and the back end's."""
@@ -155,7 +186,7 @@ class RingRun:
         """End both processes."""
         if self._memory_fd < 0:
             return
-        if len(self._processes) == 2 and all(process.poll() is None for process in self._processes):
+        if self._processes and all(process.poll() is None for process in self._processes):
             self._input().close()
             self._wait_for_the_end()
         for process in self._processes:

@@ -8,9 +8,10 @@ from click.testing import CliRunner
 
 from paravirt.cli.bench_ring import bench_ring
 from paravirt.errors import InvalidRequest
+from paravirt.ring.waiting import Wait
 from paravirt.testing.report import ring_rows
 from paravirt.testing.ring_bench import RingRun, measure_rings
-from paravirt.testing.ring_peer import SPIN_NS, Wait
+from paravirt.testing.ring_peer import SPIN_NS
 
 
 @pytest.mark.parametrize("wait", SPIN_NS)

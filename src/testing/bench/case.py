@@ -49,6 +49,14 @@ class Case:
         sizes = (self.batch, self.request_bytes, self.response_bytes, self.slots, self.in_flight)
         return [self.mode, str(first), str(second), str(seconds), *map(str, sizes)]
 
+    def flags(self) -> tuple[str, ...]:
+        """What the compiler of a measuring program is told of the sizes."""
+        return (
+            f"-DREQUEST_BYTES={self.request_bytes}",
+            f"-DRESPONSE_BYTES={self.response_bytes}",
+            f"-DSLOTS={self.slots}",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

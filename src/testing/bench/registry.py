@@ -60,13 +60,10 @@ class Peer:
             if min(case.request_bytes, case.response_bytes) < _LEAST_BYTES_IN_PYTHON:
                 raise NotHere(f"{self.name} is measured with messages of {_LEAST_BYTES_IN_PYTHON} bytes or more")
             return [sys.executable, "-m", f"{peers.__name__}.{self.source}"]
-        sizes = (
-            f"-DREQUEST_BYTES={case.request_bytes}",
-            f"-DRESPONSE_BYTES={case.response_bytes}",
-            f"-DSLOTS={case.slots}",
-        )
         try:
-            return [str(programs.compile(self.name, [PEERS / self.source], *sizes, *self.flags, *self.find_flags()))]
+            return [
+                str(programs.compile(self.name, [PEERS / self.source], *case.flags(), *self.flags, *self.find_flags()))
+            ]
         except NotHere as reason:
             if f"{self.needs}:" in str(reason):
                 raise NotHere(f"{self.name} needs {self.needs} (apt-get install {self.package})") from None

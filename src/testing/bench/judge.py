@@ -107,6 +107,17 @@ class Mark:
         return "-" if not held else "met" if all(held) else "missed"
 
 
+def doubt(distance: Distance, counted: int, load: float, fewest: int = FEWEST_PAIRS) -> str:
+    """Why nothing is to be concluded from so many samples of one distance; empty when something is."""
+    if distance == "disturbed":
+        return "the CPUs were disturbed"
+    if counted < fewest:
+        return f"only {counted} of one distance, {fewest} are needed"
+    if load > MOST_OUTSIDE_LOAD:
+        return f"outside load of {load:.0%} of a CPU"
+    return ""
+
+
 def compare(
     what: str,
     peer: str,
@@ -125,7 +136,7 @@ def compare(
     ratios = [pair.ours / pair.theirs for pair in counted if pair.theirs > 0]
     ratio = Spread.of(ratios) if ratios else None
     verdict = mark.judge(ours, ratio)
-    if verdict != "-" and (len(ratios) < fewest or load > MOST_OUTSIDE_LOAD or distance == "disturbed"):
+    if verdict != "-" and doubt(distance, len(ratios), load, fewest):
         verdict = "inconclusive"
     tag = median(pair.cache_line_ns for pair in counted)
     return Answer(what, ours, theirs, ratio, peer, str(mark), verdict, len(counted), distance, tag, load, unit)

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
 
 from paravirt.errors import InvalidRequest
 from paravirt.ring.memory import PAGE_BYTES
@@ -40,6 +40,11 @@ class Options:
     fence: FenceChoice = "full"
     processes: int = 2
     """2, or 1: two threads of it."""
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidRequest`."""
+        if self.wait not in get_args(Wait) or self.fence not in get_args(FenceChoice) or self.processes not in (1, 2):
+            raise InvalidRequest(f"no ring is used like this: {self!r}")
 
     @property
     def ring_fence(self) -> Fence:

@@ -13,6 +13,12 @@ TITLES: dict[Mode, str] = {
     "oneway": "requests one way, millions a second",
     "pingpong": "round trip of a batch alone, median, µs",
 }
+SHOWN: dict[Mode, tuple[str, float]] = {
+    "echo": ("messages_per_s", 1e6),
+    "oneway": ("messages_per_s", 1e6),
+    "pingpong": ("p50_ns", 1e3),
+}
+"""A field of `Sample`, and the unit of its bars."""
 
 
 def check_plot(path: Path, modes: Sequence[Mode]) -> None:
@@ -43,9 +49,12 @@ def chart(mode: Mode, results: Sequence[Result]) -> str:
     """SVG: a group of bars a batch size, a colour a side, with the quartiles; pale where nothing is to be concluded."""
     import pygal
 
+    field, unit = SHOWN[mode]
     batches = list(dict.fromkeys(result.case.batch for result in results))
     config = pygal.Config(js=[], title=TITLES[mode], x_title="batch", human_readable=True, width=900, height=500)
     config.x_labels = [str(batch) for batch in batches]
+    highest = [spread.high / unit for result in results if (spread := result.counted().spread(field))]
+    config.range = (0, 1.05 * max(highest, default=1.0))
     bars = pygal.Bar(config)
     for side in dict.fromkeys(result.side for result in results):
         of_batch = {result.case.batch: result for result in results if result.side == side}
@@ -56,7 +65,7 @@ def chart(mode: Mode, results: Sequence[Result]) -> str:
 def _bar(result: Result | None) -> dict[str, object] | None:
     if result is None:
         return None
-    field, unit = ("p50_ns", 1e3) if result.case.mode == "pingpong" else ("messages_per_s", 1e6)
+    field, unit = SHOWN[result.case.mode]
     spread = result.counted().spread(field)
     if spread is None:
         return None

@@ -65,7 +65,8 @@ INLINE uint32_t send_requests(struct end *end, const struct request *requests, u
 		RING_PUSH_REQUESTS_AND_CHECK_NOTIFY(&ring, notify);
 	else
 		RING_PUSH_REQUESTS(&ring);
-	end->notified += (uint64_t)notify;
+	if (notify)
+		end->notified++;
 	end->front.req_prod_pvt = ring.req_prod_pvt;
 	return n;
 }
@@ -110,7 +111,8 @@ INLINE void push_responses(struct end *end)
 		RING_PUSH_RESPONSES_AND_CHECK_NOTIFY(&end->back, notify);
 	else
 		RING_PUSH_RESPONSES(&end->back);
-	end->notified += (uint64_t)notify;
+	if (notify)
+		end->notified++;
 }
 
 INLINE uint32_t send_responses(struct end *end, const struct response *responses, uint32_t n)

@@ -12,15 +12,13 @@ there, run with `python -m` (see runner.py there).
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Literal
 
-from paravirt.testing.bench import peers
+from paravirt.testing.bench import dpdk, peers
 from paravirt.testing.bench.case import MODES, Case, Mode, Sample
 from paravirt.testing.bench.programs import PEERS, NotHere, Programs
 
@@ -28,7 +26,6 @@ _OWN_TIME_S: Final = 30.0
 """What a peer may take on top of the measurement."""
 
 _LEAST_BYTES_IN_PYTHON: Final = 8
-DPDK_VARIABLE: Final = "PARAVIRT_DPDK_HEADERS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +67,12 @@ class Peer:
             raise
 
 
-def dpdk_folder() -> Path:
-    """Where DPDK's headers are unpacked: named by PARAVIRT_DPDK_HEADERS, or in this Python's environment."""
-    return Path(os.environ.get(DPDK_VARIABLE) or Path(sys.prefix) / "dpdk")
-
-
-def _dpdk_flags() -> tuple[str, ...]:
-    """As pkg-config says for libdpdk, for its headers installed or unpacked."""
-    roots = [root / "usr/include" for root in (dpdk_folder(), Path("/"))]
-    folders = [folder for root in roots for folder in [*sorted(root.glob("*/dpdk")), root / "dpdk"] if folder.is_dir()]
-    march = ("-march=corei7",) if os.uname().machine == "x86_64" else ()
-    return (*(f"-I{folder}" for folder in folders), "-include", "rte_config.h", *march)
-
-
 _TABLE: Final = (
     Peer("xen", "Xen's ring.h, with the check whether to notify", "C", "xen.c", "xen/io/ring.h", "libxen-dev",
          flags=("-DCHECK_NOTIFY=1",)),
     Peer("xen-unchecked", "Xen's ring.h, never looking whether to notify", "C", "xen.c", "xen/io/ring.h", "libxen-dev",
          flags=("-DCHECK_NOTIFY=0",)),
-    Peer("rte", "DPDK's rte_ring, one each way", "C", "rte.c", "rte_config.h", "libdpdk-dev", find_flags=_dpdk_flags),
+    Peer("rte", "DPDK's rte_ring, one each way", "C", "rte.c", "rte_config.h", "libdpdk-dev", find_flags=dpdk.flags),
     Peer("ck", "Concurrency Kit's ck_ring, one each way", "C", "ck.c", "ck_ring.h", "libck-dev", batches=False),
     Peer("boost", "boost::lockfree::spsc_queue, one each way", "C", "boost.cc", "boost/lockfree/spsc_queue.hpp",
          "libboost-dev"),

@@ -149,9 +149,9 @@ INLINE void hand_back(struct end *end, uint32_t n)
 		end->owed -= moved(pv_ring_commit(&end->ring, slots.n));
 }
 
-INLINE void make_room(struct end *end)
+INLINE uint32_t make_room(struct end *end)
 {
 	static struct response dropped[SLOTS];
 
-	pv_ring_take(&end->ring, dropped, SLOTS);
+	return take_responses(end, dropped, SLOTS);
 }

@@ -63,9 +63,9 @@ INLINE uint32_t take_requests(struct end *end, struct request *requests, uint32_
 INLINE uint32_t send_responses(struct end *end, const struct response *responses, uint32_t n);
 INLINE uint32_t take_responses(struct end *end, struct response *responses, uint32_t n);
 INLINE void pause_empty(struct end *end);                   /* nothing was there to take, or no room */
-/* One way: what hands slots back where a queue of its own way does not: n requests were taken; make room if there is some. */
+/* One way, where it takes responses to hand slots back: n requests were taken; how many slots have come back. */
 INLINE void hand_back(struct end *end, uint32_t n);
-INLINE void make_room(struct end *end);
+INLINE uint32_t make_room(struct end *end);
 
 /* Shared by both ends. */
 static struct control {
@@ -200,11 +200,8 @@ static uint64_t oneway_front(struct end *end, int64_t *took_ns)
 			if (verify)
 				fill(front_requests, REQUEST_BYTES, sent, batch);
 			sent += n = send_requests(end, front_requests, batch);
-			if (n < batch) {
-				make_room(end);
-				if (!n)
-					pause_empty(end);
-			}
+			if (n < batch && !make_room(end))
+				pause_empty(end);
 		}
 		now = now_ns();
 	} while (now - start < length_ns);

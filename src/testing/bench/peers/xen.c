@@ -141,7 +141,10 @@ INLINE void hand_back(struct end *end, uint32_t n)
 	push_responses(end);
 }
 
-INLINE void make_room(struct end *end)
+INLINE uint32_t make_room(struct end *end)
 {
+	RING_IDX before = end->front.rsp_cons;
+
 	end->front.rsp_cons = __atomic_load_n(&end->front.sring->rsp_prod, __ATOMIC_ACQUIRE);
+	return end->front.rsp_cons - before;
 }

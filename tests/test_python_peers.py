@@ -65,7 +65,7 @@ def test_one_way(peer: str) -> None:
     assert told["messages_per_s"] > 0
 
 
-@pytest.mark.parametrize("peer", ["posix_ipc", "multiprocessing_pipe"])
+@pytest.mark.parametrize("peer", PEERS)
 def test_ping_pong(peer: str) -> None:
     told = run(peer, "pingpong")
     assert told["sent"] == told["arrived"] > 0

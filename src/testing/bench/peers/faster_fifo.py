@@ -23,6 +23,7 @@ WAIT_S = 60.0
 
 class FasterFifoEnd:
     def __init__(self, out: Any, into: Any) -> None:
+        self.put, self.get = out.put, into.get
         self._put, self._get = out.put_many, into.get_many
 
     def send(self, messages: Sequence[bytes]) -> None:

@@ -35,20 +35,31 @@ class Iceoryx2End:
         self._subscriber = topics[into].subscriber_builder().create()
         self._in_bytes = sizes[into]
 
+    def put(self, message: bytes) -> None:
+        sample = self._publisher.loan_uninit()
+        ctypes.memmove(sample.payload_ptr, message, len(message))
+        sample.assume_init().send()
+
     def send(self, messages: Sequence[bytes]) -> None:
-        loan, copy = self._publisher.loan_uninit, ctypes.memmove
         for message in messages:
-            sample = loan()
-            copy(sample.payload_ptr, message, len(message))
-            sample.assume_init().send()
+            self.put(message)
+
+    def _take(self, sample: Any) -> bytes:
+        message = ctypes.string_at(sample.payload_ptr, self._in_bytes)
+        sample.delete()
+        return message
+
+    def get(self) -> bytes:
+        receive = self._subscriber.receive
+        while (sample := receive()) is None:
+            pass
+        return self._take(sample)
 
     def receive(self, most: int) -> Sequence[bytes]:
-        receive, n_bytes, string_at = self._subscriber.receive, self._in_bytes, ctypes.string_at
-        received = []
-        while most and (sample := receive()) is not None:
-            received.append(string_at(sample.payload_ptr, n_bytes))
-            sample.delete()
-            most -= 1
+        receive = self._subscriber.receive
+        received: list[bytes] = []
+        while len(received) < most and (sample := receive()) is not None:
+            received.append(self._take(sample))
         return received
 
 

@@ -25,11 +25,17 @@ TOPICS = ("requests", "responses")
 class KickmsgEnd:
     def __init__(self, out: Any, into: Any) -> None:
         self._publisher, self._subscriber = kickmsg.Publisher(out), kickmsg.Subscriber(into)
-        self._send = self._publisher.send
+        self.put = self._publisher.send
         self._receive: Callable[[], Any] = self._subscriber.try_receive
 
+    def get(self) -> bytes:
+        receive = self._receive
+        while (message := receive()) is None:
+            pass
+        return bytes(message)
+
     def send(self, messages: Sequence[bytes]) -> None:
-        send = self._send
+        send = self.put
         for message in messages:
             send(message)
 

@@ -11,16 +11,16 @@ from paravirt.testing.bench.peers.runner import Setup, main
 
 class PipeEnd:
     def __init__(self, connection: "Connection[bytes, bytes]") -> None:
-        self._send, self._receive = connection.send_bytes, connection.recv_bytes
+        self.put, self.get = connection.send_bytes, connection.recv_bytes
 
     def send(self, messages: Sequence[bytes]) -> None:
-        send = self._send
+        send = self.put
         for message in messages:
             send(message)
 
     def receive(self, most: int) -> Sequence[bytes]:
         """One: to look whether there is another costs more than to sleep for it."""
-        return (self._receive(),)
+        return (self.get(),)
 
 
 class PipeLink:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 class QueueEnd:
     def __init__(self, out: "Queue[bytes]", into: "Queue[bytes]") -> None:
-        self._send, self._receive = out.put, into.get
+        self.put, self.get = out.put, into.get
 
     def send(self, messages: Sequence[bytes]) -> None:
-        send = self._send
+        send = self.put
         for message in messages:
             send(message)
 
     def receive(self, most: int) -> Sequence[bytes]:
-        return (self._receive(),)
+        return (self.get(),)
 
 
 class QueueLink:

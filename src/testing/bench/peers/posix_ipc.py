@@ -41,25 +41,30 @@ class PosixIpcEnd:
         self._out, self._into = out, into
         self._sent = self._received = 0
 
-    def send(self, messages: Sequence[bytes]) -> None:
-        out, n, slots = self._out, self._out.n_bytes, self._out.slots
-        acquire, release, view = out.free.acquire, out.filled.release, out.view
-        for message in messages:
-            acquire()
-            at = self._sent % slots * n
-            view[at : at + n] = message
-            self._sent += 1
-            release()
+    def put(self, message: bytes) -> None:
+        out, n = self._out, self._out.n_bytes
+        out.free.acquire()
+        at = self._sent % out.slots * n
+        out.view[at : at + n] = message
+        self._sent += 1
+        out.filled.release()
 
-    def receive(self, most: int) -> Sequence[bytes]:
-        """One: to look whether there is another costs more than to sleep for it."""
+    def send(self, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            self.put(message)
+
+    def get(self) -> bytes:
         into, n = self._into, self._into.n_bytes
         into.filled.acquire()
         at = self._received % into.slots * n
         received = bytes(into.view[at : at + n])
         self._received += 1
         into.free.release()
-        return (received,)
+        return received
+
+    def receive(self, most: int) -> Sequence[bytes]:
+        """One: to look whether there is another costs more than to sleep for it."""
+        return (self.get(),)
 
 
 class PosixIpcLink:

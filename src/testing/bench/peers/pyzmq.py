@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """pyzmq: a pair of sockets over a Unix socket; a batch is one message of as many parts, which arrive together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paravirt.testing.bench.peers.runner import CannotRun, Setup, main
@@ -20,17 +20,20 @@ class ZmqEnd:
         socket.set_hwm(max(setup.slots, setup.in_flight))
         socket.set(zmq.LINGER, 0)
         (socket.bind if binds else socket.connect)(f"ipc://{path}")
-        self._send, self._send_many = socket.send, socket.send_multipart
+        self.put: Callable[[bytes], object] = socket.send
+        self.get: Callable[[], bytes] = socket.recv
+        self._send_many = socket.send_multipart
 
     def send(self, messages: Sequence[bytes]) -> None:
         if len(messages) == 1:
-            self._send(messages[0])
+            self.put(messages[0])
         else:
             self._send_many(messages)
 
     def receive(self, most: int) -> Sequence[bytes]:
         """All parts of the next message: what was sent together."""
-        return self._socket.recv_multipart()
+        received: Sequence[bytes] = self._socket.recv_multipart()
+        return received
 
 
 class ZmqLink:

@@ -32,7 +32,7 @@ CANNOT_RUN = 3
 ROUNDS_PER_CLOCK_READ = 16
 _PATIENCE_S = 20
 _NUMBER_BYTES = 8
-_STOP = (1 << 64) - 1
+STOP = b"\xff" * _NUMBER_BYTES
 
 
 class CannotRun(Exception):
@@ -63,6 +63,12 @@ class Setup:
 
 class End(Protocol):
     """One end of both directions, in the process that uses it."""
+
+    def put(self, message: bytes, /) -> object:
+        """Send one message by the shortest way."""
+
+    def get(self) -> bytes:
+        """Wait for one."""
 
     def send(self, messages: Sequence[bytes]) -> None:
         """All of them, waiting for room."""
@@ -124,7 +130,7 @@ class Messages:
 
     def stop(self) -> Sequence[bytes]:
         """The last of all."""
-        return [_STOP.to_bytes(8, sys.byteorder).ljust(self._n_bytes, b"\0")]
+        return [STOP.ljust(self._n_bytes, b"\0")]
 
 
 @dataclass
@@ -143,9 +149,8 @@ class Count:
 
 def serve(end: End, setup: Setup, burst: int) -> Count:
     """The back end: answer, or only count, until the last message."""
-    answers, numbered, one_way = setup.mode != "oneway", setup.verify, setup.mode == "oneway"
+    one_way, numbered, stop = setup.mode == "oneway", setup.verify, STOP
     messages, count = Messages(setup.response_bytes, burst, numbered=numbered), Count()
-    stop = messages.stop()[0][:_NUMBER_BYTES]
     receive, send = end.receive, end.send
     while True:
         requests = receive(burst)
@@ -155,10 +160,24 @@ def serve(end: End, setup: Setup, burst: int) -> Count:
             count.add(requests[:-1], numbered=numbered)
             count.ended = time.perf_counter()
             return count
-        if answers:
+        if not one_way:
             send(messages.answers(requests))
         if one_way or numbered:
             count.add(requests, numbered=numbered)
+
+
+def serve_each(end: End, setup: Setup) -> Count:
+    """The same for one at a time."""
+    numbered, n_bytes, stop, count = setup.verify, setup.response_bytes, STOP, Count()
+    put, get, response = end.put, end.get, message(0, setup.response_bytes)
+    while True:
+        request = get()
+        if request[:_NUMBER_BYTES] == stop:
+            return count
+        if numbered:
+            count.add((request,), numbered=True)
+            response = message(number_of(request), n_bytes)
+        put(response)
 
 
 def echo(end: End, setup: Setup, burst: int, messages: Messages) -> tuple[Count, float]:
@@ -201,18 +220,18 @@ def one_way(end: End, setup: Setup, burst: int, messages: Messages) -> float:
 
 def ping_pong(end: End, setup: Setup, messages: Messages) -> tuple[Count, list[int]]:
     """One request at a time: nanoseconds until its response is there."""
-    receive, send, some, numbered = end.receive, end.send, messages.some, setup.verify
+    put, get, some, numbered = end.put, end.get, messages.some, setup.verify
     count, samples, clock = Count(), [], time.perf_counter_ns
     now = clock()
     deadline = now + int(setup.seconds * 1e9)
     while now < deadline:
-        request, before = some(1), clock()
-        send(request)
-        while not (responses := receive(1)):
-            pass
+        request = some(1)[0]
+        before = clock()
+        put(request)
+        response = get()
         now = clock()
         samples.append(now - before)
-        count.add(responses, numbered=numbered)
+        count.add((response,), numbered=numbered)
     return count, samples
 
 
@@ -299,7 +318,7 @@ def run_back(link: Link, setup: Setup, burst: int, report: Report) -> None:
     end = link.back()
     report.write({})
     before = cpu_s()
-    count = serve(end, setup, burst)
+    count = serve_each(end, setup) if setup.mode == "pingpong" else serve(end, setup, burst)
     report.write({"n": count.n, "sum": count.sum, "ended": count.ended, "cpu_s": cpu_s() - before})
 
 

@@ -28,6 +28,13 @@ class TachyonEnd:
     def __init__(self, out: Any, into: Any) -> None:
         self._out, self._into = out, into
 
+    def put(self, message: bytes) -> None:
+        self.send((message,))
+
+    def get(self) -> bytes:
+        with self._into.acquire_rx(SPINS) as message:
+            return bytes(message)
+
     def send(self, messages: Sequence[bytes]) -> None:
         acquire = self._out.acquire_tx
         for message in messages:

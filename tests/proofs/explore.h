@@ -7,7 +7,7 @@
 
 #define MAX_THREADS 3
 
-/* Threads that run `bodies`; set_up makes everything anew before each execution, good says whether it ended well. */
+/* Threads that run `bodies`; set_up makes everything anew before each execution, good (or NULL) says whether it ended well. */
 struct scenario {
 	const char *name;
 	void (*set_up)(void);
@@ -16,8 +16,8 @@ struct scenario {
 	int less;           /* so many preemptions less than the bound */
 };
 
-extern const struct scenario scenarios[];
-extern const int n_scenarios;
+/* Each ends with one that has no name. */
+extern const struct scenario ring_scenarios[], event_scenarios[], page_scenarios[];
 
 /* The execution is wrong. Does not return. */
 void violation(const char *what);

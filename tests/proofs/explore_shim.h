@@ -49,8 +49,15 @@ int explore_eventfd(void);
 long explore_read(int fd);
 long explore_write(int fd);
 int explore_yield(void);
+struct timespec;
+struct itimerspec;
+int explore_clock(struct timespec *now);
+int explore_timer_set(int fd, const struct itimerspec *at);
 
 #define memcpy(to, from, n) explore_copy((to), (from), (n))
+#define clock_gettime(clock, now) ((void)(clock), explore_clock(now))
+#define timerfd_create(clock, flags) explore_open()
+#define timerfd_settime(fd, flags, at, before) explore_timer_set((fd), (at))
 #define epoll_create1(flags) explore_open()
 #define eventfd(count, flags) explore_eventfd()
 #define epoll_ctl(epoll_fd, operation, fd, event) ((void)(event), explore_epoll_ctl(epoll_fd, operation, fd))

@@ -28,6 +28,8 @@ FILES = [
     for path in sorted(CORE.glob(pattern))
 ]
 SITES_A_FILE = 200
+SCENARIOS = ["scenarios_ring", "scenarios_event", "scenarios_page"]
+EXPLORER = ["explore", "explore_memory", "explore_system"]
 
 MACROS = (
     "load_relaxed|load_acquire|load_ordered|store_relaxed|store_release|fetch_or|fetch_and|exchange|add|count"
@@ -98,12 +100,12 @@ def build(folder: Path, *switches: str) -> Path:
     for index, file in enumerate(FILES):
         base = f"-DSITE_BASE={index * SITES_A_FILE}"
         subprocess.run(["gcc", *common, *traced, base, CORE / f"{file}.c", "-o", folder / f"{file}.o"], check=True)
-    subprocess.run(
-        ["gcc", *common, "-fsanitize=thread", HERE / "scenarios.c", "-o", folder / "scenarios.o"], check=True
-    )
-    subprocess.run(["gcc", *common, "-O3", HERE / "explore.c", "-o", folder / "explore.o"], check=True)
+    for name in SCENARIOS:
+        subprocess.run(["gcc", *common, "-fsanitize=thread", HERE / f"{name}.c", "-o", folder / f"{name}.o"], check=True)
+    for name in EXPLORER:
+        subprocess.run(["gcc", *common, "-O3", HERE / f"{name}.c", "-o", folder / f"{name}.o"], check=True)
     program = folder / "explore"
-    objects = [folder / f"{name}.o" for name in (*FILES, "scenarios", "explore")]
+    objects = [folder / f"{name}.o" for name in (*FILES, *SCENARIOS, *EXPLORER)]
     subprocess.run(["gcc", *objects, "-o", program], check=True)
     return program
 

@@ -23,7 +23,7 @@ FenceChoice = Literal["full", "asymmetric"]
 
 RING_HEADER_BYTES: Final = 64
 MOST_PAGES: Final = 16
-_CORE_PARTS: Final = ("ring", "ring_wait", "spin", "event", "home", "wait")
+_CORE_PARTS: Final = ("ring", "ring_wait", "spin", "event", "home", "wait", "wait_late")
 _C_FENCES: Final[dict[Fence, str]] = {
     "full": "PV_FENCE_FULL",
     "process": "PV_FENCE_PROCESS",

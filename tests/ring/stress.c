@@ -2,14 +2,15 @@
 /*
  * Both ends of rings at full speed, every byte of every message checked.
  *
- *   stress COUNT SEED [FENCE [PLACE [SIZES]]]
+ *   stress COUNT SEED [FENCE [PLACE [FRONT]]]
  *
  * FENCE: full, process or host. PLACE: "threads" of one process on one mapping, for the sanitizers: the memory is on the
  * heap with nothing behind the last entry, so that an overrun is seen, and mapped once, so that a race is; "mappings",
- * threads that have the memory mapped at different places; or "processes". SIZES: how many of the message sizes below.
+ * threads that have the memory mapped at different places; or "processes". FRONT: "two" threads, one that
+ * pushes and one that takes, for every size below; or "one" that does both and seldom sleeps, for a very long run of blkif's.
  *
  * Every size runs COUNT requests from an index shortly before 2**32, in random batches, pushed at once, quietly or in
- * place, with random spins before sleeping and both wake-up policies; the front end pushes from a thread of its own.
+ * place, with random spins before sleeping and both wake-up policies; the front end of two threads pushes from one of its own.
  * Then, in threads, a byte stream does the same.
  */
 #define _GNU_SOURCE
@@ -30,6 +31,7 @@
 
 #define MAX_BATCH 70
 #define MAX_BYTES 128
+#define LOOKS_PER_WAIT 1000
 #define TIMEOUT_NS ((int64_t)30 * 1000000000)
 
 static struct end {
@@ -49,6 +51,7 @@ static const char *const places[] = {"threads", "mappings", "processes"};
 
 static struct pv_ring front, back;
 static uint32_t count, request_bytes, response_bytes, seed, fence;
+static int one_thread;
 
 #define CHECK(condition)                                                                                       \
 	do {                                                                                                   \
@@ -107,20 +110,38 @@ static uint32_t push(struct pv_ring *ring, const uint8_t *batch, uint32_t n, uin
 	return (uint32_t)pushed;
 }
 
-static void *push_requests(void *unused)
+/* The next requests, at most `most` of them: how many went out. */
+static uint32_t push_next(uint32_t sent, uint32_t most, uint32_t *state)
 {
 	uint8_t batch[MAX_BATCH * MAX_BYTES];
+	uint32_t n = 1 + choose(state, MAX_BATCH);
+
+	if (n > most)
+		n = most;
+	for (uint32_t i = 0; i < n; i++)
+		fill(batch + i * request_bytes, request_bytes, sent + i);
+	return n ? push(&front, batch, n, state) : 0;
+}
+
+/* The next responses, as many as there are: how many. */
+static uint32_t take_next(uint32_t got, uint32_t *state)
+{
+	uint8_t batch[MAX_BATCH * MAX_BYTES];
+	int64_t n = pv_ring_take(&front, batch, 1 + choose(state, MAX_BATCH));
+
+	CHECK(n >= 0);
+	for (uint32_t i = 0; i < n; i++)
+		check(batch + i * response_bytes, response_bytes, got + i);
+	return (uint32_t)n;
+}
+
+static void *push_requests(void *unused)
+{
 	uint32_t state = seed, sent = 0;
 
 	while (sent < count) {
-		uint32_t n = 1 + choose(&state, MAX_BATCH);
-		uint32_t pushed;
+		uint32_t pushed = push_next(sent, count - sent, &state);
 
-		if (n > count - sent)
-			n = count - sent;
-		for (uint32_t i = 0; i < n; i++)
-			fill(batch + i * request_bytes, request_bytes, sent + i);
-		pushed = push(&front, batch, n, &state);
 		sent += pushed;
 		if (pushed == 0)
 			sched_yield();
@@ -132,6 +153,9 @@ static void wait_for_work(struct pv_ring *ring, uint32_t *state)
 {
 	static const int64_t spins_ns[] = {0, 0, 500, 20000, PV_RING_LEARNT_NS};
 
+	/* A run of minutes is to pass messages, not to sleep: look on most times. */
+	if (one_thread && choose(state, LOOKS_PER_WAIT))
+		return;
 	if (ring == &front)
 		CHECK(pv_ring_set_event_policy(ring, choose(state, 2) ? PV_EVENT_HALF : PV_EVENT_NEXT, 0, 0) == 0);
 	CHECK(pv_ring_wait(ring, spins_ns[choose(state, 5)], TIMEOUT_NS) == PV_WAIT_EVENT);
@@ -139,16 +163,28 @@ static void wait_for_work(struct pv_ring *ring, uint32_t *state)
 
 static void *take_responses(void *unused)
 {
-	uint8_t batch[MAX_BATCH * MAX_BYTES];
 	uint32_t state = seed + 1, got = 0;
 
 	while (got < count) {
-		int64_t n = pv_ring_take(&front, batch, 1 + choose(&state, MAX_BATCH));
+		uint32_t n = take_next(got, &state);
 
-		CHECK(n >= 0);
-		for (uint32_t i = 0; i < n; i++)
-			check(batch + i * response_bytes, response_bytes, got + i);
-		got += (uint32_t)n;
+		got += n;
+		if (n == 0)
+			wait_for_work(&front, &state);
+	}
+	return NULL;
+}
+
+static void *push_and_take(void *unused)
+{
+	uint32_t state = seed, sent = 0, got = 0;
+
+	while (got < count) {
+		uint32_t room = pv_ring_room(&front), left = count - sent, n;
+
+		sent += push_next(sent, left < room ? left : room, &state);
+		n = take_next(got, &state);
+		got += n;
 		if (n == 0)
 			wait_for_work(&front, &state);
 	}
@@ -225,6 +261,14 @@ static void run(void *(*const bodies[])(void *), int n)
 		CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
+static void run_front(void *(*back_body)(void *))
+{
+	if (one_thread)
+		run((void *(*const[])(void *)){push_and_take, back_body}, back_body ? 2 : 1);
+	else
+		run((void *(*const[])(void *)){push_requests, take_responses, back_body}, back_body ? 3 : 2);
+}
+
 static void attach(void *memory, uint32_t pages, uint32_t entry)
 {
 	CHECK(pv_ring_attach(&back, memory, pages * 4096, entry, request_bytes, response_bytes, &back_end.port, 0) == 0);
@@ -292,11 +336,11 @@ static void run_ring(uint32_t pages, uint32_t request, uint32_t response)
 	if (place == PROCESSES) {
 		pid_t pid = start_back(for_back, pages, entry);
 
-		run((void *(*const[])(void *)){push_requests, take_responses}, 2);
+		run_front(NULL);
 		CHECK(waitpid(pid, &status, 0) == pid && status == 0);
 	} else {
 		attach(for_back, pages, entry);
-		run((void *(*const[])(void *)){push_requests, take_responses, serve}, 3);
+		run_front(serve);
 		end_of(&back);
 	}
 	end_of(&front);
@@ -375,7 +419,7 @@ static uint32_t find_place(const char *name)
 int main(int argc, char **argv)
 {
 	static const uint32_t sizes[][3] = {{4, 112, 16}, {1, 8, 8}, {2, 12, 4}, {1, 20, 128}, {1, 126, 126}, {16, 64, 64}};
-	size_t n_sizes = argc > 5 ? (size_t)atoi(argv[5]) : sizeof sizes / sizeof *sizes;
+	size_t n_sizes = sizeof sizes / sizeof *sizes;
 
 	if (argc < 3)
 		return 2;
@@ -384,13 +428,15 @@ int main(int argc, char **argv)
 	for (size_t i = 0; argc > 3 && i < 3; i++)
 		if (strcmp(fences[i].name, argv[3]) == 0)
 			fence = fences[i].fence;
+	if (argc > 5 && strcmp(argv[5], "one") == 0)
+		one_thread = 1;
 	place = argc > 4 ? (enum place)find_place(argv[4]) : THREADS;
 	make_end(&front_end);
 	make_end(&back_end);
 	open_end(&front_end, &back_end);
 	if (place != PROCESSES)
 		open_end(&back_end, &front_end);
-	for (size_t i = 0; i < n_sizes; i++)
+	for (size_t i = 0; i < (one_thread ? 1 : n_sizes); i++)
 		run_ring(sizes[i][0], sizes[i][1], sizes[i][2]);
 	if (place == THREADS)
 		run_stream();

@@ -35,6 +35,5 @@ def test_all_arrive(place: str, fence: Fence, tmp_path: Path) -> None:
     if not waiting.offer_fence(fence):
         pytest.skip("this kernel has no membarrier(2)")
     program = compile_c(tmp_path / "stress", SOURCES)
-    # The long run has the messages of blkif alone.
-    arguments = [MESSAGES, "1", fence, place, "1"] if MESSAGES else ["20000", "1", fence, place]
+    arguments = [MESSAGES, "1", fence, place, "one"] if MESSAGES else ["20000", "1", fence, place]
     assert run_c([program, *arguments], timeout=None if MESSAGES else 55) == "ok\n"

@@ -113,7 +113,10 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
 
 @click.command()
 @click.option(
-    "--spin-us", default=30.0, show_default=True, help="How long to watch an empty ring at most before sleeping."
+    "--spin-us",
+    default=30.0,
+    show_default=True,
+    help="How long to watch an empty ring at most before sleeping; 0: not at all, from 10000 on: for ever.",
 )
 @click.option(
     "--fence",

@@ -9,7 +9,6 @@
 #include "pv_atomic.h"
 #include "pv_spin.h"
 
-#define SHORTEST_NS 1000
 #define MARGIN 4                /* spin that many times the usual gap */
 #define MOST_MISSES 4           /* in a row, then it rests */
 #define FIRST_REST 8            /* waits; doubles up to LONGEST_REST while the spins after it find nothing either */
@@ -73,7 +72,7 @@ int64_t pv_spin_begin(struct pv_spin *spin, int64_t now_ns, int idle)
 
 static int64_t within(int64_t ns, int64_t most_ns)
 {
-	return ns > most_ns ? most_ns : ns < SHORTEST_NS ? (SHORTEST_NS < most_ns ? SHORTEST_NS : most_ns) : ns;
+	return ns > most_ns ? most_ns : ns < PV_SPIN_WORTH_NS ? (PV_SPIN_WORTH_NS < most_ns ? PV_SPIN_WORTH_NS : most_ns) : ns;
 }
 
 void pv_spin_end(struct pv_spin *spin, int64_t spun_ns, int found)

@@ -15,6 +15,8 @@
 
 /* A spin this short is free: to sleep and be woken would have cost this process as much CPU. */
 #define PV_SPIN_FREE_NS 5000
+/* Sleeping and being woken takes this long at least: as long as spins pay at all, none is shorter. */
+#define PV_SPIN_WORTH_NS 20000
 /* What a budget can have saved up. */
 #define PV_SPIN_SAVED_NS 20000000
 #define PV_SPIN_DEFAULT_NS 50000

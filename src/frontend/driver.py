@@ -38,7 +38,7 @@ from paravirt.ring.waiting import Wait, fence_for, spin_limit, take_spin
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
-DEFAULT_SPIN_NS = 30_000
+DEFAULT_SPIN_NS = 50_000
 DEFAULT_RING_PAGE_ORDER = 2
 DEFAULT_BUFFER_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 10.0

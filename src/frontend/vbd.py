@@ -28,7 +28,7 @@ from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
 OFFER_KEYS = ("sectors", "sector-size", "info", "mode", "feature-flush-cache", "max-ring-page-order")
-DEFAULT_SPIN_NS = 30_000
+DEFAULT_SPIN_NS = 50_000
 LOCKED_SPIN_NS = 50_000  # at most, while other callers wait for the lock
 DEFAULT_RING_PAGE_ORDER = 2
 CONNECT_TIMEOUT_S = 10.0

@@ -157,6 +157,7 @@ class _Lib(Protocol):
     PV_SPIN_FREE_NS: int
     PV_SPIN_SAVED_NS: int
     PV_SPIN_SLICE_NS: int
+    PV_SPIN_WORTH_NS: int
     PV_SPURIOUS_THRESHOLD: int
     PV_STORM_DELAY_JIFFIES: int
     PV_STORM_EVENTS: int

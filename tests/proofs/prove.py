@@ -70,7 +70,14 @@ def prove(checker: str, module: str, function: str, folder: Path, *, seeded: boo
         source = source.replace(good, bad)
     (folder / f"pv_{module}.c").write_text(source)
     flags = [f"-I{folder}", f"-I{CORE}", f"-I{HERE}", '-DPV_ATOMIC_SHIM="prove.h"']
-    options = ["--function", function, "--unwind", str(PROOFS[module, function].unwind), "--overflow-check", "--boolector"]
+    options = [
+        "--function",
+        function,
+        "--unwind",
+        str(PROOFS[module, function].unwind),
+        "--overflow-check",
+        "--boolector",
+    ]
     command = [checker, str(HERE / f"prove_{module}.c"), *flags, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr

@@ -101,7 +101,9 @@ def build(folder: Path, *switches: str) -> Path:
         base = f"-DSITE_BASE={index * SITES_A_FILE}"
         subprocess.run(["gcc", *common, *traced, base, CORE / f"{file}.c", "-o", folder / f"{file}.o"], check=True)
     for name in SCENARIOS:
-        subprocess.run(["gcc", *common, "-fsanitize=thread", HERE / f"{name}.c", "-o", folder / f"{name}.o"], check=True)
+        subprocess.run(
+            ["gcc", *common, "-fsanitize=thread", HERE / f"{name}.c", "-o", folder / f"{name}.o"], check=True
+        )
     for name in EXPLORER:
         subprocess.run(["gcc", *common, "-O3", HERE / f"{name}.c", "-o", folder / f"{name}.o"], check=True)
     program = folder / "explore"

@@ -3,10 +3,10 @@
  * How long to look before sleeping: a length that learns from recent waits, asked for only while a CPU is idle, and paid
  * from a budget that all rings of one peer share.
  *
- * Waking a sleeper costs some 13-30 us each way, a look costs nothing if the peer answers at once and nobody else wants
- * the CPU. So a wait spins as long as waits of this ring usually take, if that is less than `most_ns`. Misses make it
- * rest: it sleeps at once, and tries again after a while. All state is private memory; nothing here is believed from a
- * peer, who can only make us spin what the budget allows.
+ * Waking a sleeper costs some 13-30 us each way, a look costs nothing if the peer answers at once and nobody else
+ * wants the CPU. So a wait spins as long as waits of this ring usually take, if that is less than `most_ns`, but not
+ * less than what it would lose by a sleep. Misses make it rest: it sleeps at once, and tries again after a while. All
+ * state is private memory; nothing here is believed from a peer, who can only make us spin what the budget allows.
  */
 #ifndef PV_SPIN_H
 #define PV_SPIN_H

@@ -61,6 +61,10 @@
 #define PV_HV_NOTIFY_RUN 54            /* notify.id: do it now, once */
 #define PV_HV_STORE_REGISTER 64        /* Dom0. reply: fd of the store's link (below) */
 #define PV_HV_STORE_CONNECT 65         /* reply: fd of a socket to xenstored, labelled with the caller's domid */
+#define PV_HV_LOOK_CREATE 80           /* reply: look, fd of a new statistics object (pv_look.h) of this process */
+#define PV_HV_LOOK_NEXT 81             /* Dom0. look.object; reply: the object with the lowest number not below it, its fd; look.object 0: none */
+#define PV_HV_ARENA_LOOK 82            /* Dom0. arena.domid, .gref; reply: the arena that has this or the next higher reference, fds entries, data (both read-only); arena.n_pages 0: none */
+#define PV_HV_EVTCHN_KICK 83           /* Dom0. port.domid, .port: wake its owner as if the peer had sent */
 /* On the store's link, which has no replies: */
 #define PV_HV_STORE_CONNECTION 66      /* broker to store: domain.domid, fd of its socket */
 #define PV_HV_STORE_RELEASED 67        /* store to broker: domain.domid: the store has forgotten this dead domain */
@@ -80,9 +84,12 @@
 #define PV_PORT_NEW_INBOX 1            /* the first fds: page of the new inbox, its doorbell to read */
 #define PV_PORT_PEER 2                 /* the last fds: page of the peer's inbox, its doorbell to write */
 #define PV_PORT_INBOX_GONE 4           /* nothing uses the inbox any more (BIND_VCPU: the former one): drop it */
+#define PV_PORT_PENDING 8              /* STATUS, NEXT: its event was not taken yet */
+#define PV_PORT_MASKED 16              /* STATUS, NEXT: its owner masks it */
 
 #define PV_ARENA_READ_ONLY 1           /* the peer may only read the data */
 #define PV_ARENA_POSIX 2               /* reply: POSIX shared memory (else a sealed memfd) */
+#define PV_ARENA_ENDED 4               /* ARENA_LOOK: its owner is through with it, a peer maps it still */
 
 #define PV_NOTIFY_CLEAR_BYTE 1         /* write a zero byte at `offset` of the page with frame `gref` */
 #define PV_NOTIFY_SEND_EVENT 2         /* send on `port` of the caller */
@@ -156,6 +163,10 @@ struct pv_hv_arena {
 	uint32_t gref;
 	uint32_t n_pages;
 	uint32_t map;
+	uint16_t peer_domid;        /* ARENA_LOOK: these three */
+	uint16_t pad;
+	uint32_t n_maps;            /* processes of the peer that map it */
+	uint32_t pid;               /* of the process that made it; 0: not known, or a reserved page */
 };
 
 struct pv_hv_notify {
@@ -165,6 +176,13 @@ struct pv_hv_notify {
 	uint32_t gref;
 	uint32_t offset;
 	uint32_t port;
+};
+
+struct pv_hv_look {
+	uint32_t object;            /* never used again; 0: none */
+	uint32_t pid;               /* of the process it belongs to, as the broker sees it; 0: not known */
+	uint16_t domid;
+	uint16_t pad;
 };
 
 struct pv_hv_failure {
@@ -180,6 +198,7 @@ struct pv_hv_message {
 		struct pv_hv_port port;
 		struct pv_hv_arena arena;
 		struct pv_hv_notify notify;
+		struct pv_hv_look look;
 		struct pv_hv_failure failure;
 		uint8_t raw[PV_HV_PAYLOAD_BYTES];
 	};

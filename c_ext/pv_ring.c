@@ -304,6 +304,8 @@ static inline void publish_filled(struct pv_ring *ring, uint32_t n, uint32_t roo
 {
 	uint32_t outstanding = ring->is_front ? ring->size - room + n : 0;
 
+	if (__builtin_expect(ring->observer != NULL, 0))
+		ring->observer->pushing(ring, n);
 	ring->produced += n;
 	ring->batches++;
 	if (outstanding > ring->max_outstanding)
@@ -395,10 +397,12 @@ int64_t pv_ring_commit(struct pv_ring *ring, uint32_t n)
 /* Take. */
 
 /* n messages are copied out. */
-static inline int64_t consume(struct pv_ring *ring, uint32_t n)
+static inline int64_t consume(struct pv_ring *ring, const void *messages, uint32_t n)
 {
 	uint32_t outstanding;
 
+	if (__builtin_expect(ring->observer != NULL, 0))
+		ring->observer->taking(ring, messages, n);
 	/* Release: the copy is done before pv_ring_push of another thread may fill the slots again. */
 	pv_store_release(&ring->cons, ring->cons + n);
 	ring->consumed += n;
@@ -411,7 +415,7 @@ static inline int64_t consume(struct pv_ring *ring, uint32_t n)
 static __attribute__((noinline)) int64_t take(struct pv_ring *ring, void *messages, uint32_t n)
 {
 	copy_from_ring(ring, messages, n);
-	return consume(ring, n);
+	return consume(ring, messages, n);
 }
 
 int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max)
@@ -432,7 +436,7 @@ int64_t pv_ring_take(struct pv_ring *ring, void *messages, uint32_t max)
 	/* The fence of the push that follows waits for this line. */
 	if (ring->fence == PV_FENCE_FULL)
 		pv_prefetch_write(ring->own_prod);
-	return consume(ring, 1);
+	return consume(ring, messages, 1);
 }
 
 int64_t pv_ring_unconsumed(struct pv_ring *ring)

@@ -56,6 +56,16 @@ struct pv_ring_header {
 #define PV_EVENT_RATE 2     /* front: after as many responses as come within a delay that grows with their rate */
 #define PV_EVENT_WINDOW_NS 10000000
 
+struct pv_ring;
+
+/* Told of every batch of an end, by the thread that moves it. */
+struct pv_ring_observer {
+	/* n messages stand in the slots from prod on; the peer does not know of them yet. */
+	void (*pushing)(struct pv_ring *ring, uint32_t n);
+	/* n messages were copied out; their slots, from cons on, are still this end's. */
+	void (*taking)(struct pv_ring *ring, const void *messages, uint32_t n);
+};
+
 /* Private: one end. */
 struct pv_ring {
 	uint8_t *entries;           /* shared */
@@ -102,6 +112,7 @@ struct pv_ring {
 	uint32_t cpu;               /* what own_cpu was set to last */
 	uint32_t *own_cpu;          /* shared, written here */
 	const uint32_t *peer_cpu;   /* shared, written by the peer: a hint */
+	const struct pv_ring_observer *observer;  /* NULL: nobody */
 };
 
 /* A run of slots in shared memory. */

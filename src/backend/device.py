@@ -18,6 +18,7 @@ from paravirt.errors import Closed, HypervisorGone, ParavirtError, PeerError, St
 from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
 from paravirt.protocol.keys import FENCE_KEY
 from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step, parse_state
+from paravirt.ring.looking import RingLabel
 from paravirt.ring.shared import BackRing
 from paravirt.ring.waiting import Fence, SpinBudget, Wait, fence_word, spin_limit, wait_after
 from paravirt.xenstore import xenbus
@@ -69,6 +70,8 @@ class BackendDevice(ABC, Generic[S]):
 
     messages: tuple["np.dtype[Any]", "np.dtype[Any]"]
     """Layouts of requests and responses."""
+    message_protocol = ""
+    """Their name, for whoever looks at the ring; "": the device class is one."""
 
     def __init__(
         self,
@@ -291,11 +294,25 @@ class BackendDevice(ABC, Generic[S]):
                 wait=wait_after(self._rings.max_spin_ns),
                 max_spin_ns=self._rings.max_spin_ns,
                 budget=self._rings.budget(guest),
+                record=self._hypervisor.ring_record(self._label(request, port.port)),
             )
         except BaseException:
             waiter.close()
             raise
         return Connection(ring=ring, arena=arena, waiter=waiter, port=port)
+
+    def _label(self, request: RingPlace, port: int) -> RingLabel:
+        guest, own = self.path.frontend_domid, self._hypervisor.domid
+        return RingLabel(
+            kind=self.path.kind,
+            device_id=self.path.device_id,
+            protocol=self.message_protocol or self.path.kind,
+            domid=own,
+            peer_domid=guest,
+            granter_domid=guest,
+            refs=request.ring_refs,
+            port=port,
+        )
 
     def _agreed_fence(self) -> Fence:
         """What both ends do: the offer if the frontend has taken it up, with an answer that counts once."""

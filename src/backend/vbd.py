@@ -40,6 +40,7 @@ class VbdBackend(BackendDevice[EngineStatistics]):
     """The backend half of one vbd."""
 
     messages = (blkif.REQUEST, blkif.RESPONSE)
+    message_protocol = blkif.NAME
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class DeviceFrontend:
         self._error: ParavirtError | None = None
         self._closed = False
         self._requests = self._responses = self._errors = self._kept = self._connects = self._reissued = 0
-        self._end = RingEnd(hypervisor, path.backend_domid)
+        self._end = RingEnd(hypervisor, path, path.kind)
         self._loop = LoopListener(self._end.waiter.fileno, self._on_readable)
         self._device = FrontendDevice(store, path, self)
         try:

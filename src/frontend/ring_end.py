@@ -7,6 +7,8 @@ import numpy as np
 
 from paravirt.errors import PeerError
 from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun, Waiter
+from paravirt.protocol.xenbus import DevicePath
+from paravirt.ring.looking import RingLabel
 from paravirt.ring.shared import FrontRing
 from paravirt.ring.waiting import Fence, wait_after
 
@@ -14,13 +16,16 @@ from paravirt.ring.waiting import Fence, wait_after
 class RingEnd:
     """One ring at a time in an arena that stays. Called from the device's thread."""
 
-    def __init__(self, hypervisor: Hypervisor, backend_domid: int) -> None:
+    def __init__(self, hypervisor: Hypervisor, path: DevicePath, protocol: str) -> None:
+        """`protocol`: name of the messages, for whoever looks at the ring."""
         self.waiter: Waiter = hypervisor.waiter()
         self.arena: Arena | None = None
         self.order = 0
         self.ring: FrontRing | None = None
         self._hypervisor = hypervisor
-        self._backend_domid = backend_domid
+        self._path = path
+        self._backend_domid = path.backend_domid
+        self._protocol = protocol
         self._pages: PageRun | None = None
         self.channel: EventChannel | None = None
 
@@ -51,6 +56,16 @@ class RingEnd:
         self._pages = pages = self.arena.allocate(1 << self.order)
         refs = tuple(self.arena.grant(pages.gref + i) for i in range(pages.n_pages))
         self.channel = self._hypervisor.alloc_unbound(self.waiter, self._backend_domid)
+        label = RingLabel(
+            kind=self._path.kind,
+            device_id=self._path.device_id,
+            protocol=self._protocol,
+            domid=self._hypervisor.domid,
+            peer_domid=self._backend_domid,
+            granter_domid=self._hypervisor.domid,
+            refs=refs,
+            port=self.channel.port,
+        )
         # A backend that sends events without responses wakes us once a second.
         self.channel.late_eoi()
         self.ring = FrontRing.create(
@@ -61,6 +76,7 @@ class RingEnd:
             fence=fence,
             wait=wait_after(max_spin_ns),
             max_spin_ns=max_spin_ns,
+            record=self._hypervisor.ring_record(label),
         )
         return refs, self.channel.port
 

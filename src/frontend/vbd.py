@@ -97,7 +97,7 @@ class Disk:
         self._closed = False
         self._offer: VbdOffer | None = None
         self._slots: RequestSlots | None = None
-        self._end = RingEnd(hypervisor, path.backend_domid)
+        self._end = RingEnd(hypervisor, path, blkif.NAME)
         self._connects = self._reissued = 0
         self._device = FrontendDevice(store, path, self)
         try:

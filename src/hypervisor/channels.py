@@ -32,6 +32,10 @@ class ChannelStatus:
     """VIRQ: which one."""
     waiter: int = field(default=0, compare=False)
     """Number of the waiter, which stands for a virtual CPU, in its process."""
+    pending: bool = field(default=False, compare=False)
+    """It has an event that its owner has not taken yet."""
+    masked: bool = field(default=False, compare=False)
+    """Its owner takes no event of it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,15 @@ class PortInfo:
 
 def status_of(port: CData) -> ChannelStatus:
     """From the broker's reply."""
-    return ChannelStatus(PortState(port.state), port.remote_domid, port.remote_port, port.virq, port.waiter)
+    return ChannelStatus(
+        PortState(port.state),
+        port.remote_domid,
+        port.remote_port,
+        port.virq,
+        port.waiter,
+        pending=bool(port.flags & lib.PV_PORT_PENDING),
+        masked=bool(port.flags & lib.PV_PORT_MASKED),
+    )
 
 
 class PeerInboxes:

@@ -30,10 +30,12 @@ from paravirt.hypervisor.events import VIRQ_DOM_EXC, PortState, Virq
 from paravirt.hypervisor.foreign import ForeignArena, MappedPages
 from paravirt.hypervisor.info import DomainInfo, HypervisorInfo, domain_info
 from paravirt.hypervisor.link import Link
+from paravirt.hypervisor.looking import OwnRecords
 from paravirt.hypervisor.messages import MAGIC, NAME_BYTES, NO_UID, VERSION, Op, put_text
 from paravirt.hypervisor.rules import DOM0, DOMID_SELF
 from paravirt.hypervisor.store import StoreRegistration
 from paravirt.ring._core import lib
+from paravirt.ring.looking import Record, RingLabel
 
 __all__ = [
     "CONSOLE_GREF",
@@ -84,6 +86,7 @@ class Hypervisor:
         self._foreign: list[ForeignArena] = []
         self._mapping_lock = threading.Lock()
         self._registrations: dict[StoreRegistration, None] = {}
+        self._records = OwnRecords(self.link)
         try:
             with self.link.call(Op.HELLO, _fill_hello) as reply:
                 hello = reply.message.hello
@@ -325,6 +328,10 @@ class Hypervisor:
             yield info
             number = info.port + 1
 
+    def kick_port(self, port: int, domid: int = DOMID_SELF) -> None:
+        """Dom0. Wake whose port it is, as if its peer had sent. Raises `HypervisorError`, `NotFound`."""
+        self.link.do(Op.EVTCHN_KICK, _fill_port(domid, port))
+
     def generation_word(self, index: int) -> CData:
         """`const uint32_t *` of a waiter in the bindings page."""
         return bindings_word(self._bindings, index)
@@ -387,6 +394,12 @@ class Hypervisor:
         """For copies to and from pages that other domains have granted to us, in batches."""
         return GrantCopier(self.foreign_arena)
 
+    # Looking (the other side is `looking.Looker`)
+
+    def ring_record(self, label: RingLabel) -> Record | None:
+        """A place where Dom0 can see an end of a ring; None, and the ring is as good without, if there is none."""
+        return self._records.claim(label)
+
     # Store
 
     def store_connection(self) -> socket.socket:
@@ -429,6 +442,7 @@ class Hypervisor:
             arenas, foreign = list(self._arenas), list(self._foreign)
         for each in owned:
             each.close()
+        self._records.close()
         self.link.close()  # the broker ends the rest
         for arena in arenas:
             arena.close()

@@ -44,6 +44,9 @@ class Shell(Protocol):
     def watch_process(self, domid: int, pidfd: int, *, init: bool) -> None:
         """Kill this process when the domain ends; if it is `init`, also the other way round. Takes the descriptor."""
 
+    def pid_of(self, connection: int) -> int:
+        """Process id at the other end of a connection, as it was when it greeted; 0 when that is not known."""
+
     def open_store_link(self, connection: int) -> int:
         """The other end of the link to xenstored, which is the caller's."""
 
@@ -260,6 +263,7 @@ class Operations:
             answer.message.port.port, answer.message.port.generation = asked.port, asked.generation
             return
         self._fill_port(answer.message.port, port)
+        self._add_bits(answer.message.port, port)
         now = port.waiter.generation
         if port.waiter.connection == connection and (now - asked.generation) % 2**32 > (now - port.changed) % 2**32:
             self._add_peer(answer, port)
@@ -268,6 +272,14 @@ class Operations:
         port = self._state.next_port(connection, request.port.domid, request.port.port)
         if port is not None:
             self._fill_port(answer.message.port, port)
+            self._add_bits(answer.message.port, port)
+
+    def _evtchn_kick(self, connection: int, request: CData, answer: Answer) -> None:
+        self._resources.carry_out(self._state.kick(connection, request.port.domid, request.port.port))
+
+    def _add_bits(self, reply: CData, port: Port) -> None:
+        pending, masked = self._resources.slot_bits(port.inbox.number, port.slot)
+        reply.flags |= (lib.PV_PORT_PENDING if pending else 0) | (lib.PV_PORT_MASKED if masked else 0)
 
     def _evtchn_reset(self, connection: int, request: CData, answer: Answer) -> None:
         asked = request.port
@@ -367,6 +379,39 @@ class Operations:
     def _notify_run(self, connection: int, request: CData, answer: Answer) -> None:
         self._resources.carry_out(self._state.run_notify(connection, request.notify.map, request.notify.id))
 
+    # Looking
+
+    def _look_create(self, connection: int, request: CData, answer: Answer) -> None:
+        number = self._state.create_look(connection)
+        try:
+            self._resources.make_look(number)
+        except ResourceLimit:
+            self._state.looks.abandon(number)
+            raise
+        self._lend_look(answer, number, connection)
+
+    def _look_next(self, connection: int, request: CData, answer: Answer) -> None:
+        found = self._state.next_look(connection, request.look.object)
+        if found is not None:
+            self._lend_look(answer, *found)
+
+    def _lend_look(self, answer: Answer, number: int, connection: int) -> None:
+        look = answer.message.look
+        look.object, look.pid = number, self._shell.pid_of(connection)
+        look.domid = self._state.domain_of(connection).domid
+        answer.lent = [self._resources.look_fd(number)]
+
+    def _arena_look(self, connection: int, request: CData, answer: Answer) -> None:
+        arena = self._state.next_arena(connection, request.arena.domid, request.arena.gref)
+        if arena is None:
+            return
+        answer.given = self._resources.look_fds(arena.number)
+        reply = answer.message.arena
+        self._fill_arena(reply, arena)
+        reply.flags |= lib.PV_ARENA_ENDED if arena.ended else 0
+        reply.peer_domid, reply.n_maps = arena.peer, len(arena.maps)
+        reply.pid = 0 if arena.connection is None else self._shell.pid_of(arena.connection)
+
     # Store
 
     def _store_register(self, connection: int, request: CData, answer: Answer) -> None:
@@ -414,6 +459,10 @@ _HANDLERS: dict[int, Handler] = {
     Op.ARENA_UNMAP: Operations._arena_unmap,
     Op.NOTIFY_SET: Operations._notify_set,
     Op.NOTIFY_RUN: Operations._notify_run,
+    Op.LOOK_CREATE: Operations._look_create,
+    Op.LOOK_NEXT: Operations._look_next,
+    Op.ARENA_LOOK: Operations._arena_look,
+    Op.EVTCHN_KICK: Operations._evtchn_kick,
     Op.STORE_REGISTER: Operations._store_register,
     Op.STORE_CONNECT: Operations._store_connect,
 }

@@ -20,13 +20,14 @@ from paravirt.hypervisor.rules import (
     DomainEnded,
     DropArena,
     DropInbox,
+    DropLook,
     DropMap,
     Effect,
     ReleasePins,
     RingInbox,
     SetGeneration,
 )
-from paravirt.ring._core import lib
+from paravirt.ring._core import ffi, lib
 from paravirt.ring.event import init_inbox, make_bell, ring_bell
 from paravirt.ring.grant import entries_bytes, init_maptrack, maptrack_bytes, release_pins
 from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider, create_object, map_new, seal_writes
@@ -113,6 +114,7 @@ class Resources:
         self._arenas: dict[int, _Arena] = {}
         self._maptracks: dict[int, _Maptrack] = {}
         self._bindings: dict[int, _Bindings] = {}
+        self._looks: dict[int, int] = {}
 
     # Making. Each raises `ResourceLimit` and leaves nothing behind then.
 
@@ -175,6 +177,10 @@ class Resources:
         self._maptracks[mapping.number] = _Maptrack(made, n_bytes)
         return fd
 
+    def make_look(self, number: int) -> None:
+        """A statistics object: always one that its process cannot shrink under Dom0's eyes."""
+        self._looks[number] = self._create("memfd", lib.PV_LOOK_BYTES)
+
     # Handing out. Descriptors stay the broker's unless said otherwise.
 
     def receiver_fds(self, inbox: int) -> list[int]:
@@ -208,6 +214,31 @@ class Resources:
     def entries_fd(self, arena: int) -> int:
         return self._arenas[arena].entries_fd
 
+    def look_fd(self, number: int) -> int:
+        """Of a statistics object."""
+        return self._looks[number]
+
+    def look_fds(self, arena: int) -> list[int]:
+        """Entries and data, to read only; the descriptors are the caller's."""
+        found, fds = self._arenas[arena], list[int]()
+        try:
+            for fd in (found.entries_fd, found.data_fd):
+                fds.append(_reopen(fd, os.O_RDONLY))
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            raise ResourceLimit(f"no descriptor for a look at an arena: {error.strerror}") from error
+        return fds
+
+    def slot_bits(self, inbox: int, slot: int) -> tuple[bool, bool]:
+        """Whether a slot of an inbox is pending, and masked, as its page says now."""
+        fd = self._inboxes[inbox].page_fd
+        pending, masked = (
+            os.pread(fd, 8, ffi.offsetof("struct pv_inbox", name) + slot // 64 * 8) for name in ("pending", "masked")
+        )
+        bit = 1 << slot % 64
+        return bool(int.from_bytes(pending, "little") & bit), bool(int.from_bytes(masked, "little") & bit)
+
     def is_posix(self, arena: int) -> bool:
         return self._arenas[arena].provider == "posix"
 
@@ -239,6 +270,8 @@ class Resources:
                 self._drop_map(number)
             case DropArena(number):
                 self._drop_arena(number)
+            case DropLook(number):
+                self._drop_look(number)
             case Disconnect(connection):
                 self._drop_bindings(connection)
                 self._disconnect(connection)
@@ -280,6 +313,11 @@ class Resources:
             found.close()
             self.used_bytes -= found.n_bytes
 
+    def _drop_look(self, number: int) -> None:
+        if (fd := self._looks.pop(number, None)) is not None:
+            os.close(fd)
+            self.used_bytes -= lib.PV_LOOK_BYTES
+
     def _drop_bindings(self, connection: int) -> None:
         if found := self._bindings.pop(connection, None):
             found.mapping.close()
@@ -294,6 +332,8 @@ class Resources:
             self._drop_map(number)
         for number in list(self._arenas):
             self._drop_arena(number)
+        for number in list(self._looks):
+            self._drop_look(number)
         for connection in list(self._bindings):
             self._drop_bindings(connection)
 

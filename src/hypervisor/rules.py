@@ -46,6 +46,8 @@ class Limits:
     """Waiters of one connection."""
     max_notifies: int = 64
     """Unmap notifications of one mapping."""
+    max_looks: int = 4
+    """Statistics objects of one connection."""
 
 
 DOM0_LIMITS = Limits(
@@ -57,6 +59,7 @@ DOM0_LIMITS = Limits(
     max_connections=2**12,
     max_waiters=MAX_WAITERS,
     max_notifies=2**12,
+    max_looks=2**8,
 )
 
 
@@ -123,6 +126,13 @@ class DropArena:
 
 
 @dataclass(frozen=True, slots=True)
+class DropLook:
+    """Forget a statistics object; who maps it keeps it."""
+
+    object: int
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnect:
     """Close the socket of a connection; the tables have forgotten it already."""
 
@@ -145,6 +155,7 @@ Effect = (
     | ClearByte
     | DropMap
     | DropArena
+    | DropLook
     | Disconnect
     | DomainEnded
 )

@@ -45,6 +45,7 @@ class _Session:
         self.domid = domid
         self.socket = ours
         self.greeted = False
+        self.pid = sockets.peer_pid(ours)
         self.unsent: Answer | None = None
 
     def __str__(self) -> str:
@@ -223,6 +224,10 @@ class BrokerServer:
         else:
             self._processes.add(domid, pidfd)
 
+    def pid_of(self, connection: int) -> int:
+        session = self._sessions.get(connection)
+        return 0 if session is None else session.pid
+
     def open_store_link(self, connection: int) -> int:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -321,7 +326,9 @@ class BrokerServer:
             answer.fail(errno.ENOMEM, "the hypervisor can hold no more descriptors")
         else:
             answer = self._operations.answer(session.number, request, received.fds)
-        session.greeted = True
+        if not session.greeted:
+            session.greeted, session.pid = True, received.pid or session.pid
+            sockets.name_senders(session.socket, False)
         self._send(session, answer)
 
     def _send(self, session: _Session, answer: Answer) -> None:

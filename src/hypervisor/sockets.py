@@ -5,6 +5,7 @@ import array
 import errno
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from paravirt.errors import AlreadyExists, InvalidRequest, PeerError, PermissionRefused
 from paravirt.hypervisor.messages import MAX_FDS, MESSAGE_BYTES
 
+_CREDENTIALS = struct.Struct("3i")
 BACKLOG = 64
 SEND_BUFFER_BYTES = 8192
 """A reader that does not read holds back this much and the descriptors beside it, then it is not listened to."""
@@ -19,10 +21,22 @@ _MAX_PATH_BYTES = 107
 
 
 def make_pair() -> tuple[socket.socket, socket.socket]:
-    """(the broker's end, the process' end)."""
+    """(the broker's end, the process' end). Whoever gets the latter is named with its messages."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     limit_backlog(ours)
+    name_senders(ours, True)
     return ours, theirs
+
+
+def name_senders(ours: socket.socket, on: bool) -> None:
+    """Whether the kernel says with each message which process sent it."""
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, on)
+
+
+def peer_pid(ours: socket.socket) -> int:
+    """The process that connected."""
+    pid: int = _CREDENTIALS.unpack(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
+    return pid
 
 
 def limit_backlog(ours: socket.socket) -> None:
@@ -76,6 +90,8 @@ class Received(NamedTuple):
     fds: list[int]
     lost_fds: bool
     """This process could not hold all of them."""
+    pid: int
+    """Of the sender, if the socket names senders; else 0."""
 
 
 def receive(ours: socket.socket) -> Received | None:
@@ -83,24 +99,26 @@ def receive(ours: socket.socket) -> Received | None:
 
     Raises `BlockingIOError` when there is none, `PeerError` for an oversized message or too many descriptors.
     """
-    space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+    space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize) + socket.CMSG_SPACE(_CREDENTIALS.size)
     try:
         data, ancillary, flags, _ = ours.recvmsg(
             MESSAGE_BYTES + 1, space, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionError:
         return None
-    fds = array.array("i")
+    fds, pid = array.array("i"), 0
     for level, kind, part in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(part[: len(part) - len(part) % fds.itemsize])
+        elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS and len(part) == _CREDENTIALS.size:
+            pid = _CREDENTIALS.unpack(part)[0]
     lost_fds = bool(flags & socket.MSG_CTRUNC)
-    if flags & socket.MSG_TRUNC or (lost_fds and len(fds) == MAX_FDS):
+    if flags & socket.MSG_TRUNC or len(fds) > MAX_FDS or (lost_fds and len(fds) == MAX_FDS):
         close_all(fds)
         raise PeerError("a message that is too long, or has too many descriptors")
     if not data and not fds:
         return None
-    return Received(data, list(fds), lost_fds)
+    return Received(data, list(fds), lost_fds, pid)
 
 
 def send(ours: socket.socket, data: bytes, fds: Sequence[int]) -> None:

@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 from paravirt.hypervisor.arenas import NOTIFY_CLEAR_BYTE, NOTIFY_SEND_EVENT, Arena, ArenaTable, Map, Notify
 from paravirt.hypervisor.domains import Domain, DomainState, DomainTable
 from paravirt.hypervisor.events import VIRQ_DOM_EXC, Ended, EventTable, Opened, Port, Virq, Waiter
+from paravirt.hypervisor.looks import LookTable
 from paravirt.hypervisor.rules import (
     DOM0,
     DOMID_SELF,
     RESERVED_GREFS,
+    Deliver,
     Disconnect,
     DomainEnded,
     Effect,
     Limits,
     Refused,
+    RingInbox,
 )
 
 
@@ -42,6 +45,7 @@ class State:
         self.domains = DomainTable()
         self.events = EventTable()
         self.arenas = ArenaTable()
+        self.looks = LookTable()
         self._connections: dict[int, Domain] = {}
         self._last_connection = 0
         self.store_link: int | None = None
@@ -76,6 +80,7 @@ class State:
                 effects += self.arenas.end(arena)
         self.arenas.forget_connection(connection)
         self.events.forget_connection(connection)
+        effects += self.looks.forget_connection(connection)
         domain.connections.remove(connection)
         del self._connections[connection]
         effects.append(Disconnect(connection))
@@ -220,6 +225,12 @@ class State:
     def send(self, connection: int, number: int) -> tuple[Effect, ...]:
         return self.events.send(self._own_port(connection, number))
 
+    def kick(self, connection: int, domid: int, number: int) -> tuple[Effect, ...]:
+        """Dom0 wakes the owner of any port, whatever its inbox says of it. Raises `Refused` (EPERM, ESRCH, EINVAL)."""
+        self.require_dom0(connection)
+        port = self.events.find(self.domains.find(self.resolve(connection, domid)).domid, number)
+        return Deliver(port.inbox.number, port.slot), RingInbox(port.inbox.number)
+
     def port_status(self, connection: int, domid: int, number: int, inbox: int = 0) -> Port | None:
         """None: closed, or another one than that of `inbox`, the one its owner knows.
 
@@ -304,6 +315,29 @@ class State:
     def run_notify(self, connection: int, number: int, notify: int) -> list[Effect]:
         mapping = self.arenas.find_map(connection, number)
         return self._run(mapping, self.arenas.take_notify(mapping, notify))
+
+    # Looking
+
+    def create_look(self, connection: int) -> int:
+        """A statistics object for the caller. Raises `Refused` (ENOSPC)."""
+        return self.looks.create(connection, self.domain_of(connection).limits)
+
+    def next_look(self, connection: int, number: int) -> tuple[int, int] | None:
+        """Dom0 walks: the object with the lowest number not below `number`, and its connection."""
+        self.require_dom0(connection)
+        return self.looks.next(number)
+
+    def next_arena(self, connection: int, domid: int, gref: int) -> Arena | None:
+        """Dom0 walks: the arena that has this reference, else the next higher one, ended ones too.
+
+        Raises `Refused` (EPERM, ESRCH).
+        """
+        self.require_dom0(connection)
+        owner = self.resolve(connection, domid)
+        if self.domains.find_any(owner) is None:
+            raise Refused(errno.ESRCH, f"there is no domain {owner}")
+        arenas = (arena for arena in self.arenas.arenas_of(owner) if arena.base + arena.n_pages > gref)
+        return min(arenas, key=lambda arena: (arena.base, arena.ended), default=None)
 
     # Inside
 

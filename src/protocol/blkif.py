@@ -11,6 +11,7 @@ import numpy as np
 
 from paravirt.protocol.keys import MAX_RING_PAGE_ORDER as MAX_RING_PAGE_ORDER
 
+NAME = "blkif"
 SECTOR_BYTES = 512
 PAGE_BYTES = 4096
 MAX_SEGMENTS = 11

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 CData = Any
 
 class _Lib(Protocol):
+    PV_ARENA_ENDED: int
     PV_ARENA_POSIX: int
     PV_ARENA_READ_ONLY: int
     PV_BELL_THRESHOLD: int
@@ -79,6 +80,7 @@ class _Lib(Protocol):
     PV_GTF_WRITING: int
     PV_HV_ARENA_CREATE: int
     PV_HV_ARENA_DESTROY: int
+    PV_HV_ARENA_LOOK: int
     PV_HV_ARENA_MAP: int
     PV_HV_ARENA_RESERVED: int
     PV_HV_ARENA_UNMAP: int
@@ -95,12 +97,15 @@ class _Lib(Protocol):
     PV_HV_EVTCHN_BIND_VCPU: int
     PV_HV_EVTCHN_BIND_VIRQ: int
     PV_HV_EVTCHN_CLOSE: int
+    PV_HV_EVTCHN_KICK: int
     PV_HV_EVTCHN_NEXT: int
     PV_HV_EVTCHN_RESET: int
     PV_HV_EVTCHN_SEND: int
     PV_HV_EVTCHN_STATUS: int
     PV_HV_HELLO: int
     PV_HV_INFO: int
+    PV_HV_LOOK_CREATE: int
+    PV_HV_LOOK_NEXT: int
     PV_HV_MAGIC: int
     PV_HV_MAX_FDS: int
     PV_HV_MESSAGE_BYTES: int
@@ -121,6 +126,23 @@ class _Lib(Protocol):
     PV_INBOX_SLOTS: int
     PV_JIFFIES_PER_S: int
     PV_JIFFY_NS: int
+    PV_LOOK_BUCKETS: int
+    PV_LOOK_BYTES: int
+    PV_LOOK_FREE: int
+    PV_LOOK_LATENCY: int
+    PV_LOOK_LAYOUT_BYTES: int
+    PV_LOOK_LIVE: int
+    PV_LOOK_MAGIC: int
+    PV_LOOK_NAME_BYTES: int
+    PV_LOOK_RECORDS: int
+    PV_LOOK_RECORD_BYTES: int
+    PV_LOOK_REFS: int
+    PV_LOOK_SAMPLE: int
+    PV_LOOK_STAMPS: int
+    PV_LOOK_TAP: int
+    PV_LOOK_TAP_AT: int
+    PV_LOOK_TAP_BYTES: int
+    PV_LOOK_VERSION: int
     PV_MAPTRACK_MAGIC: int
     PV_MASK_EOI: int
     PV_MASK_EXPLICIT: int
@@ -145,8 +167,10 @@ class _Lib(Protocol):
     PV_NOTIFY_UNBOUND: int
     PV_PAGE_BYTES: int
     PV_PORT_INBOX_GONE: int
+    PV_PORT_MASKED: int
     PV_PORT_NEW_INBOX: int
     PV_PORT_PEER: int
+    PV_PORT_PENDING: int
     PV_RING_HEADER_BYTES: int
     PV_RING_LEARNT_NS: int
     PV_RING_MAX_BYTES: int
@@ -244,6 +268,19 @@ class _Lib(Protocol):
     def pv_inbox_slot_has_event(self, a0: CData, a1: int, /) -> int: ...
     def pv_inbox_take(self, a0: CData, a1: CData, a2: int, /) -> int: ...
     def pv_lock_capabilities(self) -> int: ...
+    def pv_look_age(self, a0: CData, a1: int, a2: int, a3: CData, a4: CData, /) -> int: ...
+    def pv_look_at(self, a0: CData, a1: int, /) -> CData: ...
+    def pv_look_begin(self, a0: CData, a1: int, /) -> None: ...
+    def pv_look_bucket_ns(self, a0: int, /) -> int: ...
+    def pv_look_copy(self, a0: CData, a1: int, a2: CData, /) -> int: ...
+    def pv_look_end(self, a0: CData, /) -> None: ...
+    def pv_look_init(self, a0: CData, /) -> None: ...
+    def pv_look_map(self, a0: int, a1: int, /) -> CData: ...
+    def pv_look_tap_free(self, a0: int, /) -> int: ...
+    def pv_look_tap_open(self, a0: CData, /) -> None: ...
+    def pv_look_tap_read(self, a0: CData, a1: CData, a2: CData, /) -> int: ...
+    def pv_look_unmap(self, a0: CData, /) -> None: ...
+    def pv_look_want(self, a0: CData, a1: int, a2: int, a3: int, /) -> None: ...
     def pv_loopback_up(self) -> int: ...
     def pv_map_page(self, a0: CData, a1: int, a2: int, a3: int, /) -> int: ...
     def pv_membarrier_commands(self) -> int: ...

@@ -24,6 +24,7 @@ from paravirt.ring.batch import Memory as Memory
 from paravirt.ring.batch import Messages as Messages
 from paravirt.ring.batch import view_of as view_of
 from paravirt.ring.event import EventPort, WaitResult, check_status, resume_on_signal
+from paravirt.ring.looking import Record
 from paravirt.ring.ring_statistics import RingStatistics as RingStatistics
 from paravirt.ring.ring_statistics import statistics_of
 from paravirt.ring.waiting import Fence, SpinBudget, Wait, fence_name, fence_number, spin_of
@@ -61,6 +62,7 @@ class _Options:
     wait: Wait
     max_spin_ns: int | None
     budget: SpinBudget | None
+    record: Record | None
 
 
 class Ring:
@@ -85,7 +87,8 @@ class Ring:
         size = entry_bytes or entry_bytes_of(self.request, self.response)
         view = view_of(memory)
         self._memory: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
-        self._core: CData = ffi.new("struct pv_ring *")
+        self._record = chosen.record
+        self._core: CData = ffi.new("struct pv_ring *") if chosen.record is None else chosen.record.ring
         layout = (self._memory, view.nbytes, size, self.request.itemsize, self.response.itemsize)
         self._port_core: CData = ffi.NULL if port is None else port.core  # outlives the port's close
         if index is not None:
@@ -95,7 +98,7 @@ class Ring:
         else:
             status = lib.pv_ring_create(self._core, *layout, self._port_core, start)
         if status:
-            ffi.release(self._memory)
+            self._abandon()
         if status == -errno.EINVAL:
             raise InvalidRequest(
                 f"no ring of {size}-byte entries fits {view.nbytes} bytes (1 to 16 pages, aligned to 8)"
@@ -113,11 +116,18 @@ class Ring:
         self._reserved: CData = ffi.new("struct pv_ring_slots *")
         self._view: memoryview | None = view
         self._closed = False
+        if self._record is not None:
+            self._record.begin(self.request, self.response)
+
+    def _abandon(self) -> None:
+        ffi.release(self._memory)
+        if self._record is not None:
+            self._record.end()
 
     def _choose(self, chosen: _Options) -> None:
         status = lib.pv_ring_set_fence(self._core, fence_number(chosen.fence))
         if status:
-            ffi.release(self._memory)
+            self._abandon()
             raise InvalidRequest(f"no {chosen.fence!r} fence here: {os.strerror(-status)}")
         self._wait_ns, most_ns = spin_of(chosen.wait, chosen.max_spin_ns)
         self._budget = budget = chosen.budget  # the core points into it
@@ -314,6 +324,9 @@ class Ring:
         self._closed = True
         self._slots = self._view = None
         self._core = ffi.new("struct pv_ring *", {"dead": 1})  # every call on it fails
+        record, self._record = self._record, None
+        if record is not None:
+            record.end()
         ffi.release(self._memory)
         self._out.forget()
         self._in.forget()
@@ -355,6 +368,7 @@ class FrontRing(Ring):
         wait: Wait = "sleep",
         max_spin_ns: int | None = None,
         budget: SpinBudget | None = None,
+        record: Record | None = None,
     ) -> "FrontRing":
         """A new, empty ring in `memory` (4096 to 65536 bytes); no back end may be attached yet.
 
@@ -362,9 +376,10 @@ class FrontRing(Ring):
         `start`: first index, 0 in Xen; a back end takes it from the ring, so tests can begin near 2**32.
         `fence`: who pays for "publish, then look whether the peer sleeps"; both ends must have agreed on it.
         `wait`: what `wait` does before it sleeps, with `max_spin_ns` as the limit of an adaptive spin and `budget` for
-        all rings of one peer. Raises `InvalidRequest` when not one entry fits, or without such a fence here.
+        all rings of one peer. `record`: where this end lives, to be looked at from outside; it is the ring's from now
+        on. Raises `InvalidRequest` when not one entry fits, or without such a fence here.
         """
-        chosen = _Options(fence, wait, max_spin_ns, budget)
+        chosen = _Options(fence, wait, max_spin_ns, budget, record)
         return cls(memory, request, response, port=port, entry_bytes=entry_bytes, start=start & _COUNT, chosen=chosen)
 
     @classmethod
@@ -381,11 +396,12 @@ class FrontRing(Ring):
         wait: Wait = "sleep",
         max_spin_ns: int | None = None,
         budget: SpinBudget | None = None,
+        record: Record | None = None,
     ) -> "FrontRing":
         """Take over a ring whose former front end is gone and which is idle, at the index it stands at, or at `index`
         if it is idle there. Raises `PeerError` when it is not. The rest is as for `create`.
         """
-        chosen = _Options(fence, wait, max_spin_ns, budget)
+        chosen = _Options(fence, wait, max_spin_ns, budget, record)
         return cls(memory, request, response, port=port, entry_bytes=entry_bytes, index=index, chosen=chosen)
 
     def set_event_policy(self, policy: EventPolicy, *, threshold_per_s: int = 60_000, delay_us: float = 0) -> None:
@@ -469,11 +485,12 @@ class BackRing(Ring):
         wait: Wait = "sleep",
         max_spin_ns: int | None = None,
         budget: SpinBudget | None = None,
+        record: Record | None = None,
     ) -> "BackRing":
         """Join the ring that a front end made in `memory`, at the index it stands at, or at `index` if it is there.
 
         Raises `PeerError` unless the ring is idle: after a crash with requests outstanding, which of them were answered
         out of order cannot be known. `InvalidRequest` when not one entry fits. The rest is as for `FrontRing.create`.
         """
-        chosen = _Options(fence, wait, max_spin_ns, budget)
+        chosen = _Options(fence, wait, max_spin_ns, budget, record)
         return cls(memory, request, response, port=port, entry_bytes=entry_bytes, index=index, chosen=chosen)

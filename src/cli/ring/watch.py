@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""`paravirt ring watch`."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paravirt.cli.context import Context, pass_context
+from paravirt.cli.ring.list import state
+from paravirt.cli.ring.rates import EndRates, Watch
+from paravirt.hypervisor.looking import BUCKETS_NS, LiveRing, Looker
+from paravirt.ring._core import lib
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Step = list[tuple[LiveRing, dict[str, EndRates]]]
+BAR_WIDTH = 40
+HEADINGS = (
+    ("Ring", "left"),
+    ("End", "left"),
+    ("Requests/s", "right"),
+    ("Batch", "right"),
+    ("In flight", "right"),
+    ("Sent/s", "right"),
+    ("Suppressed/s", "right"),
+    ("Spurious/s", "right"),
+    ("Spins/s", "right"),
+    ("Sleeps/s", "right"),
+    ("p50", "right"),
+    ("p99", "right"),
+    ("Max", "right"),
+)
+
+
+@click.command()
+@click.argument("ring", required=False)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long; otherwise with Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Seconds from one look to the next."
+)
+@click.option("--exact", is_flag=True, help="Measure the latency of every message, not of one in 64.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object a line for each ring and interval.")
+@pass_context
+def watch(
+    context: Context, ring: str | None, seconds: float | None, interval: float, exact: bool, as_json: bool
+) -> None:
+    """Watch RING (vbd/1/51712, or 1:8), or all: rates, what is in flight, notifications, spins, sleeps, latencies.
+
+    A frontend's latency is the time from pushing a request to taking a response, a backend's from taking to pushing;
+    the k-th of the one kind is compared with the k-th of the other. Nothing is slowed, but by --exact: two looks at a
+    clock a batch.
+    """
+    with ExitStack() as stack:
+        hypervisor = stack.enter_context(context.hypervisor())
+        looker = stack.enter_context(Looker(hypervisor))
+        name = None if ring is None else looker.find(ring).name
+        show = stack.enter_context(_printer(as_json))
+        watched = Watch()
+        for _ in _ticks(interval, seconds):
+            rings = [found for found in looker.look() if name in (None, found.name)]
+            if exact:
+                _want_latencies(looker, rings)
+            step = watched.step(rings)
+            if name is not None and not rings:
+                show([], name)
+            elif any(ends for _, ends in step):
+                show(step, name)
+
+
+def _ticks(interval_s: float, seconds: float | None) -> Iterator[None]:
+    """Now and after each interval, for `seconds`."""
+    start, n = time.monotonic(), 0
+    while seconds is None or n * interval_s <= seconds + interval_s / 2:
+        time.sleep(max(0.0, start + n * interval_s - time.monotonic()))
+        yield
+        n += 1
+
+
+def _want_latencies(looker: Looker, rings: list[LiveRing]) -> None:
+    for ring in rings:
+        for end in ring.ends.values():
+            looker.want(end, lib.PV_LOOK_LATENCY)
+
+
+@contextmanager
+def _printer(as_json: bool) -> Iterator[Callable[[Step, str | None], None]]:
+    """What shows a step, of one ring (its name) or of all."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if as_json:
+        yield _print_json
+    elif console.is_terminal:
+        from rich.live import Live
+
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda step, name: live.update(_page(step, name), refresh=True)
+    else:
+        console.width = 1000  # a pipe has no width: never fold
+        yield lambda step, name: console.print(_page(step, name))
+
+
+def _print_json(step: Step, name: str | None) -> None:
+    for ring, ends in step:
+        interval_s = max((rates.interval_s for rates in ends.values()), default=0.0)
+        line: dict[str, Any] = {
+            "ring": ring.name,
+            "place": ring.place,
+            "state": state(ring),
+            "interval_s": round(interval_s, 6),
+            "size": ring.end.size,
+            "front": None,
+            "back": None,
+        }
+        line.update({end: rates.to_json() for end, rates in ends.items()})
+        click.echo(json.dumps(line))
+    if not step:
+        click.echo(json.dumps({"ring": name, "state": "gone"}))
+
+
+def _page(step: Step, name: str | None) -> "RenderableType":
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    if not step:
+        return Text(f"{name}: gone; waiting for it")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading, justify in HEADINGS:
+        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    for ring, ends in step:
+        for which, rates in ends.items():
+            table.add_row(*map(Text, _cells(ring, which, rates)))
+    if name is None:
+        return table
+    charts = [Text(f"\n{title}\n{chart}") for ring, ends in step for title, chart in _charts(ends)]
+    return Group(table, *charts)
+
+
+def _cells(ring: LiveRing, which: str, rates: EndRates) -> list[str]:
+    per_s, percentiles = rates.per_s, rates.percentiles
+    batch = rates.mean_batch
+    return [
+        ring.name,
+        which if state(ring) == "live" else f"{which} ({state(ring)})",
+        f"{per_s['requests']:,.0f}",
+        "-" if batch is None else f"{batch:.1f}",
+        f"{rates.outstanding}/{ring.end.size}",
+        *(f"{per_s[name]:,.0f}" for name in ("notifications_sent", "notifications_suppressed")),
+        *(f"{per_s[name]:,.0f}" for name in ("notifications_spurious", "spins", "sleeps")),
+        *(time_text(percentiles[name]) for name in ("p50_ns", "p99_ns", "max_ns")),
+    ]
+
+
+def _charts(ends: dict[str, EndRates]) -> Iterator[tuple[str, str]]:
+    """A histogram for each end that has measured something: an octave a line."""
+    titles = {"front": "Latency at the front end", "back": "Time at the back end"}
+    for which, rates in ends.items():
+        octaves = [sum(rates.latency[i : i + 4]) for i in range(0, len(rates.latency), 4)]
+        filled = [i for i, n in enumerate(octaves) if n]
+        if not filled:
+            continue
+        most = max(octaves)
+        lines = [
+            f"{time_text(BUCKETS_NS[4 * i]):>9} {'█' * -(-octaves[i] * BAR_WIDTH // most)} {octaves[i]:,}"
+            for i in range(filled[0], filled[-1] + 1)
+        ]
+        yield titles[which], "\n".join(lines)
+
+
+def time_text(ns: int | None) -> str:
+    """Three digits and a unit."""
+    if ns is None:
+        return "-"
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if ns >= size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns} ns"

@@ -22,6 +22,7 @@ from paravirt.testing.bench.programs import NotHere
 from paravirt.testing.ring_peer import CONTROL_BYTES, PeerSetup
 
 BLKIF_REQUEST_BYTES, BLKIF_RESPONSE_BYTES = PROTOCOLS["blkif"]
+RING_HEADER_BYTES = 64
 _END_S = 10
 
 Role = Literal["front", "back"]
@@ -75,15 +76,20 @@ class RingRun:
         fence: Fence = "full",
         in_place: bool = False,
         processes: int = 2,
+        slots: int | None = None,
     ) -> None:
         """Start both ends, each on a CPU of its own where there are two, as so many processes.
 
-        `in_place`: messages are written into the slots, not copied in as batches. Raises `InvalidRequest` for messages
+        `in_place`: messages are written into the slots, not copied in as batches. `slots`: no more than these, a power
+        of two, of those that fit the pages. Raises `InvalidRequest` for messages
         that fit no ring of so many pages, `ResourceLimit` without the memory.
         """
         self.pages, self.wait = pages, wait
         self.request_bytes, self.response_bytes = request_bytes, response_bytes
-        self.size = ring_entries(pages * PAGE_BYTES, max(request_bytes, response_bytes))
+        largest, ring_bytes = max(request_bytes, response_bytes), pages * PAGE_BYTES
+        if slots is not None:
+            ring_bytes = min(ring_bytes, RING_HEADER_BYTES + slots * largest)
+        self.size = ring_entries(ring_bytes, largest)
         if not self.size or min(request_bytes, response_bytes) < 1:
             raise InvalidRequest(
                 f"no ring of {request_bytes}/{response_bytes}-byte messages fits {pages} pages (1 to 16)"
@@ -93,7 +99,7 @@ class RingRun:
         roles: tuple[Role, Role] = ("front", "back")
         halves, cpus = make_pair(), _two_cpus()
         ends = [
-            PeerSetup(role, self._memory_fd, list(half), pages * PAGE_BYTES, request_bytes, response_bytes, wait, cpu,
+            PeerSetup(role, self._memory_fd, list(half), ring_bytes, request_bytes, response_bytes, wait, cpu,
                       fence, in_place)
             for role, half, cpu in zip(roles, halves, cpus, strict=True)
         ]  # fmt: skip

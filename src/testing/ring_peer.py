@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paravirt.ring.event import Half, from_half
-from paravirt.ring.memory import Mapping
+from paravirt.ring.memory import PAGE_BYTES, Mapping
 from paravirt.ring.shared import BackRing, FrontRing, Ring
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.testing.bench.case import Mode
@@ -31,9 +31,9 @@ SPIN_NS: dict[Wait, int] = {"spin": 1_000_000, "adaptive": 50_000, "sleep": 0}
 
 ROUNDS_PER_CLOCK_READ = 16
 CONTROL_BYTES = 4096
-"""A page behind the ring in the same object, for what the front end wants of the back end: a byte with an order, one
-that is 1 while the back end may spin for ever, one that is 1 while only requests matter, the batch size at 8, the back
-end's counters as JSON from 16 on."""
+"""A page behind those of the ring in the same object, for what the front end wants of the back end: a byte with an
+order, one that is 1 while the back end may spin for ever, one that is 1 while only requests matter, the batch size at
+8, the back end's counters as JSON from 16 on."""
 SERVE, STOP, COUNT = 0, 1, 2
 ORDER, MAY_SPIN, ONE_WAY = 0, 1, 2
 
@@ -242,8 +242,9 @@ def run_end(setup: PeerSetup, ready: Callable[[], None]) -> None:
         os.sched_setaffinity(0, {setup.cpu})
     waiter, port = from_half(Half(*setup.half))
     request, response = _message_type(setup.request_bytes), _message_type(setup.response_bytes)
-    with waiter, Mapping(setup.memory_fd, setup.ring_bytes + CONTROL_BYTES) as mapping:
-        memory, control = (mapping, 0, setup.ring_bytes), mapping.view[setup.ring_bytes :]
+    ring_pages_bytes = -(-setup.ring_bytes // PAGE_BYTES) * PAGE_BYTES
+    with waiter, Mapping(setup.memory_fd, ring_pages_bytes + CONTROL_BYTES) as mapping:
+        memory, control = (mapping, 0, setup.ring_bytes), mapping.view[ring_pages_bytes:]
         if setup.role == "front":
             with FrontRing.create(memory, request, response, port=port, fence=setup.fence) as front, control:
                 ready()

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`measure_rings` and `paravirt bench ring`: what they report, never how fast."""
-
-import json
+"""`measure_rings`: what it reports, never how fast."""
 
 import pytest
-from click.testing import CliRunner
 
-from paravirt.cli.bench_ring import bench_ring
 from paravirt.errors import InvalidRequest
 from paravirt.ring.waiting import Wait
 from paravirt.testing.report import ring_rows
@@ -47,13 +43,3 @@ def test_a_run_is_measured_again_and_again_and_leaves_nothing() -> None:
 def test_what_fits_no_ring(pages: int, n_bytes: int) -> None:
     with pytest.raises(InvalidRequest, match="fits"):
         RingRun(pages=pages, request_bytes=n_bytes, response_bytes=8)
-
-
-def test_the_command() -> None:
-    options = ["--batch", "2", "--seconds", "0.1", "--pages", "1"]
-    shown = CliRunner().invoke(bench_ring, options)
-    assert shown.exit_code == 0, shown.output
-    assert "pairs/s" in shown.output
-    told = CliRunner().invoke(bench_ring, [*options, "--json", "--wait", "sleep"])
-    (result,) = json.loads(told.stdout)
-    assert (result["batch"], result["pages"], result["wait"]) == (2, 1, "sleep")

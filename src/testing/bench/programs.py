@@ -32,7 +32,13 @@ class Programs:
 
         Raises `NotHere` where it does not compile.
         """
-        files = [*sources, *(C_CORE / f"pv_{part}.c" for part in core)]
+        return self._make(name, [*sources, *(self._object(part) for part in core)], *flags)
+
+    def _object(self, part: str) -> Path:
+        """One part of the C core, compiled as in the package."""
+        return self._make(f"{part}.o", [C_CORE / f"pv_{part}.c"], "-c", "-fPIC")
+
+    def _make(self, name: str, files: Sequence[Path], *flags: str) -> Path:
         compiler = _COMPILERS[files[0].suffix]
         command = (*compiler, "-O2", f"-I{C_CORE}", *flags, *map(str, files), "-pthread")
         if command not in self._made:
@@ -58,8 +64,8 @@ class Programs:
 def _compile(command: list[str], name: str) -> NotHere | None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
-    except OSError as error:
-        return NotHere(f"{name} needs a compiler: {error}")
+    except OSError:
+        return NotHere(f"there is no compiler here ({command[0]})")
     except subprocess.CalledProcessError as error:
         said = [line for line in error.stderr.splitlines() if "error" in line] or ["for no reason given"]
         return NotHere(f"{name} does not compile: {said[0]}")

@@ -13,7 +13,7 @@ from paravirt.ring.waiting import Fence, Wait
 from paravirt.testing.bench.case import Case, Sample
 from paravirt.testing.bench.programs import PEERS, NotHere, Programs
 from paravirt.testing.bench.registry import TABLE, Peer, measure_peer, run_program
-from paravirt.testing.ring_bench import RingRun
+from paravirt.testing.ring_bench import RING_HEADER_BYTES, RingRun
 
 Own = Literal["c", "c-in-place", "python", "python-in-place"]
 OWN: Final[tuple[Own, ...]] = ("c", "c-in-place", "python", "python-in-place")
@@ -21,7 +21,6 @@ OWN: Final[tuple[Own, ...]] = ("c", "c-in-place", "python", "python-in-place")
 
 FenceChoice = Literal["full", "asymmetric"]
 
-RING_HEADER_BYTES: Final = 64
 MOST_PAGES: Final = 16
 _CORE_PARTS: Final = ("ring", "ring_wait", "spin", "event", "home", "wait", "wait_late")
 _C_FENCES: Final[dict[Fence, str]] = {
@@ -95,9 +94,13 @@ class CoreSide:
             f"-DTHREADS={int(options.processes == 1)}",
         )
 
+    def command(self, case: Case) -> list[str]:
+        """The words of its command before MODE, as a peer's. Raises `NotHere`."""
+        flags = (*case.flags(), *self._flags)
+        return [str(self._programs.compile("core", [PEERS / "core.c"], *flags, core=_CORE_PARTS))]
+
     def measure(self, case: Case, seconds: float) -> Sample:
-        program = self._programs.compile("core", [PEERS / "core.c"], *case.flags(), *self._flags, core=_CORE_PARTS)
-        return run_program([str(program), *case.arguments(self._cpus, seconds)], self.name, seconds)
+        return run_program([*self.command(case), *case.arguments(self._cpus, seconds)], self.name, seconds)
 
     def pids(self) -> list[int]:
         return []
@@ -150,6 +153,7 @@ def open_sides(
                 fence=options.ring_fence,
                 in_place=name == "python-in-place",
                 processes=options.processes,
+                slots=sizes.slots,
             )
             sides.append(PythonSide(name, stack.enter_context(run)))
         sides += [PeerSide(TABLE[name], cpus, programs) for name in peers]

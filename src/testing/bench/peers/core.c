@@ -14,7 +14,8 @@
 #include "pv_ring.h"
 
 #define ENTRY_BYTES (((REQUEST_BYTES > RESPONSE_BYTES ? REQUEST_BYTES : RESPONSE_BYTES) + 3) / 4 * 4)
-#define RING_BYTES ((PV_RING_HEADER_BYTES + SLOTS * ENTRY_BYTES + 4095) / 4096 * 4096)
+#define RING_BYTES (PV_RING_HEADER_BYTES + SLOTS * ENTRY_BYTES)
+#define RING_PAGES_BYTES ((RING_BYTES + 4095) / 4096 * 4096)
 #define LOOK_AGAIN_NS 5000000   /* a sleeper looks whether all is over */
 
 struct end {
@@ -29,12 +30,12 @@ static int bells[2];
 
 static size_t peer_bytes(void)
 {
-	return RING_BYTES + 2 * sizeof(struct pv_inbox);
+	return RING_PAGES_BYTES + 2 * sizeof(struct pv_inbox);
 }
 
 static struct pv_inbox *inbox(void *memory, int of_front)
 {
-	return (struct pv_inbox *)((uint8_t *)memory + RING_BYTES) + of_front;
+	return (struct pv_inbox *)((uint8_t *)memory + RING_PAGES_BYTES) + of_front;
 }
 
 static void give_up(const char *what, int status)

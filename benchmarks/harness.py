@@ -8,7 +8,7 @@ from pathlib import Path
 from paravirt.testing.bench import turns
 from paravirt.testing.bench.judge import FEWEST_PAIRS, MOST_OUTSIDE_LOAD, Answer, Mark, Pair, Spread, Verdict
 from paravirt.testing.bench.machine import Distance, OutsideLoad, cpu_seconds, distance_of, machine, pin
-from paravirt.testing.bench.programs import NotHere
+from paravirt.testing.bench.programs import RING_PARTS, NotHere
 
 __all__ = [
     "FEWEST_PAIRS",
@@ -30,7 +30,6 @@ __all__ = [
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-_MODEL_CORE = ("ring", "ring_wait", "spin", "event", "home", "wait", "wait_late")
 
 
 class Bench(turns.Bench):
@@ -42,7 +41,7 @@ class Bench(turns.Bench):
 
     def model(self, mode: str, seconds: float, *arguments: int) -> float:
         """Run the C model on the two CPUs; its number. Raises `NotHere` for Xen's macros without Xen's header."""
-        program = self.compile("model", ["model.c"], _MODEL_CORE)
+        program = self.compile("model", ["model.c"], RING_PARTS)
         command = [str(program), mode, *map(str, self.cpus), str(seconds), *map(str, arguments)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
         if done.returncode == 3:

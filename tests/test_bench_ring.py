@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -417,3 +418,13 @@ def test_without_a_compiler_python_is_measured(monkeypatch: pytest.MonkeyPatch, 
         assert f" {what}: there is no compiler here (gcc)" in text
     assert "the CPUs were disturbed" in text
     assert invoke("--side", "c", "--pairs", "1").exit_code == 1
+
+
+def test_the_guide_names_everything() -> None:
+    guide = (Path(__file__).parent.parent / "docs/benchmarks.md").read_text()
+    for name in (*TABLE, *PROTOCOLS, *MODES, *OWN):
+        assert name in guide, name
+    known = {option for parameter in bench_ring.params for option in parameter.opts}
+    used = set(re.findall(r"--[a-z][a-z-]*", guide)) - {"--help"}
+    assert used <= known
+    assert len(used) > 12

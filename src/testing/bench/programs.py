@@ -12,6 +12,8 @@ HERE: Final = Path(__file__).parent
 PEERS: Final = HERE / "peers"
 C_CORE: Final = HERE / "c_core"
 """The sources of this project's C core."""
+RING_PARTS: Final = ("ring", "ring_wait", "spin", "event", "home", "wait", "wait_late")
+"""Of these, what a ring needs."""
 
 _COMPILERS: Final = {".c": ("gcc", "-std=gnu11"), ".cc": ("g++", "-std=gnu++17")}
 

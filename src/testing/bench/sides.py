@@ -11,7 +11,7 @@ from paravirt.ring.memory import PAGE_BYTES
 from paravirt.ring.shared import ring_entries
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.testing.bench.case import Case, Sample
-from paravirt.testing.bench.programs import PEERS, NotHere, Programs
+from paravirt.testing.bench.programs import PEERS, RING_PARTS, NotHere, Programs
 from paravirt.testing.bench.registry import TABLE, Peer, measure_peer, run_program
 from paravirt.testing.ring_bench import RING_HEADER_BYTES, RingRun
 
@@ -22,7 +22,6 @@ OWN: Final[tuple[Own, ...]] = ("c", "c-in-place", "python", "python-in-place")
 FenceChoice = Literal["full", "asymmetric"]
 
 MOST_PAGES: Final = 16
-_CORE_PARTS: Final = ("ring", "ring_wait", "spin", "event", "home", "wait", "wait_late")
 _C_FENCES: Final[dict[Fence, str]] = {
     "full": "PV_FENCE_FULL",
     "process": "PV_FENCE_PROCESS",
@@ -97,7 +96,7 @@ class CoreSide:
     def command(self, case: Case) -> list[str]:
         """The words of its command before MODE, as a peer's. Raises `NotHere`."""
         flags = (*case.flags(), *self._flags)
-        return [str(self._programs.compile("core", [PEERS / "core.c"], *flags, core=_CORE_PARTS))]
+        return [str(self._programs.compile("core", [PEERS / "core.c"], *flags, core=RING_PARTS))]
 
     def measure(self, case: Case, seconds: float) -> Sample:
         return run_program([*self.command(case), *case.arguments(self._cpus, seconds)], self.name, seconds)

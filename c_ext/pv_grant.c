@@ -78,6 +78,25 @@ int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
 	return -EBUSY;
 }
 
+uint32_t pv_grant_access_many(struct pv_granter *granter, const uint32_t *grefs, uint32_t n, uint16_t domid, int read_only)
+{
+	uint32_t done = 0;
+
+	while (done < n && pv_grant_access(granter, grefs[done], domid, grefs[done], read_only) == 0)
+		done++;
+	return done;
+}
+
+uint32_t pv_grant_revoke_many(struct pv_granter *granter, uint32_t *grefs, uint32_t n)
+{
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (pv_grant_revoke(granter, grefs[i]))
+			grefs[kept++] = grefs[i];
+	return kept;
+}
+
 int pv_grant_in_use(struct pv_granter *granter, uint32_t gref)
 {
 	uint32_t index = gref - granter->base;
@@ -238,7 +257,7 @@ int pv_grant_unmap(struct pv_mapper *mapper, uint32_t gref, int read_only)
 
 /* ---- copies ---- */
 
-static int copy_pinned(struct pv_mapper *mapper, const struct pv_grant_copy_op *op, uint8_t *local, uint64_t local_bytes, int to_grant)
+static int16_t copy_pinned(struct pv_mapper *mapper, const struct pv_grant_copy_op *op, uint8_t *local, uint64_t local_bytes, int to_grant)
 {
 	uint8_t *page = mapper->data + pinned_offset(mapper, op->gref) + op->offset;
 
@@ -253,83 +272,77 @@ static int copy_pinned(struct pv_mapper *mapper, const struct pv_grant_copy_op *
 	return PV_GNTST_OKAY;
 }
 
-static int change_pin(struct pv_mapper *mapper, int (*change)(struct pv_mapper *, uint32_t, int), uint32_t gref, int read_only)
-{
-	int status;
+/*
+ * Operations go in parts: all references of a part are pinned, then all is copied, then all are let go. Between the copies
+ * stands no atomic access that would wait for the stores of the copy before.
+ */
+#define PART 16u
 
-	lock_mapper(mapper);
-	status = change(mapper, gref, read_only);
-	unlock_mapper(mapper);
-	return status;
-}
-
-/* What the operations of one batch did. */
-static void count_copies(struct pv_mapper *mapper, const struct pv_grant_copy_op *ops, uint32_t n)
-{
-	lock_mapper(mapper);
-	for (uint32_t i = 0; i < n; i++) {
-		if (ops[i].status) {
-			mapper->failures++;
-		} else {
-			mapper->copies++;
-			mapper->copied_bytes += ops[i].length;
-		}
-	}
-	unlock_mapper(mapper);
-}
-
-/* A reference that stays pinned for the neighbours in a batch. */
+/* The references that a part of a batch keeps pinned; neighbours with one reference share the pin. */
 struct held {
 	struct pv_mapper *mapper;
 	int read_only;
-	int is_held;
-	uint32_t gref;
+	uint32_t n;
+	uint32_t grefs[PART];
 };
 
-static void let_go(struct held *held)
-{
-	if (held->is_held)
-		change_pin(held->mapper, unpin_page, held->gref, held->read_only);
-	held->is_held = 0;
-}
-
-static int hold(struct held *held, uint32_t gref)
+/* Under the lock. */
+static int16_t hold(struct held *held, uint32_t gref)
 {
 	int status;
 
-	if (held->is_held && held->gref == gref)
+	if (held->n && held->grefs[held->n - 1] == gref)
 		return PV_GNTST_OKAY;
-	let_go(held);
-	status = change_pin(held->mapper, pin_page, gref, held->read_only);
-	if (status)
-		return status;
-	held->is_held = 1;
-	held->gref = gref;
-	return PV_GNTST_OKAY;
+	status = pin_page(held->mapper, gref, held->read_only);
+	if (!status)
+		held->grefs[held->n++] = gref;
+	return (int16_t)status;
+}
+
+/* Under the lock. */
+static void let_go(struct held *held)
+{
+	while (held->n)
+		unpin_page(held->mapper, held->grefs[--held->n], held->read_only);
+}
+
+/* Under the lock. What became of one operation. */
+static void count_copy(struct pv_mapper *mapper, int status, uint16_t length)
+{
+	mapper->failures += status != 0;
+	mapper->copies += !status;
+	mapper->copied_bytes += status ? 0 : length;
+}
+
+static void copy_part(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
+{
+	struct held held = { .mapper = mapper, .read_only = !to_grant };
+
+	lock_mapper(mapper);
+	for (uint32_t i = 0; i < n; i++)
+		ops[i].status = ops[i].length ? hold(&held, ops[i].gref) : PV_GNTST_OKAY;
+	unlock_mapper(mapper);
+	for (uint32_t i = 0; i < n; i++)
+		if (ops[i].length && !ops[i].status)
+			ops[i].status = copy_pinned(mapper, &ops[i], local, local_bytes, to_grant);
+	lock_mapper(mapper);
+	let_go(&held);
+	for (uint32_t i = 0; i < n; i++)
+		count_copy(mapper, ops[i].status, ops[i].length);
+	unlock_mapper(mapper);
 }
 
 void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
 {
-	struct held held = { .mapper = mapper, .read_only = !to_grant };
-
-	for (uint32_t i = 0; i < n; i++) {
-		struct pv_grant_copy_op *op = &ops[i];
-
-		op->status = PV_GNTST_OKAY;
-		if (!op->length)
-			continue;
-		op->status = (int16_t)hold(&held, op->gref);
-		if (!op->status)
-			op->status = (int16_t)copy_pinned(mapper, op, local, local_bytes, to_grant);
-	}
-	let_go(&held);
-	count_copies(mapper, ops, n);
+	for (; n > PART; n -= PART, ops += PART)
+		copy_part(mapper, ops, PART, local, local_bytes, to_grant);
+	copy_part(mapper, ops, n, local, local_bytes, to_grant);
 }
 
-static int copy_between(const struct held *from, const struct held *to, const struct pv_grant_copy_pair *op)
+static int16_t copy_between(const struct pv_mapper *from, const struct pv_mapper *to, const struct pv_grant_copy_pair *op)
 {
-	const uint8_t *source = from->mapper->data + pinned_offset(from->mapper, op->from_gref) + op->from_offset;
-	uint8_t *target = to->mapper->data + pinned_offset(to->mapper, op->to_gref) + op->to_offset;
+	const uint8_t *source = from->data + pinned_offset(from, op->from_gref) + op->from_offset;
+	uint8_t *target = to->data + pinned_offset(to, op->to_gref) + op->to_offset;
 
 	if ((uint32_t)op->from_offset + op->length > PAGE_BYTES || (uint32_t)op->to_offset + op->length > PAGE_BYTES)
 		return PV_GNTST_BAD_COPY_ARG;
@@ -337,32 +350,37 @@ static int copy_between(const struct held *from, const struct held *to, const st
 	return PV_GNTST_OKAY;
 }
 
-void pv_grant_copy_between(struct pv_mapper *from, struct pv_mapper *to, struct pv_grant_copy_pair *ops, uint32_t n)
+static void copy_part_between(struct pv_mapper *from, struct pv_mapper *to, struct pv_grant_copy_pair *ops, uint32_t n)
 {
 	struct held source = { .mapper = from, .read_only = 1 }, target = { .mapper = to };
-	uint64_t copies = 0, copied_bytes = 0, failures = 0;
 
-	for (uint32_t i = 0; i < n; i++) {
-		struct pv_grant_copy_pair *op = &ops[i];
-
-		op->status = PV_GNTST_OKAY;
-		if (op->length)
-			op->status = (int16_t)hold(&source, op->from_gref);
-		if (op->length && !op->status)
-			op->status = (int16_t)hold(&target, op->to_gref);
-		if (op->length && !op->status)
-			op->status = (int16_t)copy_between(&source, &target, op);
-		copies += !op->status;
-		copied_bytes += op->status ? 0 : op->length;
-		failures += op->status != 0;
-	}
-	let_go(&source);
-	let_go(&target);
+	lock_mapper(from);
+	for (uint32_t i = 0; i < n; i++)
+		ops[i].status = ops[i].length ? hold(&source, ops[i].from_gref) : PV_GNTST_OKAY;
+	unlock_mapper(from);
 	lock_mapper(to);
-	to->copies += copies;
-	to->copied_bytes += copied_bytes;
-	to->failures += failures;
+	for (uint32_t i = 0; i < n; i++)
+		if (ops[i].length && !ops[i].status)
+			ops[i].status = hold(&target, ops[i].to_gref);
 	unlock_mapper(to);
+	for (uint32_t i = 0; i < n; i++)
+		if (ops[i].length && !ops[i].status)
+			ops[i].status = copy_between(from, to, &ops[i]);
+	lock_mapper(from);
+	let_go(&source);
+	unlock_mapper(from);
+	lock_mapper(to);
+	let_go(&target);
+	for (uint32_t i = 0; i < n; i++)
+		count_copy(to, ops[i].status, ops[i].length);
+	unlock_mapper(to);
+}
+
+void pv_grant_copy_between(struct pv_mapper *from, struct pv_mapper *to, struct pv_grant_copy_pair *ops, uint32_t n)
+{
+	for (; n > PART; n -= PART, ops += PART)
+		copy_part_between(from, to, ops, PART);
+	copy_part_between(from, to, ops, n);
 }
 
 /* ---- the broker ---- */

@@ -118,6 +118,11 @@ int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, u
 /* 0 revoked; -EBUSY still read or written by the peer, or the peer keeps changing the entry (the page must not be used for
  * anything else; try later); -EINVAL not granted. */
 int pv_grant_revoke(struct pv_granter *granter, uint32_t gref);
+/* The same for many pages, each granted under the reference that is its own. How many, fewer than n when the next one was
+ * refused. */
+uint32_t pv_grant_access_many(struct pv_granter *granter, const uint32_t *grefs, uint32_t n, uint16_t domid, int read_only);
+/* Take back as many as can be; the others are moved to the front of `grefs`. How many these are. */
+uint32_t pv_grant_revoke_many(struct pv_granter *granter, uint32_t *grefs, uint32_t n);
 /* The reading and writing bits now set; -EINVAL outside the chunk. A hint: the peer can write them. */
 int pv_grant_in_use(struct pv_granter *granter, uint32_t gref);
 
@@ -141,8 +146,8 @@ struct pv_grant_copy_op {
 	uint16_t pad[3];
 };
 /*
- * Copy between granted pages and a private buffer (to_grant: 1 writes the pages). A page is pinned during its copy;
- * neighbours with one reference share the pin. length 0 is okay and nothing else is looked at; then the checks of
+ * Copy between granted pages and a private buffer (to_grant: 1 writes the pages). A page is pinned during its copy,
+ * and with its neighbours in the batch; those with one reference share the pin. length 0 is okay and nothing else is looked at; then the checks of
  * pv_grant_map; then BAD_COPY_ARG for a range outside the page or the local buffer.
  */
 void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant);

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.memory import PAGE_BYTES, Mapping
@@ -62,6 +65,12 @@ class CopyOp:
     offset: int
     length: int
     local_offset: int = 0
+
+
+COPY_OP = np.dtype(
+    [("gref", "u4"), ("offset", "u2"), ("length", "u2"), ("local_offset", "u8"), ("status", "i2"), ("pad", "u2", (3,))]
+)
+"""The fields of a `CopyOp` and, after the copy, its status: an array of these is a batch for `Mapper.copy_array`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +202,28 @@ class Granter(_Half):
                 return result == 0
         raise InvalidRequest(f"grant reference {gref} is not granted")
 
+    def access_many(self, pages: "NDArray[np.uint32]", *, read_only: bool = False) -> "NDArray[np.uint32]":
+        """Grant many pages in one call; their references. Raises as `access`, and then none of them is granted."""
+        grefs = np.ascontiguousarray(pages, np.uint32) + np.uint32(self.base)
+        pointer = ffi.from_buffer("uint32_t[]", grefs)
+        done = lib.pv_grant_access_many(self.core, pointer, len(grefs), self.peer, read_only)
+        if done < len(grefs):
+            lib.pv_grant_revoke_many(self.core, pointer, done)
+            raise InvalidRequest(f"page {pages[done]} of {self.n_pages} does not exist or is granted already")
+        return grefs
+
+    def revoke_many(self, grefs: "NDArray[np.uint32]") -> "NDArray[np.uint32]":
+        """Take many pages back in one call; those that the peer still uses, which stay granted.
+
+        Raises `InvalidRequest` when one of them was not granted; the others are taken back.
+        """
+        left = np.array(grefs, np.uint32)
+        kept = lib.pv_grant_revoke_many(self.core, ffi.from_buffer("uint32_t[]", left), len(left))
+        for gref in left[:kept].tolist():
+            if not self.is_granted(gref):
+                raise InvalidRequest(f"grant reference {gref} is not granted")
+        return left[:kept]
+
     def is_granted(self, gref: int) -> bool:
         """Whether we granted the page and have not taken it back."""
         index = gref - self.base
@@ -263,6 +294,19 @@ class Mapper(_Half):
             start = ffi.cast("uint8_t *", buffer)
             lib.pv_grant_copy(self.core, batch, len(ops), start, len(buffer), to_grant)
         return [GrantStatus(slot.status) for slot in batch]
+
+    def copy_array(self, ops: NDArray[Any], local: Any, *, to_grant: bool) -> "NDArray[np.int16]":
+        """Like `copy_from` (`to_grant`: `copy_to`) for an array of `COPY_OP`, in one call whatever its length.
+
+        The statuses, which are a column of `ops`. Raises `InvalidRequest` for another array.
+        """
+        if ops.dtype != COPY_OP or not ops.flags.c_contiguous or not ops.flags.writeable:
+            raise InvalidRequest("a batch of copies is a writable, contiguous array of COPY_OP")
+        batch = ffi.from_buffer("struct pv_grant_copy_op[]", ops)
+        with ffi.from_buffer("uint8_t[]", local, require_writable=not to_grant) as buffer:
+            lib.pv_grant_copy(self.core, batch, ops.size, buffer, len(buffer), to_grant)
+        statuses: NDArray[np.int16] = ops["status"]
+        return statuses
 
     def copy_between(self, ops: Sequence[CopyPair], to: "Mapper") -> list[GrantStatus]:
         """Copy from pages mapped here to pages of another mapper, or of this one; the status of each operation."""

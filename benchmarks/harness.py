@@ -11,6 +11,7 @@ from paravirt.testing.bench.machine import Distance, OutsideLoad, cpu_seconds, d
 from paravirt.testing.bench.programs import RING_PARTS, NotHere
 
 __all__ = [
+    "ALONE",
     "FEWEST_PAIRS",
     "MOST_OUTSIDE_LOAD",
     "Answer",
@@ -22,6 +23,7 @@ __all__ = [
     "Pair",
     "Spread",
     "Verdict",
+    "alone",
     "cpu_seconds",
     "distance_of",
     "machine",
@@ -30,6 +32,8 @@ __all__ = [
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+ALONE = "-"
+"""The peer of what is held against a value."""
 
 
 class Bench(turns.Bench):
@@ -48,3 +52,11 @@ class Bench(turns.Bench):
             raise NotHere("Xen's ring.h is not installed (libxen-dev)")
         done.check_returncode()
         return float(done.stdout)
+
+
+def alone(what: str, values: list[float], mark: Mark, *, tag: float, load: float, unit: float) -> Answer:
+    """Ours against a value, not against a peer; for what neither the CPUs' distance nor others' load changes much."""
+    ours = Spread.of(values)
+    distance = distance_of(tag)
+    verdict = mark.judge(ours, None)
+    return Answer(what, ours, None, None, ALONE, str(mark), verdict, len(values), distance, tag, load, unit)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Single messages through our ring from Python, between two processes that spin.
 
-Run as: python -m benchmarks.single_messages oneway|pingpong CPU CPU SECONDS. Prints messages a second: put one after the
-other into a buffer and iterated over at the other end; or the median nanoseconds of an `exchange`.
+Run as: python -m benchmarks.single_messages oneway|pingpong CPU CPU SECONDS. Prints messages a second, put one after
+the other into a buffer and iterated over at the other end; or the median nanoseconds of an `exchange`.
 """
 
 import os

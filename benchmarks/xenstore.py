@@ -17,8 +17,8 @@ from rich.console import Console
 
 from paravirt.errors import ParavirtError
 
-from .harness import Answer, Bench, Mark, NotHere, OutsideLoad, Pair, Spread, cpu_seconds, machine
-from .xenstore_cells import LARGE, Cell, Claim, Row, alone, cells, judge, missed
+from .harness import Answer, Bench, Mark, NotHere, OutsideLoad, Pair, Spread, alone, cpu_seconds, machine
+from .xenstore_cells import LARGE, Cell, Claim, Row, cells, judge, missed
 from .xenstore_daemons import OURS, OX, SIDES, C, Load, LoadGenerator, Running, available, started
 from .xenstore_isolation import isolation
 from .xenstore_ring import ring

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from .harness import FEWEST_PAIRS, Answer, Bench, Mark, Pair, Spread, distance_of
+from .harness import FEWEST_PAIRS, Answer, Bench, Mark, Pair
 from .xenstore_daemons import OURS, OX, C, Load
 
 Measure = Literal["rate", "cpu"]
 
 AS_MANY = Mark(ratio=1.0)
 NO_MORE_CPU = Mark(most_ratio=1.0)
-ALONE = "-"
 """The peer of an answer that has none."""
 LARGE = 100_000
 """Nodes from which on the C daemon's transactions are slow."""
@@ -149,11 +148,3 @@ def trouble(name: str, samples: Sequence[Load]) -> str:
     told += [f"{mismatches} wrong answers"] if mismatches else []
     told += [f"{n} conflicts" for n in [sum(sample.eagain for sample in samples)] if n]
     return f"{name}: {', '.join(told)}" if told else ""
-
-
-def alone(what: str, values: list[float], mark: Mark, *, tag: float, load: float, unit: float) -> Answer:
-    """Ours against a value, not against a peer; for what neither the CPUs' distance nor others' load changes much."""
-    ours = Spread.of(values)
-    distance = distance_of(tag)
-    verdict = mark.judge(ours, None)
-    return Answer(what, ours, None, None, ALONE, str(mark), verdict, len(values), distance, tag, load, unit)

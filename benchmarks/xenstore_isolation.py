@@ -14,8 +14,8 @@ from typing import IO
 
 from paravirt.testing.temporary import TemporaryHost
 
-from .harness import Bench, Mark, pin
-from .xenstore_cells import Row, alone
+from .harness import Bench, Mark, alone, pin
+from .xenstore_cells import Row
 from .xenstore_daemons import Load, LoadGenerator, Running, rss_bytes
 
 FLOODS = ("unread", "writes", "junk", "watches", "transactions", "deep", "wide")

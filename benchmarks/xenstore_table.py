@@ -7,8 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .harness import Answer, Spread
-from .xenstore_cells import ALONE, Row
+from .harness import ALONE, Answer, Spread
+from .xenstore_cells import Row
 from .xenstore_daemons import OX, SIDES, C
 
 COLORS = {"met": "green", "missed": "red", "inconclusive": "yellow", "-": "dim"}

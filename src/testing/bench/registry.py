@@ -79,7 +79,7 @@ _TABLE: Final = (
     Peer("kickmsg", "topics in shared memory", "Python", "kickmsg", "kickmsg", "kickmsg", batches=False),
     Peer("iceoryx2", "topics in shared memory", "Python", "iceoryx2", "iceoryx2", "iceoryx2", batches=False),
     Peer("faster-fifo", "byte queues with a lock", "Python", "faster_fifo", "faster_fifo", "faster-fifo"),
-    Peer("pyzmq", "ZeroMQ over Unix sockets", "Python", "pyzmq", "zmq", "pyzmq", batches=False),
+    Peer("pyzmq", "ZeroMQ over Unix sockets", "Python", "pyzmq", "zmq", "pyzmq"),
     Peer("pipe", "multiprocessing.Pipe", "Python", "multiprocessing_pipe", "multiprocessing", "", batches=False),
     Peer("queue", "multiprocessing.Queue", "Python", "multiprocessing_queue", "multiprocessing", "", batches=False),
     Peer("posix-ipc", "semaphores and mmap", "Python", "posix_ipc", "posix_ipc", "posix_ipc", batches=False),

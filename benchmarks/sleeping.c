@@ -290,8 +290,12 @@ static void ports_back(void)
 	for (;;) {
 		must(pv_wait(&waiter, NULL, 0, -1));
 		for (uint32_t i = 0; i < n_inboxes(); i++)
-			for (uint32_t n = pv_inbox_take(at_back[i].inbox, slots, 64); n; n--)
-				must(pv_notify(&ports[i * PV_INBOX_SLOTS + slots[n - 1]]));
+			for (uint32_t n = pv_inbox_take(at_back[i].inbox, slots, 64); n; n--) {
+				struct pv_port *port = &ports[i * PV_INBOX_SLOTS + slots[n - 1]];
+
+				pv_port_delivered(port);
+				must(pv_notify(port));
+			}
 	}
 }
 

@@ -67,6 +67,25 @@ def test_a_question_is_asked(tmp_path: Path) -> None:
     assert set(told["questions"]) == {"ring_c_core"}
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(
+    ("question", "answers"),
+    [("sleeping", 6), ("grants", 10), ("ring_python", 4), ("ring_python_peers", 2), ("ring_single", 2)],
+)
+def test_what_questions_answer(tmp_path: Path, question: str, answers: int) -> None:
+    target = tmp_path / "answers.json"
+    command = [sys.executable, "-m", "benchmarks", question, "--pairs", "2", "--seconds", "0.01", "--json", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=50)
+    told = json.loads(target.read_text())["questions"][question]
+    if not told:
+        pytest.skip(done.stdout.rpartition("skipped:")[2].strip())
+    assert len(told) == answers
+    for answer in told:
+        idle = "idle" in answer["what"]
+        assert answer["ours"]["median"] > 0 or idle
+        assert answer["theirs"] is None or answer["theirs"]["median"] > 0
+
+
 def test_an_unknown_question() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "what"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=50

@@ -108,12 +108,13 @@ class BufferedMessages:
 
     def _take(self, timeout_s: float | None) -> None:
         """Take a batch: what came early, what is there now, or what comes while we wait."""
+        if self._is_front and self.one_way:
+            raise InvalidRequest("one way: there is nothing to get at the front end")
+        if not self._early:
+            self.flush()
         if self._early:
             self._taken, self._early = iter(self._early), []
             return
-        if self._is_front and self.one_way:
-            raise InvalidRequest("one way: there is nothing to get at the front end")
-        self.flush()
         n = self._wait_and_take(timeout_s)
         self._taken = iter(self._messages[:n].tolist())
         if self.one_way and n:

@@ -21,6 +21,7 @@ from paravirt.ring._core import ffi, lib
 from paravirt.ring.memory import PAGE_BYTES, Mapping
 
 CData = Any
+References = NDArray[np.uint32] | Sequence[int]
 
 ENTRY_BYTES = 8
 MAPTRACK_HEADER_BYTES = 64
@@ -202,9 +203,9 @@ class Granter(_Half):
                 return result == 0
         raise InvalidRequest(f"grant reference {gref} is not granted")
 
-    def access_many(self, pages: "NDArray[np.uint32]", *, read_only: bool = False) -> "NDArray[np.uint32]":
+    def access_many(self, pages: "References", *, read_only: bool = False) -> "NDArray[np.uint32]":
         """Grant many pages in one call; their references. Raises as `access`, and then none of them is granted."""
-        grefs = np.ascontiguousarray(pages, np.uint32) + np.uint32(self.base)
+        grefs = _references(pages) + np.uint32(self.base)
         pointer = ffi.from_buffer("uint32_t[]", grefs)
         done = lib.pv_grant_access_many(self.core, pointer, len(grefs), self.peer, read_only)
         if done < len(grefs):
@@ -212,12 +213,12 @@ class Granter(_Half):
             raise InvalidRequest(f"page {pages[done]} of {self.n_pages} does not exist or is granted already")
         return grefs
 
-    def revoke_many(self, grefs: "NDArray[np.uint32]") -> "NDArray[np.uint32]":
+    def revoke_many(self, grefs: "References") -> "NDArray[np.uint32]":
         """Take many pages back in one call; those that the peer still uses, which stay granted.
 
         Raises `InvalidRequest` when one of them was not granted; the others are taken back.
         """
-        left = np.array(grefs, np.uint32)
+        left = _references(grefs).copy()
         kept = lib.pv_grant_revoke_many(self.core, ffi.from_buffer("uint32_t[]", left), len(left))
         for gref in left[:kept].tolist():
             if not self.is_granted(gref):
@@ -339,6 +340,18 @@ class Mapper(_Half):
         return MapperStatistics(
             core.pinned_pages, core.maps, core.unmaps, core.copies, core.copied_bytes, core.failures
         )
+
+
+def _references(numbers: "References") -> "NDArray[np.uint32]":
+    """Raises `InvalidRequest` for numbers that are none."""
+    if isinstance(numbers, np.ndarray):
+        if numbers.dtype == np.uint32:
+            return np.ascontiguousarray(numbers)
+        numbers = numbers.tolist()
+    try:
+        return np.array(numbers, np.uint32)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise InvalidRequest(f"not pages or references: {error}") from None
 
 
 def _within(value: int, limit: int, name: str) -> int:

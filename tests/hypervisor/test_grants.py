@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring.grant import (
+    COPY_OP,
     CopyOp,
     Granter,
     GrantFailed,
@@ -312,6 +314,83 @@ def test_length_0_looks_at_nothing_and_ranges_are_checked() -> None:
         for bad in (CopyOp(-1, 0, 1), CopyOp(gref, -1, 1), CopyOp(gref, 0, 65536), CopyOp(gref, 0, 1, -1)):
             with pytest.raises(InvalidRequest):
                 c.mapper.copy_to([bad], b"x")
+
+
+def test_many_pages_in_one_call() -> None:
+    with chunk() as c:
+        grefs = c.granter.access_many(np.array([2, 0, 3], np.uint32))
+        assert grefs.tolist() == [c.base + 2, c.base, c.base + 3]
+        assert [c.entry(page)[0] for page in range(4)] == [PERMIT, 0, PERMIT, PERMIT]
+        c.mapper.map(c.base)
+        assert c.granter.revoke_many(grefs).tolist() == [c.base], "the peer still uses it"
+        assert [c.granter.is_granted(c.base + page) for page in range(4)] == [True, False, False, False]
+        c.mapper.unmap(c.base)
+        assert not len(c.granter.revoke_many([c.base]))
+        assert c.granter.statistics().granted == 0
+        c.granter.access_many([1], read_only=True)
+        assert c.entry(1)[0] == PERMIT | READONLY
+
+
+@pytest.mark.parametrize("pages", [[0, 1, 4], [0, 1, 0], [0, 3], [0, -1], [2**32]])
+def test_many_pages_are_granted_together_or_not_at_all(pages: list[int]) -> None:
+    with chunk() as c:
+        c.granter.access(3)
+        with pytest.raises(InvalidRequest):
+            c.granter.access_many(pages)
+        assert [c.granter.is_granted(c.base + page) for page in range(4)] == [False, False, False, True]
+
+
+def test_revoking_what_is_not_granted() -> None:
+    with chunk() as c:
+        grefs = c.granter.access_many([0, 1])
+        for wrong in (c.base + 2, c.base + 4, 0, -1, 2**32):
+            with pytest.raises(InvalidRequest):
+                c.granter.revoke_many([*grefs.tolist(), wrong])
+            c.granter.revoke_many(grefs) if c.granter.is_granted(c.base) else None
+            grefs = c.granter.access_many([0, 1])
+
+
+@pytest.mark.parametrize("to_grant", [False, True])
+def test_a_long_array_of_copies_with_bad_ones_between(to_grant: bool) -> None:
+    """More than the core pins together, each page more than once, every kind of failure among them."""
+    n = 100
+    with chunk() as c:
+        grefs = c.granter.access_many(range(3))
+        for page in range(3):
+            c.memory.view[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = bytes([page + 1]) * PAGE_BYTES
+        ops = np.zeros(n, COPY_OP)
+        ops["gref"], ops["length"] = np.resize(grefs, n), 16
+        ops["offset"] = ops["local_offset"] = np.arange(n) * 16
+        ops["gref"][10::20] = c.base + 3
+        ops["offset"][15::20] = PAGE_BYTES - 8
+        ops["length"][17::20] = 0
+        local = bytearray(b"\xff" * n * 16)
+        statuses = c.mapper.copy_array(ops, local, to_grant=to_grant)
+        for i, status in enumerate(statuses.tolist()):
+            page, place = i % 3, slice(i * 16, i * 16 + 16)
+            bad = {10: GrantStatus.GENERAL_ERROR, 15: GrantStatus.BAD_COPY_ARG}.get(i % 20)
+            assert status == (bad or GrantStatus.OKAY)
+            copied = c.memory.view[page * PAGE_BYTES :][place] if to_grant else local[place]
+            moved = bad is None and i % 20 != 17
+            before = bytes([page + 1]) if to_grant else b"\xff"
+            after = b"\xff" if to_grant else bytes([page + 1])
+            assert bytes(copied) == (after if moved else before) * 16
+        assert c.mapper.statistics().pinned_pages == 0
+        assert [c.pins(page) for page in range(3)] == [(0, 0)] * 3
+        assert not len(c.granter.revoke_many(grefs))
+        statistics = c.mapper.statistics()
+        assert (statistics.copies, statistics.failures, statistics.copied_bytes) == (90, 10, 85 * 16)
+
+
+def test_copies_of_another_array_are_refused() -> None:
+    with chunk() as c:
+        ops, read_only = np.zeros(4, COPY_OP), np.zeros(4, COPY_OP)
+        read_only.flags.writeable = False
+        for wrong in (np.zeros(4), ops[::2], read_only):
+            with pytest.raises(InvalidRequest, match="COPY_OP"):
+                c.mapper.copy_array(wrong, bytearray(8), to_grant=False)
+        with pytest.raises((BufferError, ValueError)):
+            c.mapper.copy_array(ops, bytes(8), to_grant=False)
 
 
 def test_pins_of_one_reference_do_not_overflow() -> None:

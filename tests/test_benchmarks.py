@@ -70,7 +70,7 @@ def test_a_question_is_asked(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 @pytest.mark.parametrize(
     ("question", "answers"),
-    [("sleeping", 6), ("grants", 10), ("ring_python", 4), ("ring_python_peers", 2), ("ring_single", 2)],
+    [("sleeping", 5), ("grants", 8), ("ring_python", 4), ("ring_python_peers", 2), ("ring_single", 2)],
 )
 def test_what_questions_answer(tmp_path: Path, question: str, answers: int) -> None:
     target = tmp_path / "answers.json"

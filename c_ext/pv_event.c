@@ -184,8 +184,8 @@ void pv_port_set_peer(struct pv_port *port, struct pv_inbox *tx, uint32_t tx_slo
 
 void pv_port_close(struct pv_port *port)
 {
-	if (port->waiter)
-		pv_waiter_forget_eoi(port->waiter, port);
+	struct pv_waiter *waiter = port->waiter;
+
 	enter(port);
 	pv_store_relaxed(&port->closed, 1);
 	if (port->doorbell)
@@ -196,6 +196,9 @@ void pv_port_close(struct pv_port *port)
 	port->tx_bell = -1;
 	port->generation = &port->generation_seen;
 	leave(port);
+	/* After `closed`: an EOI that another thread is about to delay is found here, or finds that. */
+	if (waiter)
+		pv_waiter_forget_eoi(waiter, port);
 }
 
 /* Set the bit; 1 when its receiver sleeps and has to be woken for it. */

@@ -85,7 +85,7 @@ int pv_waiter_delay_eoi(struct pv_waiter *waiter, struct pv_port *port, uint32_t
 	int result;
 
 	lock_eois(waiter);
-	result = make_timer(waiter);
+	result = pv_load_relaxed(&port->closed) ? -EINVAL : make_timer(waiter);
 	if (result == 0) {
 		port->eoi_class = eoi_class % PV_EOI_CLASSES;
 		port->eoi_before = list->last;

@@ -12,6 +12,8 @@
 enum order { RELAXED, ACQUIRE, RELEASE, ACQ_REL, SEQ_CST };
 enum rmw { OR, AND, EXCHANGE, ADD };
 
+#define NO_SITE 4095            /* of an access that stands in no file of the core */
+
 uint64_t explore_load(const void *at, uint32_t bytes, enum order order, int site);
 void explore_store(void *at, uint32_t bytes, uint64_t value, enum order order, int site);
 uint64_t explore_rmw(void *at, uint32_t bytes, enum rmw what, uint64_t value, enum order order, int site);

@@ -129,6 +129,7 @@ static void serve(uint32_t n_messages)
 			must(messages[i] == 100 + done++);
 			messages[i] = answer_of(messages[i]);
 		}
+		must(!pv_ring_cons_overflow(&back, back.cons - 1));
 		push(&back, messages, n, TO_FRONT);
 	}
 }
@@ -248,7 +249,7 @@ const struct scenario ring_scenarios[] = {
 	{"ring, light fence", set_up_light_fence, {front_singles, back_serves}, all_answered, 0},
 	{"ring, light fence, in pairs", set_up_light_fence, {front_pairs, back_serves}, all_answered, 0},
 	{"ring, event after half", set_up_half, {front_singles, back_serves}, all_answered, 0},
-	{"ring, a thread that pushes and one that takes", set_up_ring, {front_pushes, front_takes, back_serves_few}, few_answered, 1},
+	{"ring, a thread that pushes and one that takes", set_up_ring, {front_pushes, front_takes, back_serves_few}, few_answered, 2},
 	{"ring and event channel", set_up_channel, {front_sleeps, back_sleeps}, few_answered, 1},
 	{"new front", set_up_ring, {front_asks_once, back_serves_once, new_front}, NULL, 0},
 	{0},

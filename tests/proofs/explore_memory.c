@@ -5,7 +5,7 @@
 
 #include "explore_private.h"
 
-#define MAX_STORES 96
+#define MAX_STORES 250
 #define N_SHADOW 8192
 #define N_SITES 4096
 

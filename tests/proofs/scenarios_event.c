@@ -184,6 +184,12 @@ static void takes_until_delayed_eoi(void)
 	take_all(1);
 }
 
+static void set_up_late_note(void)
+{
+	set_up_late();
+	note = 0;
+}
+
 static void runs_eois(void)
 {
 	pv_waiter_run_eois(&waiters[1]);
@@ -261,6 +267,7 @@ const struct scenario event_scenarios[] = {
 	{"new inbox", set_up_page, {makes_inbox, checks_inbox}, NULL, 0},
 	{"inbox that is taken one by one", set_up_events, {notifies_two, takes_one_by_one}, NULL, 0},
 	{"late EOI", set_up_late, {sends_on, takes_until_eoi}, NULL, 0},
+	{"late EOI of a port that is polled", set_up_late_note, {notifies, polls_port}, NULL, 0},
 	{"late EOI, delayed", set_up_late, {sends_on, takes_until_delayed_eoi}, NULL, 1},
 	{"late EOI, delayed, and a thread that polls", set_up_taken, {ends_late, runs_eois, runs_eois}, NULL, 1},
 	{"late EOI of a port that is closed", set_up_taken, {ends_late, closes}, nothing_is_delayed, 0},

@@ -10,6 +10,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from .jobs import each
+
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "c_ext"
 # What the scenarios run.
@@ -94,21 +96,23 @@ def all_sites() -> list[Site]:
 
 def build(folder: Path, *switches: str) -> Path:
     """Compile the explorer with the C core; raises CalledProcessError."""
-    flags = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-value", "-Wno-tsan"]
-    common = [*flags, "-U_FORTIFY_SOURCE", f"-I{CORE}", f"-I{HERE}", *switches, "-c"]
-    traced = ["-fsanitize=thread", '-DPV_ATOMIC_SHIM="explore_shim.h"']
-    for index, file in enumerate(FILES):
-        base = f"-DSITE_BASE={index * SITES_A_FILE}"
-        subprocess.run(["gcc", *common, *traced, base, CORE / f"{file}.c", "-o", folder / f"{file}.o"], check=True)
-    for name in SCENARIOS:
-        subprocess.run(
-            ["gcc", *common, "-fsanitize=thread", HERE / f"{name}.c", "-o", folder / f"{name}.o"], check=True
-        )
-    for name in EXPLORER:
-        subprocess.run(["gcc", *common, "-O3", HERE / f"{name}.c", "-o", folder / f"{name}.o"], check=True)
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-value", "-Wno-tsan"]
+    common = [*flags, "-U_FORTIFY_SOURCE", f"-I{CORE}", f"-I{HERE}", *switches]
+    traced = ["-fsanitize=thread"]
+    own = {
+        file: [*traced, '-DPV_ATOMIC_SHIM="explore_shim.h"', f"-DSITE_BASE={n * SITES_A_FILE}"]
+        for n, file in enumerate(FILES)
+    }
+    own |= dict.fromkeys(SCENARIOS, traced) | {name: ["-O3"] for name in EXPLORER}
+
+    def compile_file(name: str) -> None:
+        source = (CORE if name in FILES else HERE) / f"{name}.c"
+        subprocess.run(["gcc", *common, *own[name], "-c", source, "-o", folder / f"{name}.o"], check=True)
+
+    for _ in each(compile_file, own):
+        pass
     program = folder / "explore"
-    objects = [folder / f"{name}.o" for name in (*FILES, *SCENARIOS, *EXPLORER)]
-    subprocess.run(["gcc", *objects, "-o", program], check=True)
+    subprocess.run(["gcc", *(folder / f"{name}.o" for name in own), "-o", program], check=True)
     return program
 
 
@@ -121,3 +125,19 @@ def explore(
     if done.returncode not in (0, 1):
         raise RuntimeError(f"the explorer ended with {done.returncode}: {done.stdout}{done.stderr}")
     return done.returncode == 0, done.stdout
+
+
+def explore_part(program: Path, bound: int, scenario: str, part: int = 0, parts: int = 1) -> tuple[bool, str]:
+    """The same for one scenario, or one of so many parts of its executions."""
+    command = [program, str(bound), "-1", "0", scenario, str(part), str(parts)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"the explorer ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return done.returncode == 0, done.stdout
+
+
+def scenarios() -> list[str]:
+    """Their names, in the order of their tables."""
+    return [
+        name for file in SCENARIOS for name in re.findall(r'^\t\{"([^"]+)", ', (HERE / f"{file}.c").read_text(), re.M)
+    ]

@@ -4,9 +4,11 @@
 With clang it is libFuzzer's; with gcc alone it runs random inputs.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.xenstore.fuzz.build import has_clang
@@ -28,19 +30,31 @@ Change = tuple[str, str, str]
 
 
 def build(folder: Path, *, clang: bool, change: Change | None = None) -> Path:
-    """The program; raises CalledProcessError when it does not compile."""
-    paths = [HERE / "fuzz_core.c", *SOURCES]
-    if change is not None:
-        name, before, after = change
-        text = (CORE / name).read_text()
-        assert text.count(before) == 1, f"{name} has not once: {before}"
-        (folder / name).write_text(text.replace(before, after))
-        paths = [folder / name if path.name == name else path for path in paths]
-    program = folder / "fuzz_core"
-    how = ["clang", f"-fsanitize=fuzzer,{SANITIZERS}"]
+    """The program; raises CalledProcessError when it does not compile. What a folder has compiled is used again."""
+    changed, before, after = change or ("", "", "")
+    how = ["clang", f"-fsanitize=fuzzer-no-link,{SANITIZERS}"]
+    link = ["clang", f"-fsanitize=fuzzer,{SANITIZERS}"]
     if not clang:
         how = ["gcc", f"-fsanitize={SANITIZERS}", "-DFUZZ_STANDALONE"]
-    subprocess.run([*how, *FLAGS, *paths, "-o", program, "-pthread"], check=True)
+        link = how[:2]
+
+    def compiled(path: Path) -> Path:
+        to = folder / f"{path.stem}.o"
+        if path.name == changed:
+            text = path.read_text()
+            assert text.count(before) == 1, f"{path.name} has not once: {before}"
+            path = folder / path.name
+            path.write_text(text.replace(before, after))
+            to = folder / f"{path.stem}_changed.o"
+        elif to.exists():
+            return to
+        subprocess.run([*how, *FLAGS, "-c", path, "-o", to], check=True)
+        return to
+
+    program = folder / f"fuzz_core{len(list(folder.iterdir()))}"
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(compiled, [HERE / "fuzz_core.c", *SOURCES]))
+    subprocess.run([*link, *objects, "-o", program, "-pthread"], check=True)
     return program
 
 

@@ -19,13 +19,18 @@ MISTAKES: dict[str, Change] = {
 pytestmark = pytest.mark.timeout(300)
 
 
-def test_a_hostile_peer_breaks_nothing(tmp_path: Path) -> None:
-    done = run(build(tmp_path, clang=has_clang()), 50_000)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def test_a_hostile_peer_breaks_nothing(folder: Path) -> None:
+    done = run(build(folder, clang=has_clang()), 50_000)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_found(mistake: str, tmp_path: Path) -> None:
-    done = run(build(tmp_path, clang=has_clang(), change=MISTAKES[mistake]), 1_000_000)
+def test_a_mistake_is_found(mistake: str, folder: Path) -> None:
+    done = run(build(folder, clang=has_clang(), change=MISTAKES[mistake]), 1_000_000)
     assert done.returncode
     assert "does not hold" in done.stderr or "Sanitizer" in done.stderr

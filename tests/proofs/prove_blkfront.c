@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: MIT */
+/* pv_blkfront_complete for any responses: each answers a request that was in flight, once, and no slot is lost or doubled. */
+#include "prove.h"
+#include "pv_blkfront.c"
+
+#define SLOTS 3u
+#define RESPONSES 2u
+#define FIRST_GREF 100u
+#define FEW_SEGMENTS 2u
+
+static struct pv_blkif_request shadow[SLOTS], batch[SLOTS];
+static uint64_t sequence[SLOTS];
+static uint32_t free_slots[SLOTS], held[SLOTS];
+static struct pv_blkfront front;
+
+static int is_shared(const void *at)
+{
+	return 0;
+}
+
+/* Any backend: it has let go of the page or not. */
+int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
+{
+	must(gref - FIRST_GREF < SLOTS * SLOT_PAGES);
+	return nondet_any() & 1 ? -EBUSY : 0;
+}
+
+int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only) { return 0; }
+uint32_t pv_ring_room(const struct pv_ring *ring) { return SLOTS; }
+int64_t pv_ring_push(struct pv_ring *ring, const void *messages, uint32_t n) { return n; }
+int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, int64_t spin_ns) { return 0; }
+
+/* Each slot is free, held, or in flight with a request of its own. */
+static void make_front(void)
+{
+	front = (struct pv_blkfront){ .shadow = shadow, .batch = batch, .sequence = sequence, .free = free_slots,
+				      .held = held, .n_slots = SLOTS, .first_gref = FIRST_GREF };
+	for (uint32_t slot = 0; slot < SLOTS; slot++) {
+		uint8_t n = (uint8_t)nondet_any(), operation = (uint8_t)nondet_any();
+
+		assume(n <= FEW_SEGMENTS);
+		assume(operation == PV_BLKIF_OP_READ || operation == PV_BLKIF_OP_WRITE ||
+		       operation == PV_BLKIF_OP_FLUSH_DISKCACHE);
+		shadow[slot].operation = operation;
+		shadow[slot].nr_segments = n;
+		shadow[slot].id = slot;
+		for (uint32_t i = 0; i < FEW_SEGMENTS; i++) {
+			shadow[slot].seg[i].gref = FIRST_GREF + slot * SLOT_PAGES + i;
+			shadow[slot].seg[i].last_sect = 7;
+		}
+		sequence[slot] = 0;
+		if (nondet_any() & 1) {
+			front.free[front.n_free++] = slot;
+		} else if (nondet_any() & 1) {
+			front.held[front.n_held++] = slot;
+		} else {
+			sequence[slot] = slot + 1;
+			front.n_in_flight++;
+		}
+	}
+}
+
+static void must_account_for_each_slot(void)
+{
+	uint32_t n_in_flight = 0, seen = 0;
+
+	must(front.n_free <= SLOTS && front.n_held <= SLOTS);
+	for (uint32_t i = 0; i < SLOTS; i++) {
+		n_in_flight += sequence[i] != 0;
+		seen |= sequence[i] ? 1u << i : 0;
+	}
+	for (uint32_t i = 0; i < front.n_free; i++)
+		seen |= 1u << front.free[i];
+	for (uint32_t i = 0; i < front.n_held; i++)
+		seen |= 1u << front.held[i];
+	must(n_in_flight == front.n_in_flight && front.n_free + front.n_held + n_in_flight == SLOTS);
+	must(seen == (1u << SLOTS) - 1);
+}
+
+void answers_only_what_was_asked(void)
+{
+	struct pv_blkif_response responses[RESPONSES];
+	struct pv_blkfront_answer answers[RESPONSES];
+	uint64_t before[SLOTS];
+	uint32_t n;
+
+	make_front();
+	for (uint32_t i = 0; i < RESPONSES; i++)
+		responses[i] = (struct pv_blkif_response){ .id = nondet_any(), .operation = (uint8_t)nondet_any(),
+							   .status = (int16_t)nondet_any() };
+	for (uint32_t i = 0; i < SLOTS; i++)
+		before[i] = sequence[i];
+	n = pv_blkfront_complete(&front, responses, RESPONSES, answers);
+	must(n <= RESPONSES && (n < RESPONSES) == (front.violation != 0));
+	for (uint32_t i = 0; i < n; i++) {
+		must(answers[i].slot < SLOTS && answers[i].slot == responses[i].id);
+		must(before[answers[i].slot] && !sequence[answers[i].slot]);
+		must(responses[i].operation == shadow[answers[i].slot].operation);
+		must(answers[i].status == responses[i].status && answers[i].status <= 0 && answers[i].status >= -2);
+		for (uint32_t j = 0; j < i; j++)
+			must(answers[j].slot != answers[i].slot);
+	}
+	if (n < RESPONSES)
+		must(front.wrong.id == responses[n].id);
+	must_account_for_each_slot();
+}

@@ -265,6 +265,7 @@ static void explore(const struct scenario *scenario, int with_bound)
 		execute(scenario);
 	} while (discovered || next_choice());
 	printf("%s: %lu executions\n", scenario->name, (unsigned long)(executions - skipped));
+	memory_report_sites();
 }
 
 int main(int argc, char **argv)
@@ -282,6 +283,5 @@ int main(int argc, char **argv)
 		for (const struct scenario *scenario = *set; scenario->name; scenario++)
 			if (!*only || !strcmp(only, scenario->name))
 				explore(scenario, with_bound);
-	memory_report_sites();
 	return 0;
 }

@@ -57,6 +57,7 @@ void memory_report_sites(void)
 	for (int site = 0; site < N_SITES; site++)
 		if (reached[site])
 			printf("reached %d\n", site);
+	memset(reached, 0, sizeof reached);
 }
 
 void join(struct view *into, const struct view *other)

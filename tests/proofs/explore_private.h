@@ -53,6 +53,7 @@ void point_before_load(void);
 void join(struct view *into, const struct view *other);
 
 void memory_begin(int is_new_scenario);
+/* Of the scenario that has been explored. */
 void memory_report_sites(void);
 void weaken_site(int site, int level);
 void system_begin(void);

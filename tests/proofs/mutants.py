@@ -8,32 +8,38 @@ import time
 from pathlib import Path
 
 from .jobs import each, progress
-from .sites import CORE, WEAKER, Site, all_sites, build, explore, explore_part, scenarios
+from .sites import CORE, WEAKER, Site, all_sites, build, explore, scenarios
 
 BOUND = 3
 PARTS = {"ring": 4}  # of what takes long
 HEADING = "## Orders that no test needs"
 
 
+def reaching(program: Path, bound: int) -> dict[int, list[str]]:
+    """By number of an access: the scenarios that use it."""
+    found: dict[int, list[str]] = {}
+    for name in scenarios():
+        for number in re.findall(r"^reached (\d+)$", explore(program, bound, name)[1], re.MULTILINE):
+            found.setdefault(int(number), []).append(name)
+    return found
+
+
 def survivors(program: Path, bound: int) -> dict[str, str]:
     """By access: the weaker orders with which no scenario fails, "not reached" where none uses it."""
-    _, said = explore(program, bound)
-    reached = {int(number) for number in re.findall(r"^reached (\d+)$", said, re.MULTILINE)}
-    weakened = [site for site in all_sites() if site.macro in WEAKER]
+    used = reaching(program, bound)
 
-    def alive(site: Site) -> list[str]:
+    def alive(site: Site) -> str:
+        if site.number not in used:
+            return "not reached"
         found = []
         for level, name in enumerate(WEAKER[site.macro], 1):
-            if not explore(program, bound, site.number, level)[0]:
+            if not all(explore(program, bound, it, site=site.number, level=level)[0] for it in used[site.number]):
                 break
             found.append(name)
-        return found
+        return ", ".join(found)
 
-    found = {str(site): "not reached" for site in weakened if site.number not in reached}
-    for site, names in each(alive, [site for site in weakened if site.number in reached]):
-        if names:
-            found[str(site)] = ", ".join(names)
-    return found
+    weakened = [site for site in all_sites() if site.macro in WEAKER]
+    return {str(site): found for site, found in each(alive, weakened) if found}
 
 
 def argued() -> dict[str, str]:
@@ -55,8 +61,13 @@ def main() -> int:
     start, right = time.monotonic(), True
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as small:
         program = build(Path(whole))
+
+        def run(piece: tuple[str, int, int]) -> tuple[bool, str]:
+            name, part, parts = piece
+            return explore(program, BOUND, name, part=part, parts=parts)
+
         pieces = [(name, part, PARTS.get(name, 1)) for name in scenarios() for part in range(PARTS.get(name, 1))]
-        for (_, part, parts), (good, said) in each(lambda piece: explore_part(program, BOUND, *piece), pieces):
+        for (_, part, parts), (good, said) in each(run, pieces):
             progress(said.splitlines()[0] + (f", part {part + 1} of {parts}" if parts > 1 else ""), start)
             right &= good
         found = survivors(build(Path(small), "-DMESSAGES=3u"), 1)

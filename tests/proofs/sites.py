@@ -117,19 +117,11 @@ def build(folder: Path, *switches: str) -> Path:
 
 
 def explore(
-    program: Path, bound: int, site: int = -1, level: int = 0, *, timeout: float | None = None
+    program: Path, bound: int, scenario: str = "", *, site: int = -1, level: int = 0, part: int = 0, parts: int = 1
 ) -> tuple[bool, str]:
-    """Whether no violation was found, and what the explorer said."""
-    command = [program, str(bound), str(site), str(level)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"the explorer ended with {done.returncode}: {done.stdout}{done.stderr}")
-    return done.returncode == 0, done.stdout
-
-
-def explore_part(program: Path, bound: int, scenario: str, part: int = 0, parts: int = 1) -> tuple[bool, str]:
-    """The same for one scenario, or one of so many parts of its executions."""
-    command = [program, str(bound), "-1", "0", scenario, str(part), str(parts)]
+    """Whether no violation was found, and what the explorer said. Of all scenarios or one, or a part of its executions;
+    with all orders as they are or one a level weaker."""
+    command = [program, *map(str, (bound, site, level)), scenario, str(part), str(parts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"the explorer ended with {done.returncode}: {done.stdout}{done.stderr}")

@@ -35,7 +35,7 @@ PROOFS = {
     ("ring", "back_pushes"): Proof(6),
     ("ring", "back_pushes of 16"): Proof(6, defines=("ENTRY=16u",)),
     ("ring", "attach_only_when_idle"): Proof(6, quick=True),
-    ("stream", "read_is_in_bounds"): Proof(3, quick=True),
+    ("stream", "read_is_in_bounds"): Proof(3),
     ("stream", "write_is_in_bounds"): Proof(3),
     ("flex", "looks_once_at_the_order"): Proof(6),
     ("flex", "reads_a_packet_or_nothing"): Proof(4, quick=True),

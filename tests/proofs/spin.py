@@ -6,19 +6,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .jobs import each, progress
+
 MODEL = Path(__file__).parent / "ring.pml"
 
-# What must hold, with the number of messages for `make proofs` and for pytest.
+# What must hold, with the number of messages for `make proofs` and for pytest (0: not there).
 HOLDS = {
-    "sequentially consistent": ((), 12, 3),
-    "event after half of what is outstanding": (("HALF",), 12, 3),
+    "sequentially consistent": ((), 12, 2),
+    "event after half of what is outstanding": (("HALF",), 12, 0),
     "stores buffered": (("TSO",), 6, 2),
     "stores buffered, asymmetric fence": (("TSO", "ASYMMETRIC"), 6, 2),
-    "stores buffered, event after half": (("TSO", "HALF"), 6, 2),
+    "stores buffered, event after half": (("TSO", "HALF"), 6, 0),
 }
+# Of the seeded bugs, those that pytest looks for.
+QUICK = ["EVENT_AT_CONS", "PUBLISH_FIRST", "NO_LOOK_AFTER_ARM", "NO_FENCE_IN_PUBLISH", "ARM_BY_STORE", "NO_MEMBARRIER"]
 # Seeded bugs: each has to be found, with this many messages.
 BUGS = {
     "NO_RECHECK": ((), 4),
@@ -59,20 +64,34 @@ def check(switches: tuple[str, ...], messages: int, folder: Path, *, optimize: b
     return Verdict(int(errors[1]), int(states[1]), what[1] if what else "")
 
 
+def check_bug(bug: str, folder: Path) -> Verdict:
+    switches, messages = BUGS[bug]
+    return check((*switches, f"BUG_{bug}"), messages, folder, optimize=False)
+
+
 def main() -> int:
     if shutil.which("spin") is None:
         print("spin is missing: apt-get install spin", file=sys.stderr)
         return 1
-    bad = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (switches, messages, _) in HOLDS.items():
-            verdict = check(switches, messages, Path(folder))
-            print(f"{name}: {messages} messages, {verdict.states} states, {verdict.errors} errors {verdict.what}")
-            bad += verdict.errors
-        for bug, (switches, messages) in BUGS.items():
-            verdict = check((*switches, f"BUG_{bug}"), messages, Path(folder), optimize=False)
-            print(f"{bug}: {'found: ' + verdict.what if verdict.errors else 'NOT FOUND'}")
+    start, bad = time.monotonic(), 0
+
+    def run(name: str) -> Verdict:
+        with tempfile.TemporaryDirectory() as folder:
+            if name in BUGS:
+                return check_bug(name, Path(folder))
+            switches, messages, _ = HOLDS[name]
+            return check(switches, messages, Path(folder))
+
+    for name, verdict in each(run, [*HOLDS, *BUGS]):
+        if name in BUGS:
+            progress(f"{name}: {'found: ' + verdict.what if verdict.errors else 'NOT FOUND'}", start)
             bad += not verdict.errors
+        else:
+            messages = HOLDS[name][1]
+            progress(
+                f"{name}: {messages} messages, {verdict.states} states, {verdict.errors} errors {verdict.what}", start
+            )
+            bad += verdict.errors
     return bad > 0
 
 

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_hostile_peer_breaks_nothing(folder: Path) -> None:
-    done = run(build(folder, clang=has_clang()), 50_000)
+    done = run(build(folder, clang=has_clang()), 20_000)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.harness import Bench, Mark, Spread, pin
+from benchmarks.harness import Bench, Mark, Spread, alone, pin
 from benchmarks.xenstore import measure
-from benchmarks.xenstore_cells import Claim, Row, alone, cells, judge
+from benchmarks.xenstore_cells import Claim, Row, cells, judge
 from benchmarks.xenstore_daemons import OURS, OX, SOURCES, STRICT, C, Load, LoadGenerator, Running, available, started
 from benchmarks.xenstore_isolation import FLOODS, NODES, Flooder, flooder
 from benchmarks.xenstore_ring import CORE, ring

@@ -18,7 +18,7 @@ from paravirt.ring._core import ffi, lib
 from paravirt.ring.looking import Batch, LookedObject, Record, Records, RingLabel, parse_layout
 from paravirt.ring.memory import Mapping, create_object
 from paravirt.ring.shared import BackRing, FrontRing
-from paravirt.ring.statistics import statistics_of
+from paravirt.ring.ring_statistics import statistics_of
 
 from .support import NEAR_WRAP, REQUEST, RESPONSE, answers, requests
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from paravirt.hypervisor.looking import BUCKETS_NS, LiveRing, LookedEnd, percentile_ns
-from paravirt.ring.statistics import RingStatistics
+from paravirt.ring.ring_statistics import RingStatistics
 
 RATES = (
     "requests",

@@ -17,8 +17,8 @@ from paravirt.errors import AlreadyExists, Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.looking import Batch, LookedObject, Record, Records, RingLabel, parse_layout
 from paravirt.ring.memory import Mapping, create_object
-from paravirt.ring.shared import BackRing, FrontRing
 from paravirt.ring.ring_statistics import statistics_of
+from paravirt.ring.shared import BackRing, FrontRing
 
 from .support import NEAR_WRAP, REQUEST, RESPONSE, answers, requests
 
@@ -85,8 +85,8 @@ def test_both_ends_are_seen_as_they_count(place: Place) -> None:
     for n in (1, 5, 32):
         place.exchange(n)
     front, back = place.copy(0), place.copy(1)
-    assert statistics_of(front.ring) == place.front.statistics()
-    assert statistics_of(back.ring) == place.back.statistics()
+    assert statistics_of(front.ring, is_front=True) == place.front.statistics()
+    assert statistics_of(back.ring, is_front=False) == place.back.statistics()
     assert (front.ring.prod, front.ring.cons) == (NEAR_WRAP + 38, NEAR_WRAP + 38)
     assert (ffi.string(front.kind), ffi.string(front.protocol)) == (b"vtest", b"test")
     assert (front.device_id, front.queue, front.port, front.domid, front.granter_domid) == (7, 1, 3, 1, 1)
@@ -102,7 +102,7 @@ def test_an_end_that_is_closed_is_gone_and_its_record_is_used_again(place: Place
     assert place.looked.copy(1) is None
     place.back = BackRing.attach(place.memory.view, *MESSAGES, record=place.claim())
     assert place.copy(1).generation == before + 1
-    assert statistics_of(place.copy(1).ring).requests == 0
+    assert statistics_of(place.copy(1).ring, is_front=False).requests == 0
 
 
 def test_a_ring_that_cannot_be_made_gives_its_record_back(place: Place) -> None:

@@ -100,7 +100,7 @@ def test_an_idle_sleeping_pair_is_never_woken() -> None:
                 told = json.loads(output_of(process).readline())
                 ours_woken = waiter.statistics().wakeups
     os.close(memory_fd)
-    assert told["waiter"] == {"sleeps": rounds, "wakeups": rounds}
+    assert told["waiter"] == {"sleeps": rounds, "wakeups": rounds, "unheard": 0}
     assert told["ring"]["sleeps"] == rounds
     assert told["ring"]["events"] == rounds
     assert told["ring"]["notifications_spurious"] == 0

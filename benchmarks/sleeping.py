@@ -7,18 +7,19 @@ import subprocess
 from collections.abc import Iterable
 from functools import partial
 
+from paravirt.testing.bench.programs import RING_PARTS
+
 from .harness import Answer, Bench, Mark, alone
 
 QUESTION = "What does it cost to sleep and be woken?"
 UNIT = "Microseconds; doorbells a message; wake-ups."
-CORE = ("ring", "ring_wait", "spin", "event", "home", "wait", "wait_late")
 PAGES = 4
 MANY = 10_000
 MICROSECOND = 1e3
 
 
 def ask(bench: Bench) -> Iterable[Answer]:
-    program = bench.compile("sleeping", ["sleeping.c"], CORE)
+    program = bench.compile("sleeping", ["sleeping.c"], RING_PARTS)
 
     def measure(mode: str, *number: int) -> float:
         command = [str(program), mode, *map(str, bench.cpus), str(bench.seconds), *map(str, number)]

@@ -301,9 +301,12 @@ class Mapper(_Half):
 
         The statuses, which are a column of `ops`. Raises `InvalidRequest` for another array.
         """
-        if ops.dtype != COPY_OP or not ops.flags.c_contiguous or not ops.flags.writeable:
-            raise InvalidRequest("a batch of copies is a writable, contiguous array of COPY_OP")
-        batch = ffi.from_buffer("struct pv_grant_copy_op[]", ops)
+        if ops.dtype is not COPY_OP and ops.dtype != COPY_OP:  # to compare costs more than the call
+            raise InvalidRequest(f"a batch of copies is an array of COPY_OP, not of {ops.dtype}")
+        try:
+            batch = ffi.from_buffer("struct pv_grant_copy_op[]", ops, require_writable=True)
+        except (BufferError, ValueError) as error:
+            raise InvalidRequest(f"a batch of copies is a contiguous array of COPY_OP to write to: {error}") from error
         with ffi.from_buffer("uint8_t[]", local, require_writable=not to_grant) as buffer:
             lib.pv_grant_copy(self.core, batch, ops.size, buffer, len(buffer), to_grant)
         statuses: NDArray[np.int16] = ops["status"]

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .harness import Answer, Bench, NotHere, machine
+from .harness import FEWEST_PAIRS, Answer, Bench, NotHere, machine
 
 COLORS = {"met": "green", "missed": "red", "inconclusive": "yellow", "-": "dim"}
 
@@ -63,7 +63,13 @@ def show_peer(console: Console, answers: list[Answer]) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--pairs", type=click.IntRange(2), default=15, show_default=True, help="Samples of each side.")
+@click.option(
+    "--pairs",
+    type=click.IntRange(2),
+    default=15,
+    show_default=True,
+    help="Samples of each side; up to twice as many if fewer than 10 are comparable.",
+)
 @click.option("--seconds", type=click.FloatRange(0.01), default=0.2, show_default=True, help="For each sample.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write everything there."
@@ -74,7 +80,7 @@ def main(names: tuple[str, ...], pairs: int, seconds: float, json_file: Path | N
     known = questions()
     if unknown := set(names) - set(known):
         raise click.UsageError(f"no question {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    about = machine()
+    about, extra = machine(), pairs if pairs >= FEWEST_PAIRS else 0
     console.print(", ".join(f"{name} {value}" for name, value in about.items()))
     console.print("Medians. Both sides of a line are measured in turn, on the same two CPUs.")
     answered: dict[str, list[Answer]] = {}
@@ -83,7 +89,7 @@ def main(names: tuple[str, ...], pairs: int, seconds: float, json_file: Path | N
         console.print(f"\n[bold]{known[name].QUESTION}[/] {unit}")
         answered[name] = []
         try:
-            with console.status("measuring"), Bench(pairs=pairs, seconds=seconds) as bench:
+            with console.status("measuring"), Bench(pairs=pairs, seconds=seconds, extra=extra) as bench:
                 answered[name].extend(known[name].ask(bench))
         except NotHere as reason:
             console.print(f"skipped: {reason}")

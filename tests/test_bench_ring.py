@@ -132,7 +132,11 @@ def test_python_sides(name: Own, processes: int, programs: Programs) -> None:
     options = Options("adaptive", "asymmetric", processes)
     with open_sides([name], [], SMALL, options, two_cpus(), programs) as (side,):
         for mode in MODES:
-            check_sample(side.measure(replace(SMALL, mode=mode), 0.02), mode)
+            seen = side.measure(replace(SMALL, mode=mode), 0.02)
+            check_sample(seen, mode)
+            assert seen.notified is not None
+            assert seen.notified <= 2
+            assert seen.sleeps is not None
         assert len(side.pids()) == processes
         with pytest.raises(InvalidRequest, match="do not fit a ring"):
             side.measure(Case(in_flight=1024, slots=1024), 0.02)

@@ -216,7 +216,13 @@ def _print(console: Console, results: Sequence[Result], options: Options, second
 def _print_mode(console: Console, mode: Mode, results: list[Result], seconds: float) -> None:
     """One table: of rates, or of round trips."""
     first = results[0].side
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{mode}: {TITLES[mode]}", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title=f"{mode}: {TITLES[mode]}",
+        title_justify="left",
+    )
     table.add_column("batch", justify="right")
     table.add_column("side")
     measured = ("p50", "p99") if mode == "pingpong" else ("median", "quartiles", f"x {first}")
@@ -228,6 +234,11 @@ def _print_mode(console: Console, mode: Mode, results: list[Result], seconds: fl
         for result in sides:
             table.add_row(*_row(result, sides[0], seconds))
     console.print(table)
+    for result in results:
+        notified, sleeps = result.counted().spread("notified"), result.counted().spread("sleeps")
+        if notified and sleeps:
+            what = f"{notified.median:.2g} notifications and {sleeps.median:.2g} sleeps a message"
+            console.print(f"[dim]{result.side}, batches of {result.case.batch}: {what}[/]")
     for batch, why in {result.case.batch: result.doubt for result in results if result.doubt}.items():
         console.print(f"[yellow]batches of {batch} are inconclusive: {why}[/]")
 
@@ -245,9 +256,9 @@ def _row(result: Result, reference: Result, seconds: float) -> list[str]:
             rate.show(1e6) if rate else "",
             f"{times.median:.2f}" if times and result.side != reference.side else "",
         ]
-    cpus = f"{cpu_s.median / seconds:.2f}" if cpu_s else ""
+    shown.append(f"{cpu_s.median / seconds:.2f}" if cpu_s else "")
     samples = f"{len(counted.rounds)}/{len(result.rounds)} {result.distance}"
-    return [str(result.case.batch), result.side, *shown, cpus, samples]
+    return [str(result.case.batch), result.side, *shown, samples]
 
 
 def _print_changes(console: Console, comparisons: Sequence[Comparison]) -> None:

@@ -169,6 +169,8 @@ class RingRun:
             told.get("round_trip_p50_ns"),
             told.get("round_trip_p99_ns"),
             told["cpu_s"],
+            told["sent"] / max(told["messages"], 1),
+            told["sleeps"] / max(told["messages"], 1),
         )
 
     def _ask(

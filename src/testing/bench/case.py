@@ -69,3 +69,7 @@ class Sample:
     p99_ns: float | None
     cpu_s: float
     """User and system time of both ends."""
+    notified: float | None = None
+    """Notifications a message that either end had to send; counted by this project's ring in Python."""
+    sleeps: float | None = None
+    """Sleeps a message, of either end; counted there, too."""

@@ -152,7 +152,7 @@ static uint64_t echo_front(struct end *end, int64_t *took_ns)
 			done += n;
 		}
 		now = now_ns();
-	} while (now - start < length_ns);
+	} while (now - start < length_ns || !done);
 	*took_ns = now - start;
 	for (counted = done; done < sent;) {
 		uint32_t n = take_responses(end, front_responses, batch);

@@ -96,7 +96,7 @@ struct pv_look_record {
 	struct pv_ring ring;
 	struct pv_look_stamp stamps[PV_LOOK_STAMPS];
 	uint64_t latency[PV_LOOK_BUCKETS];     /* front: push to take of the k-th request and response; back: take to push */
-	uint8_t request[PV_LOOK_LAYOUT_BYTES];   /* layout of the messages, as JSON of a numpy dtype's descr; or empty */
+	uint8_t request[PV_LOOK_LAYOUT_BYTES];   /* layout of the messages, as JSON (ring/looking.py); or empty */
 	uint8_t response[PV_LOOK_LAYOUT_BYTES];
 };
 

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,28 +128,49 @@ class Records:
 
 
 def _layout(message: "np.dtype[Any]") -> bytes:
-    """The fields of a message as text; b"" for one that is too long to say."""
-    text = b""
-    with contextlib.suppress(ValueError):  # fields that overlap
-        text = json.dumps(message.descr, separators=(",", ":")).encode() if message.names else b""
-    return text if len(text) <= _LAYOUT_BYTES else b""
+    """The fields of a message as JSON; b"" for one that is too long to say."""
+    text = json.dumps(_described(message), separators=(",", ":")).encode()
+    return text if message.names and len(text) <= _LAYOUT_BYTES else b""
+
+
+def _described(kind: "np.dtype[Any]") -> Any:
+    """A name of numpy's; [kind, shape] of an array; of a structure {field: [kind, offset], "": size}."""
+    if kind.subdtype is not None:
+        return [_described(kind.subdtype[0]), list(kind.shape)]
+    if kind.fields is None:
+        return kind.str
+    return {name: [_described(field[0]), field[1]] for name, field in kind.fields.items()} | {"": kind.itemsize}
 
 
 def parse_layout(text: bytes, n_bytes: int) -> "np.dtype[Any] | None":
     """What `_layout` wrote; None for anything that is not a layout of exactly `n_bytes`."""
     with contextlib.suppress(Exception):  # numpy raises whatever it likes for nonsense
-        made = np.dtype(_tuples(json.loads(text)))
-        if made.itemsize == n_bytes and made.names and not made.hasobject:
+        made = _parsed(json.loads(text), n_bytes)
+        if made.names and made.itemsize == n_bytes and not made.hasobject:
             return made
     return None
 
 
-def _tuples(descr: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """JSON has lists only."""
-    fields = []
-    for name, kind, *shape in descr:
-        fields.append((name, _tuples(kind) if isinstance(kind, list) else kind, *map(tuple, shape)))
-    return fields
+def _parsed(told: Any, n_bytes: int) -> "np.dtype[Any]":
+    """Of exactly so many bytes. Raises whatever comes for anything else."""
+    if isinstance(told, dict):
+        size = told.pop("")
+        fields = {name: (_parsed(kind, n_bytes), offset) for name, (kind, offset) in told.items()}
+        made = np.dtype(
+            {
+                "names": list(fields),
+                "formats": [kind for kind, _ in fields.values()],
+                "offsets": [offset for _, offset in fields.values()],
+                "itemsize": size,
+            }
+        )
+    elif isinstance(told, list):
+        made = np.dtype((_parsed(told[0], n_bytes), tuple(told[1])))
+    else:
+        made = np.dtype(str(told))
+    if made.itemsize > n_bytes:
+        raise ValueError("too large")
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,19 +400,37 @@ def test_a_lying_end_of_the_log_is_skipped(place: Place, tail: int) -> None:
     [
         b"",
         b"[" * 500,
+        b'[["<u8",' * 60 + b"[2]" + b"]" * 120,
         b"7",
-        b'[["id"]]',
-        b'[["id","O"]]',
-        b'[["id","<u8",[1000000000000]]]',
-        b'[["id","<u8",[-1]]]',
-        b'[["id","V2147483647"]]',
-        b'[["id",[["x"]]]]',
-        b'[["id","<u4"]]',
+        b'"O"',
+        b'"<u8"',
+        b'["id"]',
+        b'{"id":["O",0]}',
+        b'{"id":["<u8",-8],"":8}',
+        b'{"id":["<u8",4],"":8}',
+        b'{"id":[["<u8",[1000000000000]],0],"":8}',
+        b'{"id":[["u1",[-1]],0],"":8}',
+        b'{"id":["V2147483647",0],"":8}',
+        b'{"id":["<u4",0],"":4}',
+        b'{"":8}',
         b"\xff\xfe",
     ],
 )
-def test_a_layout_that_is_none(text: bytes) -> None:
+def test_what_is_no_layout(text: bytes) -> None:
     assert parse_layout(text, 8) is None
+
+
+def test_a_layout_is_told_as_it_is(place: Place) -> None:
+    """Gaps, arrays and structures in it, too; one that is too long to say is left out."""
+    segment = np.dtype({"names": ["ref", "last"], "formats": ["<u4", "u1"], "offsets": [0, 5], "itemsize": 8})
+    told = np.dtype({"names": ["id", "all"], "formats": ["<u8", (segment, (3, 2))], "offsets": [8, 16], "itemsize": 72})
+    long = np.dtype([(f"a_long_name_of_a_field_{i}", "<u4") for i in range(40)])
+    place.front.close()
+    place.front = FrontRing.create(place.memory.view, told, long, record=place.claim())
+    copy = place.copy(0)
+    assert parse_layout(ffi.string(copy.request), 72) == told
+    assert parse_layout(ffi.string(copy.request), 80) is None
+    assert ffi.string(copy.response) == b""
 
 
 def test_dom0_maps_only_its_wishes_writable(place: Place) -> None:

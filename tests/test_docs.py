@@ -34,6 +34,11 @@ def test_xenstore_guide_example(tmp_path: Path) -> None:
     assert said == ["/tool/example/state", "/tool/example/state", "['a']"]
 
 
+def test_looking_guide_example(tmp_path: Path) -> None:
+    said = run(["-c", example_of("docs/looking.md")[1]], tmp_path).splitlines()
+    assert said == ["front 1 200 0 True", "back 0 200 0 True", "200 16384"]
+
+
 def test_device_guide_example(tmp_path: Path) -> None:
     said = run(["-c", example_of("docs/new-device.md")[1]], tmp_path).splitlines()
     assert said == ["16", "256 8", "9 4 pages of the ring"]

@@ -24,6 +24,7 @@ from paravirt.errors import InvalidRequest, NotFound, ParavirtError
 from paravirt.hypervisor.messages import Op, get_text
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.looking import LookedObject, Record, Records, RingLabel, parse_layout
+from paravirt.ring.looking import Wish as Wish
 from paravirt.ring.memory import PAGE_BYTES
 from paravirt.ring.ring_statistics import RingStatistics, statistics_of
 
@@ -381,8 +382,8 @@ class Looker:
             raise NotFound("the process of this ring is gone")
         return self._seen[number].looked
 
-    def want(self, end: LookedEnd, what: int) -> None:
-        """Want `lib.PV_LOOK_LATENCY` or `PV_LOOK_TAP` of an end for the next `WISH_S`."""
+    def want(self, end: LookedEnd, what: Wish) -> None:
+        """Want something of an end for the next `WISH_S`."""
         self.object(end.object).want(end.record, what, time.monotonic_ns() + int(WISH_S * 1e9))
 
     def header(self, ring: LiveRing) -> Header:

@@ -34,6 +34,9 @@ from paravirt.ring.memory import PAGE_BYTES, Mapping, Provider, create_object, m
 
 log = logging.getLogger(__name__)
 
+LOOKS_LEFT = 8
+"""Statistics objects for which there must be memory before another one is made."""
+
 
 def available_bytes() -> int:
     """Memory the kernel could hand out now (MemAvailable)."""
@@ -178,7 +181,12 @@ class Resources:
         return fd
 
     def make_look(self, number: int) -> None:
-        """A statistics object: always one that its process cannot shrink under Dom0's eyes."""
+        """A statistics object: always one that its process cannot shrink under Dom0's eyes.
+
+        None is made of the last memory, which arenas may need.
+        """
+        if self.budget_bytes - self.used_bytes < LOOKS_LEFT * lib.PV_LOOK_BYTES:
+            raise ResourceLimit("too little memory is left in the budget for statistics")
         self._looks[number] = self._create("memfd", lib.PV_LOOK_BYTES)
 
     # Handing out. Descriptors stay the broker's unless said otherwise.

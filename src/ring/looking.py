@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ CData = Any
 N_RECORDS: int = lib.PV_LOOK_RECORDS
 _NAME_BYTES = lib.PV_LOOK_NAME_BYTES - 1
 _LAYOUT_BYTES = lib.PV_LOOK_LAYOUT_BYTES - 1
+
+
+class Wish(IntFlag):
+    """What Dom0 can want of a record for a while."""
+
+    LATENCY = lib.PV_LOOK_LATENCY
+    """The latency of every message."""
+    LOG = lib.PV_LOOK_TAP
+    """A log of every batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +239,8 @@ class LookedObject:
         """Numbers of the records that are not free."""
         return [n for n in range(N_RECORDS) if lib.pv_look_at(self.head, n).state == lib.PV_LOOK_LIVE]
 
-    def want(self, number: int, what: int, until_ns: int) -> None:
-        """Want `lib.PV_LOOK_LATENCY` or `PV_LOOK_TAP` of a record until then (CLOCK_MONOTONIC)."""
+    def want(self, number: int, what: Wish, until_ns: int) -> None:
+        """Want something of a record until then (CLOCK_MONOTONIC)."""
         lib.pv_look_want(self.head, number, what, until_ns)
 
     # The log of batches

@@ -10,7 +10,7 @@ import pytest
 
 from paravirt.errors import HypervisorError, InvalidRequest, NotFound, ParavirtError, PermissionRefused
 from paravirt.hypervisor.client import EventChannel, Hypervisor, PortState
-from paravirt.hypervisor.looking import BUCKETS_NS, Header, Looker, choose, percentile_ns
+from paravirt.hypervisor.looking import BUCKETS_NS, Header, Looker, Wish, choose, percentile_ns
 from paravirt.hypervisor.messages import Op
 from paravirt.hypervisor.rules import Limits
 from paravirt.ring._core import lib
@@ -138,7 +138,7 @@ def test_a_process_that_ended_is_not_seen(world: World, looker: Looker) -> None:
     assert left.front is None
     assert left.back is not None
     with pytest.raises(NotFound):
-        looker.want(seen.front, lib.PV_LOOK_LATENCY)
+        looker.want(seen.front, Wish.LATENCY)
     ring.close_back()
 
 
@@ -296,7 +296,7 @@ def test_the_budget_and_the_quota(make_world: Callable[..., World]) -> None:
 
 
 def test_without_memory_drivers_go_on_without(make_world: Callable[..., World]) -> None:
-    world = make_world(budget_bytes=64 * 4096)
+    world = make_world(budget_bytes=8 * lib.PV_LOOK_BYTES)  # which has made bindings pages already
     guest, before = world.guest(), world.dom0.info().used_bytes
     assert record(guest, (8,), None, 0) is None
     assert world.dom0.info().used_bytes == before

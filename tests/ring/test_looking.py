@@ -15,7 +15,7 @@ import pytest
 
 from paravirt.errors import AlreadyExists, Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
-from paravirt.ring.looking import Batch, LookedObject, Record, Records, RingLabel, parse_layout
+from paravirt.ring.looking import Batch, LookedObject, Record, Records, RingLabel, Wish, parse_layout
 from paravirt.ring.memory import Mapping, create_object
 from paravirt.ring.ring_statistics import statistics_of
 from paravirt.ring.shared import BackRing, FrontRing
@@ -154,7 +154,7 @@ def test_one_message_in_64_has_its_latency_measured(place: Place) -> None:
 
 def test_every_message_has_while_it_is_wanted(place: Place) -> None:
     for number in (0, 1):
-        place.looked.want(number, lib.PV_LOOK_LATENCY, FOREVER)
+        place.looked.want(number, Wish.LATENCY, FOREVER)
     for n in (1, 2, 3, 32, 7):
         place.exchange(n)
     place.front.push(requests(0, 20))
@@ -166,9 +166,9 @@ def test_every_message_has_while_it_is_wanted(place: Place) -> None:
 
 
 def test_a_wish_runs_out(place: Place) -> None:
-    place.looked.want(0, lib.PV_LOOK_LATENCY | lib.PV_LOOK_TAP, 1)
-    place.looked.want(1, lib.PV_LOOK_LATENCY, FOREVER)
-    place.looked.want(1, lib.PV_LOOK_LATENCY, 5)  # of somebody who wants less
+    place.looked.want(0, Wish.LATENCY | Wish.LOG, 1)
+    place.looked.want(1, Wish.LATENCY, FOREVER)
+    place.looked.want(1, Wish.LATENCY, 5)  # of somebody who wants less
     place.exchange(40)
     wanted = place.looked.head.wanted
     assert (wanted[0].latency_until_ns, wanted[0].tap_until_ns) == (0, 0)
@@ -234,7 +234,7 @@ def streams(batches: list[Batch]) -> dict[tuple[int, bool], bytes]:
 def test_the_log_has_every_message_of_both_ends_in_order(place: Place) -> None:
     place.looked.open_log()
     for number in (0, 1):
-        place.looked.want(number, lib.PV_LOOK_TAP, FOREVER)
+        place.looked.want(number, Wish.LOG, FOREVER)
     sent, batches = [], []
     for i in range(1100):  # several times around the log
         place.exchange(i % 32 + 1, first_id=i * 32)
@@ -256,7 +256,7 @@ def test_the_log_has_every_message_of_both_ends_in_order(place: Place) -> None:
 
 def test_slots_that_are_filled_in_place_are_logged_too(place: Place) -> None:
     place.looked.open_log()
-    place.looked.want(0, lib.PV_LOOK_TAP, FOREVER)
+    place.looked.want(0, Wish.LOG, FOREVER)
     slots = place.front.reserve(3)
     slots[:] = requests(5, 3)
     place.front.commit(3)
@@ -268,7 +268,7 @@ def test_slots_that_are_filled_in_place_are_logged_too(place: Place) -> None:
 
 def test_a_log_that_nobody_reads_loses_messages_and_stops_nobody(place: Place) -> None:
     place.looked.open_log()
-    place.looked.want(0, lib.PV_LOOK_TAP, FOREVER)
+    place.looked.want(0, Wish.LOG, FOREVER)
     for i in range(1000):
         place.exchange(32, first_id=i)
     logged = sum(batch.count for batch in place.batches())
@@ -290,7 +290,7 @@ def test_one_recorder_at_a_time(place: Place) -> None:
 def test_the_memory_of_the_log_is_given_back(place: Place) -> None:
     before = os.fstat(place.fd).st_blocks
     place.looked.open_log()
-    place.looked.want(0, lib.PV_LOOK_TAP, FOREVER)
+    place.looked.want(0, Wish.LOG, FOREVER)
     for _ in range(100):
         place.exchange(32)
     assert os.fstat(place.fd).st_blocks > before + 100
@@ -318,7 +318,7 @@ def test_rings_of_several_threads_log_side_by_side() -> None:
     with LookedObject(fd) as looked:
         looked.open_log()
         for number in range(3):
-            looked.want(number, lib.PV_LOOK_TAP, FOREVER)
+            looked.want(number, Wish.LOG, FOREVER)
         threads = [threading.Thread(target=run, args=(pairs[2 * i], pairs[2 * i + 1])) for i in range(3)]
         for thread in threads:
             thread.start()

@@ -12,8 +12,7 @@ import click
 from paravirt.cli.context import Context, pass_context
 from paravirt.cli.ring.list import state
 from paravirt.cli.ring.rates import EndRates, Watch
-from paravirt.hypervisor.looking import BUCKETS_NS, LiveRing, Looker
-from paravirt.ring._core import lib
+from paravirt.hypervisor.looking import BUCKETS_NS, LiveRing, Looker, Wish
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,7 +83,7 @@ def _ticks(interval_s: float, seconds: float | None) -> Iterator[None]:
 def _want_latencies(looker: Looker, rings: list[LiveRing]) -> None:
     for ring in rings:
         for end in ring.ends.values():
-            looker.want(end, lib.PV_LOOK_LATENCY)
+            looker.want(end, Wish.LATENCY)
 
 
 @contextmanager

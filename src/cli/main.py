@@ -57,7 +57,7 @@ COMMANDS = {
     "run": ("paravirt.cli.run:run", "Run a command as a domain, isolated from the host."),
     "vbd": ("paravirt.cli.vbd:vbd", "Attach, detach and list the disks of domains."),
     "device": ("paravirt.cli.device:device", "Attach, detach and list devices of any class."),
-    "ring": ("paravirt.cli.ring:ring", "Look at live rings: list, watch, kick."),
+    "ring": ("paravirt.cli.ring:ring", "Look at live rings, without stopping them."),
     "evtchn": ("paravirt.cli.evtchn:evtchn", "Look at event channels."),
     "xenstore": ("paravirt.cli.xenstore:xenstore", "Look at xenstore and change it."),
     "bench": ("paravirt.cli.main:bench", "Measure."),

@@ -19,7 +19,8 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 BASE = ROOT / "build" / "coverage"
 CORE = ROOT / "c_ext"
 LINES, BRANCHES = 98.0, 92.0
@@ -38,7 +39,7 @@ def build() -> None:
         **os.environ,
         "DIST_EXTRA_CONFIG": str(config),
         "CFLAGS": " ".join(COUNTERS),
-        "LDFLAGS": "--coverage",
+        "LDFLAGS": "--coverage -Wl,-u,__gcov_dump",
         "PARAVIRT_OPTIMIZE": "-O0",
     }
     install = ["install", "--disable-pip-version-check", "-q", "--no-deps", "--upgrade", "--target", str(BASE / "lib")]
@@ -49,11 +50,13 @@ def run_tests(arguments: list[str]) -> int:
     """pytest's exit code."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(BASE / "lib"),
+        "PYTHONPATH": f"{BASE}/lib:{HERE}/site",
         # Where a process of another user may not write its counters, the tests' own streams say nothing of it.
         "GCOV_ERROR_FILE": str(BASE / "errors"),
+        "PARAVIRT_TEST_CFLAGS": " ".join(["-O0", *COUNTERS]),
     }
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "300"]
+    pytest.append(f"--basetemp={BASE}/programs")
     return subprocess.run([*pytest, *arguments], cwd=ROOT, env=environment, check=False).returncode
 
 
@@ -62,7 +65,7 @@ def measure(files: tuple[str, ...]) -> Any:
     pages = BASE / "html"
     shutil.rmtree(pages, ignore_errors=True)
     pages.mkdir()
-    command = [str(Path(sys.executable).parent / "gcovr"), "--root", str(ROOT), str(BASE / "build")]
+    command = [str(Path(sys.executable).parent / "gcovr"), "--root", str(ROOT), str(BASE)]
     for name in files:
         command += ["--filter", f"{CORE}/{name}"]
     command += ["--exclude-noncode-lines", "--json-summary", str(BASE / "summary.json")]

@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: MIT
 """Slots, shadow and grants of a frontend, against a backend that the test plays message by message."""
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 
 from paravirt.errors import InvalidRequest
 from paravirt.protocol.blkif import MAX_REQUEST_BYTES, MAX_SEGMENTS, REQUEST, RESPONSE, Operation, Status
+from paravirt.ring._core import ffi, lib
 from paravirt.ring.blkfront import Slots
+from paravirt.ring.event import EventPort, EventWaiter
 from paravirt.ring.grant import Granter, GrantFailed, Mapper, entries_bytes, init_maptrack, maptrack_bytes
 from paravirt.ring.memory import Mapping, address_of, map_new
 from paravirt.ring.shared import BackRing, FrontRing
+
+from ..faults import failing
 
 BASE, N_SLOTS, BACKEND = 8, 32, 0
 PAGES = N_SLOTS * MAX_SEGMENTS
@@ -198,3 +204,75 @@ def test_the_same_answer_twice(stage: Stage) -> None:
     done, error = stage.answer(first)
     assert done == []
     assert "not in flight" in str(error)
+
+
+def ask(operation: Operation, length: int = 512) -> Any:
+    return ffi.new("struct pv_blkfront_ask *", {"operation": operation, "offset": 0, "length": length})
+
+
+def test_a_page_that_is_granted_already_lets_a_whole_batch_go(stage: Stage) -> None:
+    """None of the batch is sent, all its grants and slots are back; what was granted by somebody else stays so."""
+    slots = [N_SLOTS - 1 - i for i in range(N_SLOTS)]
+    taken = stage.slots.core.free[N_SLOTS - 3]
+    page = taken * MAX_SEGMENTS + 1
+    gref = stage.granter.access(page)
+    with pytest.raises(InvalidRequest, match="EBUSY"):
+        stage.issue(*[(Operation.READ, 0, 4096 * 3)] * 5)
+    assert stage.back.take_batch().size == 0
+    assert (stage.slots.in_flight, stage.slots.free, stage.slots.held) == (0, N_SLOTS, 0)
+    assert stage.granter.statistics().granted == 1
+    assert stage.granter.revoke(gref)
+    assert len(stage.issue(*[(Operation.READ, 0, 512)] * N_SLOTS)) == len(slots)
+
+
+def test_what_cannot_be_sent_is_withdrawn(stage: Stage) -> None:
+    """A ring that is dead takes nothing: grants and slots are back."""
+    stage.rings[-1].view[8:12] = (1000).to_bytes(4, "little")
+    assert lib.pv_ring_poll(stage.front.core) == -errno.EPROTO
+    chosen = ffi.new("uint32_t[2]")
+    asks = ffi.new("struct pv_blkfront_ask[2]", [ask(Operation.READ)[0], ask(Operation.WRITE, 8192)[0]])
+    assert lib.pv_blkfront_issue(stage.slots.core, stage.front.core, asks, 2, chosen) == -errno.EPROTO
+    assert (stage.slots.in_flight, stage.slots.free, stage.slots.held) == (0, N_SLOTS, 0)
+    assert stage.granter.statistics().granted == 0
+
+
+def test_more_than_a_ring_has_room_for(stage: Stage) -> None:
+    small = ffi.new("struct pv_ring *")
+    memory = ffi.new("uint64_t[]", 64)
+    assert lib.pv_ring_create(small, memory, 64 + 4 * 112, 112, 112, 16, ffi.NULL, 0) == 0
+    asks = ffi.new("struct pv_blkfront_ask[5]", [ask(Operation.READ)[0]] * 5)
+    chosen = ffi.new("uint32_t[5]")
+    assert lib.pv_blkfront_issue(stage.slots.core, small, asks, 5, chosen) == -errno.ENOSPC
+    assert lib.pv_blkfront_issue(stage.slots.core, stage.front.core, asks, 5, chosen) & 0xFFFFFFFF == 5
+    assert lib.pv_blkfront_reissue(stage.slots.core, small) == -errno.ENOSPC
+    with failing("malloc"):
+        assert lib.pv_blkfront_reissue(stage.slots.core, stage.front.core) == -errno.ENOMEM
+    assert len(stage.back.take_batch()) == 5, "each once"
+    assert stage.slots.in_flight == 5, "and none is forgotten"
+
+
+def test_an_exchange_that_went_wrong(stage: Stage) -> None:
+    chosen, answer = ffi.new("uint32_t *"), ffi.new("struct pv_blkfront_answer *")
+    core = stage.slots.core
+
+    def exchange(ring: Any) -> int:
+        return int(lib.pv_blkfront_exchange(core, ring, ask(Operation.READ), 1000, chosen, answer))
+
+    assert exchange(stage.front.core) == lib.PV_BLKFRONT_IN_FLIGHT
+    asked = stage.back.take_batch()
+    forged = np.zeros(1, RESPONSE)
+    forged["id"], forged["operation"] = asked["id"], Operation.WRITE
+    stage.back.push(forged)
+    # The request before is in flight: its answer, which lies, is taken for the one that is asked now.
+    assert exchange(stage.front.core) == lib.PV_BLKFRONT_WRONG
+    assert core.violation == lib.PV_BLKFRONT_WRONG_OPERATION
+    generation = ffi.new("uint32_t *", 1)
+    with EventWaiter(generation) as waiter, EventPort(waiter, None, 0) as port:
+        ring, memory = ffi.new("struct pv_ring *"), ffi.new("uint64_t[]", 512)
+        assert lib.pv_ring_create(ring, memory, 4096, 112, 112, 16, port.core, 0) == 0
+        generation[0] = 2
+        assert exchange(ring) == lib.PV_RING_STALE << 32 | lib.PV_BLKFRONT_IN_FLIGHT
+        generation[0] = 1
+        memory[1] = 1000
+        assert exchange(ring) == -errno.EPROTO
+    assert core.n_in_flight == 4

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The blkif batch in C: what a backend must refuse, and that grants are taken and given back exactly."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,9 @@ from paravirt.protocol.blkif import MAX_SEGMENTS, REQUEST, RESPONSE, Operation, 
 from paravirt.ring import blkif
 from paravirt.ring.grant import Granter, Mapper, entries_bytes, init_maptrack, maptrack_bytes
 from paravirt.ring.memory import Mapping, address_of, map_new
+from paravirt.ring.shared import BackRing, FrontRing
+
+from ..faults import failing
 
 BASE, PAGES, SECTORS = 8, 32, 2048
 
@@ -246,3 +253,93 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     granter.close()
     for mapping in objects:
         mapping.close()
+
+
+def run_file(pair: Pair, requests: np.ndarray, fd: int) -> tuple[list[int], int]:
+    """The statuses of requests on a file, and the first error as an errno."""
+    n = len(requests)
+    with ring_of_answers() as ring:
+        pair.batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
+        pair.batch.set_disk(fd=fd)
+        error = pair.batch.serve(ring, n)
+    return np.frombuffer(bytes(pair.batch.responses[: n * 16]), RESPONSE)["status"].tolist(), error
+
+
+@contextmanager
+def ring_of_answers() -> Iterator[BackRing]:
+    """A back end that has taken as many requests as it may."""
+    memory = shared(4096)
+    with (
+        memory,
+        FrontRing.create(memory, REQUEST, RESPONSE) as front,
+        BackRing.attach(memory, REQUEST, RESPONSE) as ring,
+    ):
+        front.push(np.zeros(32, REQUEST))
+        ring.take_batch()
+        yield ring
+
+
+@pytest.fixture
+def disk_fd(tmp_path: Path) -> Iterator[int]:
+    image = tmp_path / "disk"
+    image.write_bytes(np.random.default_rng(3).bytes(SECTORS * 512))
+    fd = os.open(image, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("done", [512, 4096, 4608, 8192])
+def test_a_transfer_that_was_cut_short_goes_on(pair: Pair, disk_fd: int, done: int) -> None:
+    """The rest, from where it stopped: within a page, at its end. What the call said it had moved is believed."""
+    for page in (0, 2, 4):
+        pair.granter.access(page)
+    pair.data.view[: 5 * 4096] = bytes(5 * 4096)
+    segments = [(BASE, 0, 7), (BASE + 2, 0, 7), (BASE + 4, 0, 7)]
+    with failing("preadv", errno.EINTR, times=1) as read:
+        assert run_file(pair, request(sector=16, segments=segments), disk_fd) == ([Status.OKAY], 0)
+    assert read.calls == 2
+    pair.data.view[: 5 * 4096] = bytes(5 * 4096)
+    with failing("preadv", 0, times=1, result=done) as read:
+        assert run_file(pair, request(sector=16, segments=segments), disk_fd) == ([Status.OKAY], 0)
+    assert read.calls == 2
+    expected = os.pread(disk_fd, 3 * 4096, 16 * 512)
+    got = b"".join(bytes(pair.data.view[page * 4096 : page * 4096 + 4096]) for page in (0, 2, 4))
+    assert got == bytes(done) + expected[done:]
+    with failing("pwritev", 0, times=1, result=done) as written:
+        assert run_file(pair, request(Operation.WRITE, 100, segments), disk_fd) == ([Status.OKAY], 0)
+    assert written.calls == 2
+    assert os.pread(disk_fd, 3 * 4096 - done, 100 * 512 + done) == got[done:]
+
+
+def test_a_disk_that_fails(pair: Pair, disk_fd: int) -> None:
+    """Each request has its own end; the batch tells the first error."""
+    pair.granter.access(0)
+    mixed = together([request(99), request(), request(Operation.WRITE), request(Operation.FLUSH_DISKCACHE), request()])
+    with (
+        failing("preadv", errno.EMEDIUMTYPE, times=1),
+        failing("pwritev", errno.ENOSPC),
+        failing("fdatasync", errno.EIO),
+    ):
+        statuses, error = run_file(pair, mixed, disk_fd)
+    assert statuses == [Status.EOPNOTSUPP, Status.ERROR, Status.ERROR, Status.ERROR, Status.OKAY]
+    assert error == errno.EMEDIUMTYPE
+    counters = pair.batch.counters
+    assert (counters.refused, counters.errors, counters.read_bytes, counters.written_bytes) == (1, 3, 4096, 0)
+    with failing("preadv", 0, result=0):
+        assert run_file(pair, request(), disk_fd) == ([Status.ERROR], errno.EIO), "the image is shorter than it was"
+    assert in_use(pair) == 0
+
+
+def test_a_batch_with_nothing_to_do_does_not_touch_the_disk(pair: Pair) -> None:
+    assert run_file(pair, together([request(99), request(sector=SECTORS)]), -1) == (
+        [Status.EOPNOTSUPP, Status.ERROR],
+        0,
+    )
+
+
+@pytest.mark.parametrize("sector", [8, 20])
+def test_memory_that_ends_before_its_disk(pair: Pair, sector: int) -> None:
+    pair.granter.access(0)
+    disk = bytearray(12 * 512)
+    assert pair.run(request(sector=sector), disk)["status"][0] == Status.ERROR
+    assert pair.run(request(sector=4), disk)["status"][0] == Status.OKAY

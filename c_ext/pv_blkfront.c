@@ -245,12 +245,13 @@ int64_t pv_blkfront_exchange(struct pv_blkfront *front, struct pv_ring *ring, co
 {
 	struct pv_blkif_response response;
 	int64_t pushed = pv_blkfront_issue(front, ring, ask, 1, slot);
-	int64_t flags = pushed >> 32 << 32;
 	int64_t taken;
 
+	if (pushed < 0)
+		return pushed;
 	/* A backend that could not be told will not answer: the caller tells it first. */
-	if (pushed < 0 || flags)
-		return pushed < 0 ? pushed : flags | PV_BLKFRONT_IN_FLIGHT;
+	if (pushed >> 32)
+		return pushed >> 32 << 32 | PV_BLKFRONT_IN_FLIGHT;
 	taken = pv_ring_take_spin(ring, &response, 1, spin_ns);
 	if (taken <= 0)
 		return taken < 0 ? taken : PV_BLKFRONT_IN_FLIGHT;

@@ -275,4 +275,6 @@ def test_an_exchange_that_went_wrong(stage: Stage) -> None:
         generation[0] = 1
         memory[1] = 1000
         assert exchange(ring) == -errno.EPROTO
-    assert core.n_in_flight == 4
+        assert core.n_in_flight == 4
+        assert exchange(ring) == -errno.EPROTO
+    assert core.n_in_flight == 4, "what a dead ring did not take is not in flight"

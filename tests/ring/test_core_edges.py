@@ -347,7 +347,7 @@ def test_a_storm_is_told_by_its_delay() -> None:
     with one, waiter:
         receiver.late_eoi(spurious_threshold=100)
         delays = []
-        for row in (0, 108):
+        for row in (0, 10):
             sender.notify()
             assert receiver.take_pending()
             receiver.core.spurious_row = row

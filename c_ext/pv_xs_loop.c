@@ -151,8 +151,11 @@ void xs_loop_forget(struct pv_xs_conn *connection)
 
 	leave_turns(connection);
 	pv_xs_stop_ring(connection);
-	if (connection->fd >= 0)
+	if (connection->fd >= 0) {
+		/* A process that is being forked may hold it for a while: the set would go on naming this connection. */
+		pv_xs_loop_remove(connection->hub, connection->fd);
 		close(connection->fd);
+	}
 	connection->fd = -1;
 	if (connection->owned) {
 		connection->next_turn = loop->dead;

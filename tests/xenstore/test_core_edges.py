@@ -214,3 +214,22 @@ def test_the_hypervisor_hears_of_a_death_when_the_journal_has_it(
     deadline = time.monotonic() + DEADLINE_S
     while domid in [domain.domid for domain in machine.dom0.list_domains(dying=True)]:
         assert time.monotonic() < deadline
+
+
+def test_a_client_that_was_closed_is_forgotten_though_its_socket_lives(hub: CoreHub) -> None:
+    """A process that is being forked has the descriptor, too: bytes that come to it then are nobody's."""
+    hub.open_loop()
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.setblocking(False)
+        copy = os.dup(theirs.fileno())
+        hub.serve_socket(0, theirs.detach())
+        ours.send(b"\xff" * 16)
+        hub.poll(0)
+        hub.poll(50)
+        assert hub.statistics().connections == 0
+        before = hub.counters().wake_ups
+        ours.send(b"more")
+        hub.poll(50)
+        assert hub.counters().wake_ups - before <= 2, "it only slept"
+        os.close(copy)

@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
+# Tests whose C programs `make test-aarch64` builds for another machine.
+FOREIGN := $(addprefix tests/ring/test_, xen_macros.py interleavings.py many_ports.py stress.py xen_header.py flex.py) \
+	tests/hypervisor/test_advisories.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz-xenstore engines test-sanitized coverage stress linearizability proofs fuzz-ring bench bench-xenstore lint stub clean
+.PHONY: help demo test fuzz-xenstore engines test-sanitized test-thread-sanitizer test-aarch64 coverage stress linearizability proofs fuzz-ring bench bench-xenstore lint stub clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +24,14 @@ demo: $(STAMP) ## Set everything up, then: a guest process reads and writes a re
 test: $(STAMP) ## Set everything up, then run the tests
 	@$(BIN)/python -m pytest -q
 
-test-sanitized: $(STAMP) ## Run tests of rings and xenstore with a C core that looks for errors of memory
-	@scripts/test-sanitized $(VENV) $(or $(TESTS),tests/ring tests/xenstore)
+test-sanitized: $(STAMP) ## Run the tests with a C core that looks for errors of memory and arithmetic (TESTS=...)
+	@scripts/test-sanitized $(VENV) address $(or $(TESTS),tests)
+
+test-thread-sanitizer: $(STAMP) ## Run the tests with threads with a C core that looks for races (TESTS=...)
+	@scripts/test-sanitized $(VENV) thread $(or $(TESTS),$(THREADED))
+
+test-aarch64: $(STAMP) ## Build the C core for aarch64 and run its C tests with qemu (FUZZ_RUNS=5000)
+	@scripts/test-aarch64 $(VENV) $${FUZZ_RUNS:-5000} $(or $(TESTS),$(FOREIGN))
 
 coverage: $(STAMP) ## Say how much of the C core the tests run; fails below 98 % of lines, 92 % of branches (TESTS=...)
 	@$(BIN)/python -m tests.coverage $(TESTS)

@@ -24,6 +24,9 @@ EVENT_SOURCES = ("pv_event", "pv_home", "pv_spin", "pv_wait", "pv_wait_late")
 RING_SOURCES = (*EVENT_SOURCES, "pv_ring", "pv_ring_wait")
 """What a C program with a ring is linked of."""
 DEADLINE_S = 30
+COMPILER = os.environ.get("PARAVIRT_TEST_CC", "gcc")
+RUNNER = os.environ.get("PARAVIRT_TEST_RUNNER")
+"""Where COMPILER is for another architecture: what runs its programs."""
 
 REQUEST = np.dtype([("id", "<u8"), ("words", "<u8", 13)])
 RESPONSE = np.dtype([("id", "<u8"), ("sum", "<u8")])
@@ -121,13 +124,17 @@ def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
 
     Programs without `flags` of their own get those of PARAVIRT_TEST_CFLAGS: counters, in a measurement of coverage.
     """
-    command = ["gcc", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", *flags, f"-I{C_CORE}"]
+    command = [COMPILER, "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", *flags, f"-I{C_CORE}"]
     if not flags:
         command += os.environ.get("PARAVIRT_TEST_CFLAGS", "").split()
+    program = target.with_suffix(".foreign") if RUNNER else target
     done = subprocess.run(
-        [*command, *map(str, sources), "-o", str(target), "-pthread"], capture_output=True, text=True, check=False
+        [*command, *map(str, sources), "-o", str(program), "-pthread"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    if RUNNER:
+        target.write_text(f'#!/bin/sh\nexec {RUNNER} {program} "$@"\n')
+        target.chmod(0o755)
     return target
 
 

@@ -55,7 +55,7 @@ linearizability: $(STAMP) ## Look long for a history of the store that has no or
 fuzz-ring: $(STAMP) ## Fuzz rings, streams, grants and event words at length (FUZZ_RUNS=10000000)
 	@$(BIN)/python -m tests.ring.fuzz $${FUZZ_RUNS:-10000000}
 
-proofs: $(STAMP) ## Models, every schedule, symbolic proofs, all at length (half an hour, 4 GiB)
+proofs: $(STAMP) ## Models, every schedule, symbolic proofs, all at length (10 to 20 minutes, 6 GiB)
 	@$(BIN)/python -m tests.proofs.spin
 	@$(BIN)/python -m tests.proofs.mutants
 	@$(BIN)/python -m tests.proofs.prove

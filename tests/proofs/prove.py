@@ -72,6 +72,7 @@ SEEDED = {
     ),
     ("flex", "peeks_in_bounds"): ("if (queued < n)\n\t\treturn 0;", ""),
     ("grant", "map_stays_in_the_chunk"): ("first && entry.frame - mapper->base >= mapper->n_pages", "0"),
+    ("grant", "copy_stays_in_bounds"): ("held->grefs[held->n++] = gref;", "held->grefs[held->n] = gref;"),
     ("grant", "revoke_only_what_nobody_uses"): (
         "(PV_GTF_READING | PV_GTF_WRITING))\n\t\t\tbreak",
         "PV_GTF_WRITING)\n\t\t\tbreak",

@@ -84,14 +84,26 @@ void unmap_counts(void)
 	must(pins[index].writers + (read_only ? 0 : 1) == before.writers);
 }
 
+/* Two operations, of one reference or of two: what they share stays pinned for both and for neither afterwards. */
 void copy_stays_in_bounds(void)
 {
-	struct pv_grant_copy_op op = { .gref = any(), .offset = (uint16_t)any(), .length = (uint16_t)any(), .local_offset = nondet_any() };
+	struct pv_grant_copy_op ops[2];
+	struct pv_pin before[PAGES];
 	uint8_t local[64];
 
 	make_mapper();
-	pv_grant_copy(&mapper, &op, 1, local, sizeof local, any() & 1);
-	must(op.status != PV_GNTST_OKAY || !op.length || (op.offset + op.length <= PAGE_BYTES && op.local_offset + op.length <= 64));
+	for (uint32_t i = 0; i < 2; i++)
+		ops[i] = (struct pv_grant_copy_op){ .gref = any(), .offset = (uint16_t)any(), .length = (uint16_t)any(),
+						    .local_offset = nondet_any() };
+	for (uint32_t i = 0; i < PAGES; i++)
+		before[i] = pins[i];
+	pv_grant_copy(&mapper, ops, 2, local, sizeof local, any() & 1);
+	for (uint32_t i = 0; i < 2; i++)
+		must(ops[i].status != PV_GNTST_OKAY || !ops[i].length ||
+		     (ops[i].offset + ops[i].length <= PAGE_BYTES && ops[i].local_offset + ops[i].length <= 64));
+	for (uint32_t i = 0; i < PAGES; i++)
+		must(pins[i].readers == before[i].readers && pins[i].writers == before[i].writers);
+	must(mapper.copies + mapper.failures == 2);
 }
 
 void revoke_only_what_nobody_uses(void)

@@ -15,7 +15,8 @@ void interrupt(const void *word);
 #define pv_exchange(p, v) (interrupt(p), __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST))
 #define pv_compare_exchange(p, expected, desired) \
 	__atomic_compare_exchange_n((p), (expected), (desired), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
-#define pv_count(p) ((void)__atomic_fetch_add((p), 1, __ATOMIC_RELAXED))
+#define pv_add(p, n) ((void)__atomic_fetch_add((p), (n), __ATOMIC_RELAXED))
+#define pv_count(p) pv_add((p), 1)
 #define pv_fence_full() ((void)0)
 #define pv_fence_compiler() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 #define pv_pause() ((void)0)

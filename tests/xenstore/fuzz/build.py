@@ -69,7 +69,8 @@ class Builder:
         return "clang" if self.clang else "gcc"
 
     def _object(self, target: str, source: Path, changes: Mapping[str, Change]) -> Path:
-        own = OWN_FLAGS.get(target, [])
+        # Only what has atomic accesses differs.
+        own = OWN_FLAGS.get(target, []) if "pv_atomic.h" in source.read_text() else []
         tag = (target if own else "any") + ("_changed" if source.name in changes else "")
         compiled = self.folder / f"{tag}_{source.stem}.o"
         if source.name in changes:

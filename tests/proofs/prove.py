@@ -25,9 +25,9 @@ class Proof:
 PROOFS = {
     ("ring", "front_takes"): Proof(6),
     ("ring", "front_takes of 16"): Proof(6, defines=("ENTRY=16u",)),
-    ("ring", "front_takes of 112"): Proof(6, defines=("ENTRY=112u",)),
+    ("ring", "front_takes of 112"): Proof(10, defines=("ENTRY=112u",)),
     ("ring", "back_takes"): Proof(6),
-    ("ring", "back_takes of 112"): Proof(6, defines=("ENTRY=112u",)),
+    ("ring", "back_takes of 112"): Proof(10, defines=("ENTRY=112u",)),
     ("ring", "front_refuses"): Proof(6),
     ("ring", "back_refuses"): Proof(6),
     ("ring", "front_pushes"): Proof(6),
@@ -125,7 +125,7 @@ def prove(checker: str, module: str, function: str, folder: Path, *, seeded: boo
         return True, said
     wrong = [line for line in said.splitlines() if line.lstrip().startswith("FAILED ")]
     if "VERIFICATION FAILED" not in said or not wrong or "unwinding assertion" in wrong[0]:
-        raise RuntimeError(said[-2000:])
+        raise RuntimeError("\n".join(wrong) + said[-2000:])
     return False, wrong[0].strip()
 
 

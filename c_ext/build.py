@@ -13,7 +13,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 HEADERS = sorted(path.name for path in HERE.glob("pv_*.h") if path.name != "pv_atomic.h")
-PRIVATE = ["pv_atomic.h", "xs_journal.h", "xs_private.h"]
+PRIVATE = ["pv_atomic.h", "xs_journal.h", "xs_private.h", "xs_request.h", "xs_types.h"]
 SOURCES = sorted(path.name for path in HERE.glob("pv_*.c"))
 CONSTANT = re.compile(r"#define\s+([A-Z]\w+)\s+\(?(-?(?:0x[0-9a-fA-F]+|\d+))[uUlL]*\)?\s*(?:/\*.*)?$")
 

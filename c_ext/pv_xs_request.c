@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What each operation does. Order of checks, before any of these: unknown operation (ENOSYS), Dom0 only (EACCES), unknown
- * transaction (ENOENT).
+ * What each request means; those that name a node are in pv_xs_request_nodes.c. Order of checks, before any of these:
+ * unknown operation (ENOSYS), Dom0 only (EACCES), unknown transaction (ENOENT).
  */
-#define _GNU_SOURCE /* memmem, memrchr */
 #include <limits.h>
 #include <stdio.h>
 
-#include "xs_private.h"
+#include "xs_request.h"
 
 const char *const xs_errno_names[XS_N_ERRNOS] = {
 	[XS_OK] = "OK", [XS_EINVAL] = "EINVAL", [XS_EACCES] = "EACCES", [XS_EEXIST] = "EEXIST", [XS_ENOENT] = "ENOENT",
@@ -15,22 +14,11 @@ const char *const xs_errno_names[XS_N_ERRNOS] = {
 	[XS_EAGAIN] = "EAGAIN", [XS_E2BIG] = "E2BIG", [XS_EPERM] = "EPERM",
 };
 
-/* One request while it is handled. */
-struct request {
-	struct pv_xs_conn *connection;
-	struct pv_xs *hub;
-	struct xs_domain *domain;
-	const struct xs_header *header;
-	const char *payload;
-	uint32_t n;
-	struct xs_view view;
-};
-
 typedef int (*handler)(struct request *request);
 
 /* -- replies */
 
-static int reply(struct request *request, const void *data, uint32_t n)
+int xs_reply(struct request *request, const void *data, uint32_t n)
 {
 	const struct xs_header *header = request->header;
 
@@ -45,15 +33,14 @@ static int reply(struct request *request, const void *data, uint32_t n)
 	return XS_OK;
 }
 
-static int acknowledge(struct request *request)
+int xs_acknowledge(struct request *request)
 {
-	return reply(request, "OK", 3);
+	return xs_reply(request, "OK", 3);
 }
 
 /* -- arguments */
 
-/* How many NUL-terminated strings a payload starts with; bytes after the last NUL are none. */
-static uint32_t count_words(const char *payload, uint32_t n)
+uint32_t xs_count_words(const char *payload, uint32_t n)
 {
 	uint32_t n_words = 0;
 
@@ -62,8 +49,7 @@ static uint32_t count_words(const char *payload, uint32_t n)
 	return n_words;
 }
 
-/* A number as C's atoi reads it, which the protocol's numbers follow; none is 0. */
-static int64_t number(const char *text)
+int64_t xs_number(const char *text)
 {
 	char *end;
 	long long value = strtoll(text, &end, 10);
@@ -71,8 +57,7 @@ static int64_t number(const char *text)
 	return value == LLONG_MAX || value == LLONG_MIN ? 0 : value;
 }
 
-/* The canonical form of a path this client may name, measured in hub->walk: its length or 0. */
-static uint32_t canonical(struct request *request, const char *path, uint32_t n)
+uint32_t xs_request_path(struct request *request, const char *path, uint32_t n)
 {
 	struct pv_xs *hub = request->hub;
 	uint32_t length = xs_canonical(hub, request->domain, path, n);
@@ -88,250 +73,12 @@ static uint32_t canonical_to_watch(struct request *request, const char *path, ui
 	struct pv_xs *hub = request->hub;
 
 	if (path[0] != '@')
-		return canonical(request, path, n);
+		return xs_request_path(request, path, n);
 	if (n > XS_RELATIVE_PATH_MAX || !xs_is_well_formed(hub, path, n))
 		return 0;
 	memcpy(hub->path, path, n);
 	hub->path[n] = 0;
 	return xs_over(request->domain, PV_XS_QUOTA_PATH_MAX, n) ? 0 : n;
-}
-
-/* The first n bytes of the payload as the path the operation works on. */
-static int locate(struct request *request, uint32_t n)
-{
-	if (!canonical(request, request->payload, n))
-		return XS_EINVAL;
-	request->view.walk = &request->hub->walk;
-	xs_walk(request->hub, &request->hub->walk);
-	return XS_OK;
-}
-
-/* The whole payload is one string: the path. */
-static int locate_single(struct request *request)
-{
-	if (!request->n || strnlen(request->payload, request->n) != request->n - 1)
-		return XS_EINVAL;
-	return locate(request, request->n - 1);
-}
-
-static int look_up(struct request *request, struct xs_content **content)
-{
-	int error = locate_single(request);
-
-	return error ? error : xs_lookup(&request->view, request->domain, XS_READ_ACCESS, content);
-}
-
-/* -- reading */
-
-static int directory(struct request *request)
-{
-	struct xs_content *content;
-	int error = look_up(request, &content);
-
-	return error ? error : reply(request, content->names, content->n_names);
-}
-
-static int read_value(struct request *request)
-{
-	struct xs_content *content;
-	int error = look_up(request, &content);
-
-	return error ? error : reply(request, content->value, content->n_value);
-}
-
-static int directory_part(struct request *request)
-{
-	char part[PV_XS_PAYLOAD_MAX];
-	uint32_t n_path = (uint32_t)strnlen(request->payload, request->n);
-	uint32_t start, room, left;
-	struct xs_content *content;
-	int64_t offset;
-	int error;
-
-	if (count_words(request->payload, request->n) != 2)
-		return XS_EINVAL;
-	error = locate(request, n_path);
-	if (!error)
-		error = xs_lookup(&request->view, request->domain, XS_READ_ACCESS, &content);
-	if (error)
-		return error;
-	start = (uint32_t)sprintf(part, "%llu", (unsigned long long)content->generation) + 1;
-	offset = number(request->payload + n_path + 1);
-	if (offset < 0 || offset >= content->n_names) {
-		part[start] = 0;
-		return reply(request, part, start + 1);
-	}
-	room = (uint32_t)sizeof part - start - 1;
-	left = content->n_names - (uint32_t)offset;
-	if (left > room) {
-		/* Whole names only: back to the last NUL within the room. */
-		const char *end = memrchr(content->names + offset, 0, room);
-
-		left = end ? (uint32_t)(end + 1 - (content->names + offset)) : 0;
-	}
-	memcpy(part + start, content->names + offset, left);
-	start += left;
-	if (offset + left == content->n_names)
-		part[start++] = 0;
-	return reply(request, part, start);
-}
-
-/* Which special node a string names, -1: none. */
-static int special_of(const char *name)
-{
-	if (!strcmp(name, "@introduceDomain"))
-		return 0;
-	return strcmp(name, "@releaseDomain") ? -1 : 1;
-}
-
-static int reply_perms(struct request *request, const struct xs_perms *perms)
-{
-	char *text = xs_alloc(8 * (uint64_t)perms->n);
-	int error = reply(request, text, xs_perms_format(perms, text));
-
-	free(text);
-	return error;
-}
-
-static int get_perms(struct request *request)
-{
-	struct xs_content *content;
-	int error, special;
-
-	if (request->n && request->payload[0] == '@' &&
-	    strnlen(request->payload, request->n) == request->n - 1) {
-		special = special_of(request->payload);
-		if (special < 0)
-			return XS_EINVAL;
-		if (!(xs_access(request->domain, request->hub->special[special]) & XS_READ_ACCESS))
-			return XS_EACCES;
-		return reply_perms(request, request->hub->special[special]);
-	}
-	error = look_up(request, &content);
-	return error ? error : reply_perms(request, content->perms);
-}
-
-/* -- changing. A change outside a transaction is whole now; in one it is when that commits. */
-
-static int done(struct request *request, int error, int changed)
-{
-	if (error)
-		return error;
-	if (changed && !request->view.transaction) {
-		xs_log_commit(request->hub);
-		xs_debit(request->hub, request->domain);
-	}
-	return acknowledge(request);
-}
-
-static int write_value(struct request *request)
-{
-	uint32_t n_path = (uint32_t)strnlen(request->payload, request->n);
-	int error = n_path == request->n ? XS_EINVAL : locate(request, n_path);
-
-	if (!error)
-		error = xs_write(&request->view, request->domain, request->payload + n_path + 1, request->n - n_path - 1);
-	return done(request, error, 1);
-}
-
-static int make_directory(struct request *request)
-{
-	int made = 0, error = locate_single(request);
-
-	if (!error)
-		error = xs_mkdir(&request->view, request->domain, &made);
-	return done(request, error, made);
-}
-
-static int remove_node(struct request *request)
-{
-	int removed = 0, error = locate_single(request);
-
-	if (!error)
-		error = xs_rm(&request->view, request->domain, &removed);
-	return done(request, error, removed);
-}
-
-static int set_special(struct request *request, int special, const struct xs_perm *entries, uint32_t n)
-{
-	struct pv_xs *hub = request->hub;
-	struct xs_perms *before = hub->special[special];
-
-	if ((xs_access(request->domain, before) & (XS_WRITE_ACCESS | XS_OWNER_ACCESS)) !=
-	    (XS_WRITE_ACCESS | XS_OWNER_ACCESS))
-		return XS_EACCES;
-	if (!xs_privileged(request->domain) && xs_owner(before) != entries[0].domid)
-		return XS_EPERM;
-	hub->special[special] = xs_perms_intern(hub, entries, n);
-	xs_perms_drop(hub, before);
-	xs_log_special(hub, special);
-	xs_log_commit(hub);
-	return acknowledge(request);
-}
-
-/* Mark entries of domains that do not exist; XS_UNRESOLVED: the caller has to say whether one does. */
-static int resolve(struct request *request, struct xs_perm *entries, uint32_t n)
-{
-	struct pv_xs *hub = request->hub;
-
-	for (uint32_t i = 0; i < n; i++) {
-		struct xs_domain *domain;
-
-		if (i && entries[i].domid == XS_DOMID_ANY)
-			continue;
-		domain = xs_domain_find(hub, entries[i].domid);
-		if (domain && domain->public.known)
-			continue;
-		if (entries[i].domid < XS_DOMID_SELF && !(hub->absent[entries[i].domid >> 3] >> (entries[i].domid & 7) & 1)) {
-			hub->unresolved = entries[i].domid + 1u;
-			return XS_UNRESOLVED;
-		}
-		if (i == 0)
-			return XS_ENOENT;
-		entries[i].access |= XS_IGNORED;
-	}
-	return XS_OK;
-}
-
-static int names_any(const struct xs_perm *entries, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++) {
-		if (entries[i].domid == XS_DOMID_ANY)
-			return 1;
-	}
-	return 0;
-}
-
-static int set_perms(struct request *request)
-{
-	uint32_t n_words = count_words(request->payload, request->n);
-	uint32_t n_path = (uint32_t)strnlen(request->payload, request->n), n = n_words - 1;
-	struct xs_perm *entries;
-	int error;
-
-	if (n_words < 2)
-		return XS_EINVAL;
-	if (xs_over(request->domain, PV_XS_QUOTA_NODE_PERMISSIONS, n))
-		return XS_ENOSPC;
-	entries = xs_alloc(n * sizeof *entries);
-	error = xs_perms_parse(request->payload + n_path + 1, n, entries);
-	if (!error && names_any(entries, n) && !(request->domain->public.features & XS_FEATURE_DOMID_ANY))
-		error = XS_EINVAL;
-	if (!error)
-		error = resolve(request, entries, n);
-	if (!error && request->payload[0] == '@') {
-		int special = special_of(request->payload);
-
-		error = special < 0 ? XS_EINVAL : set_special(request, special, entries, n);
-	} else {
-		if (!error)
-			error = locate(request, n_path);
-		if (!error)
-			error = xs_set_perms(&request->view, request->domain, entries, n);
-		error = done(request, error, 1);
-	}
-	free(entries);
-	return error;
 }
 
 /* -- watches */
@@ -345,7 +92,7 @@ static int parse_depth(const char *text, int32_t *depth)
 	}
 	if (!*text || strlen(text) > 9)
 		return XS_EINVAL;
-	*depth = (int32_t)number(text);
+	*depth = (int32_t)xs_number(text);
 	return XS_OK;
 }
 
@@ -354,7 +101,7 @@ static int watch(struct request *request)
 	struct pv_xs *hub = request->hub;
 	struct xs_domain *domain = request->domain;
 	const char *path = request->payload, *token;
-	uint32_t n_words = count_words(path, request->n), n_path = (uint32_t)strnlen(path, request->n);
+	uint32_t n_words = xs_count_words(path, request->n), n_path = (uint32_t)strnlen(path, request->n);
 	uint32_t n_prefix, n_token;
 	int32_t depth = -1;
 
@@ -377,7 +124,7 @@ static int watch(struct request *request)
 		return XS_ENOMEM;
 	request->connection->first_event =
 		xs_watch_add(request->connection, path, n_path, token, n_token, n_prefix, depth);
-	return acknowledge(request);
+	return xs_acknowledge(request);
 }
 
 static int unwatch(struct request *request)
@@ -387,7 +134,7 @@ static int unwatch(struct request *request)
 	struct xs_watch *found;
 	const char *token;
 
-	if (count_words(path, request->n) != 2)
+	if (xs_count_words(path, request->n) != 2)
 		return XS_EINVAL;
 	token = path + n_path + 1;
 	n_path = canonical_to_watch(request, path, n_path);
@@ -397,13 +144,13 @@ static int unwatch(struct request *request)
 	if (!found)
 		return XS_ENOENT;
 	xs_watch_remove(found);
-	return acknowledge(request);
+	return xs_acknowledge(request);
 }
 
 static int reset_watches(struct request *request)
 {
 	xs_drop_state(request->connection);
-	return acknowledge(request);
+	return xs_acknowledge(request);
 }
 
 /* -- transactions */
@@ -417,7 +164,7 @@ static int transaction_start(struct request *request)
 		return XS_EBUSY;
 	if (xs_over(domain, PV_XS_QUOTA_TRANSACTIONS, (int64_t)domain->public.n_transactions + 1))
 		return XS_ENOSPC;
-	return reply(request, id,
+	return xs_reply(request, id,
 		     (uint32_t)sprintf(id, "%u", xs_transaction_new(request->connection)->number) + 1);
 }
 
@@ -444,7 +191,7 @@ static int transaction_end(struct request *request)
 		}
 	}
 	xs_transaction_free(transaction);
-	return error ? error : acknowledge(request);
+	return error ? error : xs_acknowledge(request);
 }
 
 /* -- domains */
@@ -463,7 +210,7 @@ static int get_domain_path(struct request *request)
 	}
 	if (domid > XS_DOMID_MAX)
 		return XS_EINVAL;
-	return reply(request, path, (uint32_t)sprintf(path, "/local/domain/%u", domid) + 1);
+	return xs_reply(request, path, (uint32_t)sprintf(path, "/local/domain/%u", domid) + 1);
 }
 
 static int is_domain_introduced(struct request *request)
@@ -473,9 +220,9 @@ static int is_domain_introduced(struct request *request)
 
 	if (!request->n || strnlen(request->payload, request->n) != request->n - 1)
 		return XS_EINVAL;
-	domid = number(request->payload);
+	domid = xs_number(request->payload);
 	domain = domid >= 0 && domid <= XS_DOMID_MAX ? xs_domain_find(request->hub, (uint32_t)domid) : NULL;
-	return reply(request, domid == XS_DOMID_SELF || (domain && domain->public.introduced) ? "T" : "F", 2);
+	return xs_reply(request, domid == XS_DOMID_SELF || (domain && domain->public.introduced) ? "T" : "F", 2);
 }
 
 static int park(struct request *request)
@@ -489,9 +236,9 @@ static const struct {
 	uint8_t in_transaction;
 } handlers[PV_XS_N_OPS] = {
 	[XS_CONTROL] = { park, 1, 1 },
-	[XS_DIRECTORY] = { directory, 0, 1 },
-	[XS_READ] = { read_value, 0, 1 },
-	[XS_GET_PERMS] = { get_perms, 0, 1 },
+	[XS_DIRECTORY] = { xs_request_directory, 0, 1 },
+	[XS_READ] = { xs_request_read, 0, 1 },
+	[XS_GET_PERMS] = { xs_request_get_perms, 0, 1 },
 	[XS_WATCH] = { watch, 0, 0 },
 	[XS_UNWATCH] = { unwatch, 0, 0 },
 	[XS_TRANSACTION_START] = { transaction_start, 0, 1 },
@@ -499,15 +246,15 @@ static const struct {
 	[XS_INTRODUCE] = { park, 1, 1 },
 	[XS_RELEASE] = { park, 1, 1 },
 	[XS_GET_DOMAIN_PATH] = { get_domain_path, 0, 1 },
-	[XS_WRITE] = { write_value, 0, 1 },
-	[XS_MKDIR] = { make_directory, 0, 1 },
-	[XS_RM] = { remove_node, 0, 1 },
-	[XS_SET_PERMS] = { set_perms, 0, 1 },
+	[XS_WRITE] = { xs_request_write, 0, 1 },
+	[XS_MKDIR] = { xs_request_mkdir, 0, 1 },
+	[XS_RM] = { xs_request_rm, 0, 1 },
+	[XS_SET_PERMS] = { xs_request_set_perms, 0, 1 },
 	[XS_IS_DOMAIN_INTRODUCED] = { is_domain_introduced, 1, 1 },
 	[XS_RESUME] = { park, 1, 1 },
 	[XS_SET_TARGET] = { park, 1, 1 },
 	[XS_RESET_WATCHES] = { reset_watches, 0, 1 },
-	[XS_DIRECTORY_PART] = { directory_part, 0, 1 },
+	[XS_DIRECTORY_PART] = { xs_request_directory_part, 0, 1 },
 	[XS_GET_FEATURE] = { park, 1, 1 },
 	[XS_SET_FEATURE] = { park, 1, 1 },
 	[XS_GET_QUOTA] = { park, 1, 1 },

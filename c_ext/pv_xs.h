@@ -198,7 +198,8 @@ int pv_xs_snapshot_step(struct pv_xs *hub, uint32_t n_nodes);
 /* The complete new file takes the place of the journal. */
 void pv_xs_snapshot_adopt(struct pv_xs *hub);
 void pv_xs_snapshot_abort(struct pv_xs *hub);
-/* Write what has not been: 0 or -errno (then nothing more is acknowledged). The loop does it before it sends. */
+/* Write what has not been: 0 or -errno (then nothing more is acknowledged). The loop does it before it sends. A file that
+ * could not be synced stays bad until a snapshot takes its place. */
 int pv_xs_journal_flush(struct pv_xs *hub);
 
 /* -- loop */
@@ -208,7 +209,7 @@ int pv_xs_journal_flush(struct pv_xs *hub);
 #define PV_XS_EVENT_PARKED 4    /* a request for the caller */
 /* The journal cannot be written: mask is the errno; nothing is acknowledged till it can, which is told too: mask 0. */
 #define PV_XS_EVENT_JOURNAL 5
-#define PV_XS_EVENT_LONG 6      /* the journal is long: a snapshot would shorten it */
+#define PV_XS_EVENT_LONG 6      /* a snapshot should take the journal's place: it is long, or could not be synced */
 #define PV_XS_EVENT_MEMORY 8    /* a guest holds much memory: domid */
 #define PV_XS_EVENT_SNAPSHOT 7  /* the snapshot is complete: pv_xs_snapshot_adopt; mask: else the errno */
 

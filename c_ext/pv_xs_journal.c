@@ -256,6 +256,8 @@ static int write_out(struct xs_log *log, int sync)
 	uint64_t done = 0;
 	int error = 0;
 
+	if (log->lost)
+		return -log->lost;
 	while (done < log->pending.n) {
 		ssize_t n = write(log->fd, log->pending.data + done, log->pending.n - done);
 
@@ -273,8 +275,10 @@ static int write_out(struct xs_log *log, int sync)
 		log->unsynced = 1;
 	}
 	if (!error && sync && log->unsynced) {
-		if (fdatasync(log->fd))
-			return -errno;
+		if (fdatasync(log->fd)) {
+			log->lost = errno; /* a later one may succeed without what this one should have written */
+			return -log->lost;
+		}
 		log->unsynced = 0;
 	}
 	return error;
@@ -301,6 +305,7 @@ void pv_xs_journal_to(struct pv_xs *hub, int fd, uint64_t n_bytes, int sync)
 	journal->log.bytes = journal->base_bytes = n_bytes;
 	journal->log.pending.n = 0;
 	journal->log.open = journal->log.unsynced = 0;
+	journal->log.lost = 0;
 	journal->sync = sync;
 	hub->loop.full_told = 0;
 	if (fd >= 0) {
@@ -336,6 +341,7 @@ void pv_xs_snapshot_start(struct pv_xs *hub, int fd)
 	log->fd = fd;
 	log->pending.n = 0;
 	log->open = log->unsynced = 0;
+	log->lost = 0;
 	if (journal->epoch == 255) {
 		journal->epoch = 0; /* and no node remembers another one, of a snapshot that was given up */
 		for (struct xs_node *node = hub->root; node; node = node->newer)
@@ -399,16 +405,20 @@ void pv_xs_snapshot_abort(struct pv_xs *hub)
 {
 	hub->loop.full_told = 0;
 	hub->journal.base_bytes = hub->journal.log.bytes; /* tried again when it is that much longer */
+	hub->journal.again_ms = hub->now_ms + XS_RETRY_MS;
 	free(hub->journal.snapshot.pending.data);
 	hub->journal.snapshot = (struct xs_log){ .fd = -1 };
 	hub->journal.next = NULL;
 	hub->journal.done = 0;
 }
 
-int xs_journal_is_long(const struct pv_xs *hub)
+int xs_journal_needs_snapshot(const struct pv_xs *hub)
 {
 	const struct xs_journal *journal = &hub->journal;
 
-	return journal->log.fd >= 0 && journal->snapshot.fd < 0 &&
-	       journal->log.bytes > LONG_BYTES + 2 * journal->base_bytes;
+	if (journal->log.fd < 0 || journal->snapshot.fd >= 0)
+		return 0;
+	if (journal->log.lost)
+		return hub->now_ms >= journal->again_ms;
+	return journal->log.bytes > LONG_BYTES + 2 * journal->base_bytes;
 }

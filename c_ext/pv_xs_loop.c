@@ -13,7 +13,6 @@
 
 #define EPOLL_BATCH 128
 #define SNAPSHOT_NODES_PER_TURN 512
-#define RETRY_MS 1000          /* a journal that cannot be written is tried again after so long */
 #define FLUSH_ROUNDS 64
 #define TURNS_NS 100000        /* of all whose turn it is, before descriptors are looked at again */
 
@@ -409,7 +408,7 @@ static void look_at_journal(struct pv_xs *hub)
 	if (!hub->journal.error != !loop->journal_told)
 		xs_tell(hub, PV_XS_EVENT_JOURNAL, -1, (uint32_t)-hub->journal.error, 0, NULL);
 	loop->journal_told = hub->journal.error != 0;
-	if (!loop->full_told && xs_journal_is_long(hub)) {
+	if (!loop->full_told && xs_journal_needs_snapshot(hub)) {
 		loop->full_told = 1;
 		xs_tell(hub, PV_XS_EVENT_LONG, -1, 0, 0, NULL);
 	}
@@ -427,8 +426,8 @@ static int64_t how_long(struct pv_xs *hub, int64_t timeout_ms)
 		return 0;
 	if (hub->loop.n_rings && hub->loop.spin_ns && pv_now_ns() - hub->loop.ring_active_ns < hub->loop.spin_ns)
 		return 0;
-	if (hub->journal.error && (due < 0 || due > RETRY_MS))
-		due = RETRY_MS;
+	if (hub->journal.error && (due < 0 || due > XS_RETRY_MS))
+		due = XS_RETRY_MS;
 	return timeout_ms < 0 || (due >= 0 && due < timeout_ms) ? due : timeout_ms;
 }
 

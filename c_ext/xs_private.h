@@ -261,7 +261,8 @@ void xs_log_domain(struct pv_xs *hub, const struct xs_domain *domain);
 void xs_log_quota(struct pv_xs *hub, uint32_t quota, uint32_t value);
 /* The change is whole: close the frame. */
 void xs_log_commit(struct pv_xs *hub);
-int xs_journal_is_long(const struct pv_xs *hub);
+/* The file is long, or what it should have may not be on the disk. */
+int xs_journal_needs_snapshot(const struct pv_xs *hub);
 /* A node goes away while a snapshot is being written. */
 void xs_snapshot_skip(struct pv_xs *hub, const struct xs_node *node);
 /* A node was made, after all others. */

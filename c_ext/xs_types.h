@@ -58,6 +58,7 @@ struct xs_header {
 #define XS_REQUESTS_PER_TURN 64     /* of one connection, before others have theirs */
 #define XS_TURN_NS 50000            /* of a guest: after so long it is others' turn, too */
 #define XS_SMALL_REPLY 16           /* bytes; up to this a reply is sent whatever memory a domain holds */
+#define XS_RETRY_MS 1000            /* a journal that cannot be written is tried again after so long */
 #define XS_MEMORY_REPORT_MS 10000   /* a guest that holds much memory is reported so often at most */
 
 #define XS_FEATURE_ERROR 2
@@ -322,6 +323,7 @@ struct xs_log {
 	uint64_t frame;             /* where the open frame starts in pending */
 	uint64_t bytes;             /* of the file, with what is pending */
 	int32_t fd;                 /* -1: none */
+	int32_t lost;               /* errno of a sync that failed: the kernel may have given up what it had */
 	uint8_t open;               /* 1: a frame is open */
 	uint8_t unsynced;           /* 1: something was written since it was last on the disk */
 };
@@ -331,6 +333,7 @@ struct xs_journal {
 	struct xs_log snapshot;     /* the new file */
 	uint64_t frames;
 	uint64_t base_bytes;        /* of the file when it was new */
+	int64_t again_ms;           /* a file that is lost is not replaced before this moment */
 	struct xs_node *next;       /* to be written to the new file */
 	int32_t sync;
 	int32_t error;

@@ -133,7 +133,7 @@ class Journal:
 
     def _adopt(self) -> None:
         """The new file is complete: it is the journal now."""
-        self.finish()
+        self._step()  # what has changed since
         if self._sync:
             os.fdatasync(self._new_fd)
         os.replace(self._new_path, self._path)
@@ -157,7 +157,7 @@ class Journal:
             log.error("%s: %s; the machine's end now may bring back an old journal", self._directory, error.strerror)
 
     def _abort(self, error: OSError) -> None:
-        log.error("%s cannot be shortened for now: %s", self._path, error.strerror)
+        log.error("%s cannot be written anew for now: %s", self._path, error.strerror)
         lib.pv_xs_snapshot_abort(self._hub.core)
         if self._new_fd >= 0:
             os.close(self._new_fd)
@@ -166,7 +166,7 @@ class Journal:
             self._new_path.unlink()
 
     def on_long(self, _event: Event) -> None:
-        """The journal has become long: start to write a snapshot."""
+        """The journal has become long, or the disk has failed it: start to write a snapshot."""
         try:
             self._begin_snapshot()
         except OSError as error:

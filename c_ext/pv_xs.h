@@ -12,8 +12,9 @@
  * the caller has given its reply.
  *
  * Trust: every byte of a client is checked here. A client over the payload limit, or a ring with impossible indexes, is
- * given up (`broken`), never the process. Memory that a guest can make the engine hold is bounded by its quotas; when the
- * machine has no memory left the process ends (abort), as its journal allows.
+ * given up (`broken`), never the process. Memory that a guest can make the engine hold is bounded by its quotas. When the
+ * machine has no memory left, requests that need some get ENOMEM until there is again; 16 MiB are set aside so that
+ * what was begun can be ended. A single request that needs more than these ends the process (abort), as its journal allows.
  *
  * Threads: one at a time. Fork: not in a child.
  */

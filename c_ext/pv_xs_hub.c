@@ -37,6 +37,7 @@ struct pv_xs *pv_xs_new(uint64_t seed)
 		[PV_XS_QUOTA_NODE_SIZE] = 2048, [PV_XS_QUOTA_SOFT_MEMORY] = 2097152,
 	};
 
+	(void)xs_memory_is_short(); /* set it aside in time */
 	hub->seed = seed;
 	memcpy(hub->limits.quotas, quotas, sizeof quotas);
 	hub->limits.privileged_output_bytes = 64 << 20;

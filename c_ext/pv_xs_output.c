@@ -40,10 +40,8 @@ void xs_mark_dirty(struct pv_xs_conn *connection)
 static struct xs_out *append(struct pv_xs_conn *connection, uint32_t n)
 {
 	struct pv_xs *hub = connection->hub;
-	struct xs_out *out = malloc(sizeof *out + n);
+	struct xs_out *out = xs_alloc_unset(sizeof *out + n);
 
-	if (!out)
-		out = xs_alloc(sizeof *out + n);
 	*out = (struct xs_out){ .n = n, .queued_ms = hub->now_ms, .cause = hub->cause };
 	if (out->cause)
 		out->cause->refs++;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What each request means; those that name a node are in pv_xs_request_nodes.c. Order of checks, before any of these:
- * unknown operation (ENOSYS), Dom0 only (EACCES), unknown transaction (ENOENT).
+ * unknown operation (ENOSYS), Dom0 only (EACCES), unknown transaction (ENOENT), no memory (ENOMEM).
  */
 #include <limits.h>
 #include <stdio.h>
@@ -234,31 +234,32 @@ static const struct {
 	handler run;
 	uint8_t privileged;
 	uint8_t in_transaction;
+	uint8_t frees;          /* memory: handled even when there is little */
 } handlers[PV_XS_N_OPS] = {
-	[XS_CONTROL] = { park, 1, 1 },
-	[XS_DIRECTORY] = { xs_request_directory, 0, 1 },
-	[XS_READ] = { xs_request_read, 0, 1 },
-	[XS_GET_PERMS] = { xs_request_get_perms, 0, 1 },
-	[XS_WATCH] = { watch, 0, 0 },
-	[XS_UNWATCH] = { unwatch, 0, 0 },
-	[XS_TRANSACTION_START] = { transaction_start, 0, 1 },
-	[XS_TRANSACTION_END] = { transaction_end, 0, 1 },
-	[XS_INTRODUCE] = { park, 1, 1 },
-	[XS_RELEASE] = { park, 1, 1 },
-	[XS_GET_DOMAIN_PATH] = { get_domain_path, 0, 1 },
-	[XS_WRITE] = { xs_request_write, 0, 1 },
-	[XS_MKDIR] = { xs_request_mkdir, 0, 1 },
-	[XS_RM] = { xs_request_rm, 0, 1 },
-	[XS_SET_PERMS] = { xs_request_set_perms, 0, 1 },
-	[XS_IS_DOMAIN_INTRODUCED] = { is_domain_introduced, 1, 1 },
-	[XS_RESUME] = { park, 1, 1 },
-	[XS_SET_TARGET] = { park, 1, 1 },
-	[XS_RESET_WATCHES] = { reset_watches, 0, 1 },
-	[XS_DIRECTORY_PART] = { xs_request_directory_part, 0, 1 },
-	[XS_GET_FEATURE] = { park, 1, 1 },
-	[XS_SET_FEATURE] = { park, 1, 1 },
-	[XS_GET_QUOTA] = { park, 1, 1 },
-	[XS_SET_QUOTA] = { park, 1, 1 },
+	[XS_CONTROL] = { park, 1, 1, 1 },
+	[XS_DIRECTORY] = { xs_request_directory, 0, 1, 0 },
+	[XS_READ] = { xs_request_read, 0, 1, 0 },
+	[XS_GET_PERMS] = { xs_request_get_perms, 0, 1, 0 },
+	[XS_WATCH] = { watch, 0, 0, 0 },
+	[XS_UNWATCH] = { unwatch, 0, 0, 1 },
+	[XS_TRANSACTION_START] = { transaction_start, 0, 1, 0 },
+	[XS_TRANSACTION_END] = { transaction_end, 0, 1, 1 },
+	[XS_INTRODUCE] = { park, 1, 1, 0 },
+	[XS_RELEASE] = { park, 1, 1, 1 },
+	[XS_GET_DOMAIN_PATH] = { get_domain_path, 0, 1, 0 },
+	[XS_WRITE] = { xs_request_write, 0, 1, 0 },
+	[XS_MKDIR] = { xs_request_mkdir, 0, 1, 0 },
+	[XS_RM] = { xs_request_rm, 0, 1, 1 },
+	[XS_SET_PERMS] = { xs_request_set_perms, 0, 1, 0 },
+	[XS_IS_DOMAIN_INTRODUCED] = { is_domain_introduced, 1, 1, 0 },
+	[XS_RESUME] = { park, 1, 1, 0 },
+	[XS_SET_TARGET] = { park, 1, 1, 0 },
+	[XS_RESET_WATCHES] = { reset_watches, 0, 1, 1 },
+	[XS_DIRECTORY_PART] = { xs_request_directory_part, 0, 1, 0 },
+	[XS_GET_FEATURE] = { park, 1, 1, 0 },
+	[XS_SET_FEATURE] = { park, 1, 1, 0 },
+	[XS_GET_QUOTA] = { park, 1, 1, 0 },
+	[XS_SET_QUOTA] = { park, 1, 1, 0 },
 };
 
 static int run(struct request *request)
@@ -274,6 +275,8 @@ static int run(struct request *request)
 		if (!request->view.transaction)
 			return XS_ENOENT;
 	}
+	if (!handlers[header->op].frees && xs_memory_is_short())
+		return XS_ENOMEM;
 	return handlers[header->op].run(request);
 }
 

@@ -424,7 +424,7 @@ int xs_transaction_commit(struct xs_transaction *transaction, const struct xs_do
 {
 	struct pv_xs *hub = transaction->hub;
 
-	if (transaction->failed)
+	if (transaction->failed || xs_memory_is_short())
 		return XS_ENOMEM;
 	if (over_quota(transaction, who))
 		return XS_ENOSPC;

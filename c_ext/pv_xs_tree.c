@@ -4,38 +4,10 @@
  *
  * Nodes also stand in the order they were made, which is the order of every list of children; a snapshot follows it.
  */
-#define _GNU_SOURCE /* memmem, memrchr */
+#define _GNU_SOURCE /* memmem */
 #include <stddef.h>
-#include <stdio.h>
 
 #include "xs_private.h"
-
-void *xs_alloc(uint64_t n)
-{
-	return xs_resize(NULL, n);
-}
-
-/* New memory (for `memory` NULL) is zeroed. */
-void *xs_resize(void *memory, uint64_t n)
-{
-	void *made = memory ? realloc(memory, n) : calloc(1, n);
-
-	if (!made) {
-		fputs("xenstored: no memory left\n", stderr);
-		abort();
-	}
-	return made;
-}
-
-uint8_t *xs_bytes_add(struct xs_bytes *bytes, uint64_t n)
-{
-	if (bytes->n + n > bytes->room) {
-		bytes->room = (bytes->n + n) * 2;
-		bytes->data = xs_resize(bytes->data, bytes->room);
-	}
-	bytes->n += n;
-	return bytes->data + bytes->n - n;
-}
 
 /* -- contents */
 

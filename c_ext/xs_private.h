@@ -12,10 +12,15 @@
 
 #include "xs_types.h"
 
-/* -- memory: there is always some, or the process ends */
+/* -- pv_xs_memory.c: there is always some, or the process ends */
 
+/* Zeroed. */
 void *xs_alloc(uint64_t n);
+void *xs_alloc_unset(uint64_t n);
+/* memory NULL: new, and zeroed. */
 void *xs_resize(void *memory, uint64_t n);
+/* Whether there is none to set aside: what needs memory is to be refused. */
+int xs_memory_is_short(void);
 /* Make room for n more bytes and return where they go. */
 uint8_t *xs_bytes_add(struct xs_bytes *bytes, uint64_t n);
 

@@ -118,9 +118,8 @@ static struct xs_access *refuse(struct xs_transaction *transaction, int refusal)
 	return NULL;
 }
 
-/* Remember what is at a path now: a node, or nothing below `above` (NULL: nobody knows) at the hash `below`. */
-static struct xs_access *look_now(struct xs_transaction *transaction, const struct xs_access *seen, struct xs_node *node,
-				  struct xs_node *above)
+/* Remember what is at a path now: a node, or nothing (NULL). */
+static struct xs_access *look_now(struct xs_transaction *transaction, const struct xs_access *seen, struct xs_node *node)
 {
 	uint32_t n_bytes = seen->n_path + (node ? xs_content_bytes(node->content) : XS_NODE_HEADER_BYTES);
 	struct xs_access *access;
@@ -135,10 +134,9 @@ static struct xs_access *look_now(struct xs_transaction *transaction, const stru
 	memcpy(access->path, seen->path, seen->n_path);
 	enter(transaction, transaction->n_accesses++);
 	hold(transaction, n_bytes);
-	access->node = node ? node : above;
-	if (access->node)
-		access->node->refs++;
 	if (node) {
+		node->refs++;
+		access->node = node;
 		access->content = xs_content_keep(node->content);
 		access->before = xs_perms_keep(node->content->perms);
 		access->base = node->content->generation;
@@ -153,15 +151,8 @@ struct xs_access *xs_transaction_look(struct xs_transaction *transaction, struct
 		.path = (char *)walk->path, .n_path = walk->end[level], .hash = walk->hash[level], .level = level,
 	};
 	struct xs_access *access = find(transaction, seen.path, seen.n_path, seen.hash);
-	struct xs_node *node;
 
-	if (access)
-		return access;
-	node = xs_walk_node(walk, level);
-	if (node || walk->at != walk->found)
-		return look_now(transaction, &seen, node, NULL);
-	seen.below = walk->hash[walk->found + 1];
-	return look_now(transaction, &seen, NULL, walk->node);
+	return access ? access : look_now(transaction, &seen, xs_walk_node(walk, level));
 }
 
 struct xs_access *xs_transaction_look_below(struct xs_transaction *transaction, uint32_t parent, const char *path, uint32_t n,
@@ -175,11 +166,10 @@ struct xs_access *xs_transaction_look_below(struct xs_transaction *transaction, 
 		return access;
 	if (above->base && !above->node->gone) {
 		struct xs_access seen = {
-			.path = (char *)path, .n_path = n, .hash = hash, .level = above->level + 1, .below = hash,
+			.path = (char *)path, .n_path = n, .hash = hash, .level = above->level + 1,
 		};
 
-		return look_now(transaction, &seen, xs_find_child(hub, above->node, path + start, n - start, hash),
-				above->node);
+		return look_now(transaction, &seen, xs_find_child(hub, above->node, path + start, n - start, hash));
 	}
 	xs_measure(hub, &hub->look, path, n);
 	xs_walk(hub, &hub->look);
@@ -256,50 +246,19 @@ void xs_transaction_forget(struct xs_transaction *transaction, const uint8_t *de
 
 /* -- commit */
 
-enum { SAME, CHANGED, UNSURE };
-
-/* Whether what it saw is there as it was, without a walk. A path that was missing still is if its nearest ancestor has not
- * got that child: what is below a missing node is missing. */
-static int compare(struct pv_xs *hub, const struct xs_access *access)
+/*
+ * Whether what it saw is no more as it was. What was missing still is while the nearest node above it is as it was: that is
+ * among the accesses too, for who finds nothing looks on upwards (xs_lookup).
+ */
+static int has_changed(const struct xs_access *access)
 {
-	const struct xs_node *node = access->node;
-	const char *name, *end;
-
-	if (access->base)
-		return !node->gone && node->content->generation == access->base ? SAME : CHANGED;
-	if (!node || node->gone)
-		return UNSURE;
-	name = access->path + (node->parent ? node->n_path + 1 : 1);
-	end = memchr(name, '/', (size_t)(access->path + access->n_path - name));
-	if (!end)
-		end = access->path + access->n_path;
-	return xs_find_child(hub, access->node, name, (uint32_t)(end - name), access->below) ? UNSURE : SAME;
+	return access->base && (access->node->gone || access->node->content->generation != access->base);
 }
 
-static int is_missing(struct pv_xs *hub, const struct xs_access *access)
+static int conflicts(const struct xs_transaction *transaction)
 {
-	xs_measure(hub, &hub->look, access->path, access->n_path);
-	xs_walk(hub, &hub->look);
-	return hub->look.found < access->level;
-}
-
-static int conflicts(struct xs_transaction *transaction)
-{
-	struct pv_xs *hub = transaction->hub;
-	uint32_t n_unsure = 0;
-
 	for (uint32_t i = 0; i < transaction->n_accesses; i++) {
-		int result = compare(hub, &transaction->accesses[i]);
-
-		if (result == CHANGED)
-			return 1;
-		n_unsure += result == UNSURE;
-	}
-	/* Walks are long. Mostly who has seen a path miss has seen its ancestor too, which has changed if we come here. */
-	for (uint32_t i = 0; n_unsure && i < transaction->n_accesses; i++) {
-		const struct xs_access *access = &transaction->accesses[i];
-
-		if (compare(hub, access) == UNSURE && !is_missing(hub, access))
+		if (has_changed(&transaction->accesses[i]))
 			return 1;
 	}
 	return 0;

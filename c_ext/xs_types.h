@@ -127,13 +127,12 @@ struct xs_walk {
 /* What a transaction knows of a path it has looked at. */
 struct xs_access {
 	char *path;
-	struct xs_node *node;           /* when first seen; if it was missing: the nearest above that was there. May be gone */
+	struct xs_node *node;           /* when first seen, NULL: missing; may be gone meanwhile. Once applied: what is there */
 	struct xs_content *content;     /* NULL: no such node in its view */
 	struct xs_perms *before;        /* permissions when first seen */
 	uint64_t base;                  /* generation when first seen; 0: missing */
 	uint32_t n_path;
 	uint32_t hash;
-	uint32_t below;                 /* missing when first seen: hash of the path that `node` had no child at */
 	uint32_t parent;                /* made here: index of the access to the level above */
 	uint32_t level;
 	uint32_t sequence;              /* of its making here */

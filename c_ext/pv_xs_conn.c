@@ -57,7 +57,7 @@ static uint32_t handle_all(struct pv_xs_conn *connection, const uint8_t *data, u
 	uint32_t at = 0, n_handled = 0;
 	int64_t started_ns = xs_privileged(connection->domain) ? 0 : pv_now_ns();
 
-	while (n - at >= XS_HEADER_BYTES && !connection->closed && !connection->broken && !hub->parked) {
+	while (n - at >= XS_HEADER_BYTES && !connection->broken && !hub->parked) {
 		struct xs_header header;
 		int result;
 
@@ -136,8 +136,7 @@ int xs_handle_waiting(struct pv_xs_conn *connection)
 	if (connection->n_in) {
 		uint32_t n = handle_all(connection, connection->in, connection->n_in);
 
-		if (connection->n_in)   /* else it was closed meanwhile */
-			xs_consume_input(connection, connection->broken ? connection->n_in : n);
+		xs_consume_input(connection, connection->broken ? connection->n_in : n);
 	}
 	return connection->parked ? PV_XS_PARKED : PV_XS_DONE;
 }
@@ -152,7 +151,7 @@ int pv_xs_feed(struct pv_xs_conn *connection, const uint8_t *data, uint32_t n)
 	} else {
 		uint32_t done = handle_all(connection, data, n);
 
-		if (!connection->closed && !connection->broken)
+		if (!connection->broken)
 			xs_keep_input(connection, data + done, n - done);
 	}
 	xs_settle(connection->hub);

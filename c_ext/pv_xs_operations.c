@@ -235,10 +235,8 @@ static int create(struct xs_view *view, struct xs_domain *who, const void *value
 	uint32_t n_name, owner;
 	int error = XS_OK;
 
-	for (; !(parent = get(view, top)); top--) {
-		if (refused(view))
-			return refused(view);
-	}
+	while (!(parent = get(view, top))) /* which the look-up has looked at */
+		top--;
 	owner = xs_owner(parent->perms);
 	if (xs_privileged(who))
 		perms = xs_perms_keep(parent->perms);

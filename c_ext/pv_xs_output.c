@@ -166,7 +166,7 @@ void xs_put_event(struct pv_xs_conn *connection, const char *path, uint32_t n_pa
 	struct xs_header header = { XS_WATCH_EVENT, 0, 0, n };
 	struct xs_out *event;
 
-	if (n > sizeof payload || connection->closed)
+	if (n > sizeof payload)
 		return;
 	memcpy(payload, path, n_path);
 	payload[n_path] = 0;
@@ -265,7 +265,7 @@ void xs_drop_old_events(struct pv_xs_conn *connection)
 	int64_t newest = hub->now_ms - hub->limits.event_timeout_ms;
 	struct xs_out **at = &connection->out, *before = NULL;
 
-	if (connection->out && connection->out_sent) {
+	if (connection->out_sent) {
 		before = connection->out;
 		at = &before->next;
 	}

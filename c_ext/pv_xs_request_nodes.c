@@ -73,10 +73,10 @@ int xs_request_directory_part(struct request *request)
 	room = (uint32_t)sizeof part - start - 1;
 	left = content->n_names - (uint32_t)offset;
 	if (left > room) {
-		/* Whole names only: back to the last NUL within the room. */
+		/* Whole names only: back to the last NUL within the room, which has one: no name is so long. */
 		const char *end = memrchr(content->names + offset, 0, room);
 
-		left = end ? (uint32_t)(end + 1 - (content->names + offset)) : 0;
+		left = (uint32_t)(end + 1 - (content->names + offset));
 	}
 	memcpy(part + start, content->names + offset, left);
 	start += left;

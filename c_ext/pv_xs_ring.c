@@ -141,8 +141,6 @@ int xs_ring_read(struct pv_xs_conn *connection)
 	struct pv_xs *hub = connection->hub;
 	int moved = 0;
 
-	if (!connection->page)
-		return 0;
 	if (wants_reconnection(connection)) {
 		pv_xs_reset(connection);
 		start_anew(connection);

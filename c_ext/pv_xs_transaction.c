@@ -164,7 +164,7 @@ struct xs_access *xs_transaction_look_below(struct xs_transaction *transaction, 
 
 	if (access)
 		return access;
-	if (above->base && !above->node->gone) {
+	if (!above->node->gone) { /* what was made here has an access */
 		struct xs_access seen = {
 			.path = (char *)path, .n_path = n, .hash = hash, .level = above->level + 1,
 		};

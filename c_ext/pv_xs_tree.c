@@ -108,8 +108,6 @@ void xs_content_remove_name(struct xs_content *content, const char *name, uint32
 {
 	char *at = find_name(content, name, n);
 
-	if (!at)
-		return;
 	content->n_names -= n + 1;
 	memmove(at, at + n + 1, (size_t)(content->names + content->n_names - at));
 }
@@ -187,8 +185,7 @@ void xs_node_unlink(struct pv_xs *hub, struct xs_node *node)
 		node->newer->older = node->older;
 	else
 		hub->newest = node->older;
-	if (node->older)
-		node->older->newer = node->newer;
+	node->older->newer = node->newer; /* the root, which is the oldest, never goes */
 	node->gone = 1;
 	hub->n_nodes--;
 	xs_account_node(hub, node, -1);
@@ -257,7 +254,7 @@ static uint64_t hash_of_path(const struct pv_xs *hub, const struct xs_node *node
 	char path[XS_PATH_MAX + 1];
 	uint32_t n = xs_path_of(node, path);
 
-	return node->parent ? xs_hash_bytes(hub->seed, path, n) : hub->seed;
+	return xs_hash_bytes(hub->seed, path, n);
 }
 
 static struct to_see child_to_see(struct pv_xs *hub, const struct to_see *parent, const char *name, uint32_t n)

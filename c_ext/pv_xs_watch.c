@@ -149,8 +149,6 @@ void xs_watch_remove(struct xs_watch *watch)
 		watch->next_of_connection->previous_of_connection = watch->previous_of_connection;
 	else
 		connection->last_watch = watch->previous_of_connection;
-	if (connection->first_event == watch)
-		connection->first_event = NULL;
 	hub->n_watches--;
 	connection->domain->public.n_watches--;
 	xs_account(hub, connection->domain, -bytes_of(watch));

@@ -109,6 +109,12 @@ def test_who_cannot_be_served_is_not_handed_over(other: Any) -> None:
             assert lib.pv_xs_sockets(core, ffi.NULL, 0) == 0
 
 
+def test_a_store_without_clients_has_only_its_numbers(other: Any) -> None:
+    with engine() as core:
+        assert save(core) == state(number=0)
+        assert load(other, save(core)) == 0
+
+
 def test_rings_are_handed_over_served_or_ended(other: Any) -> None:
     assert load(other, state(ring(watch(b"/a"), transactions=(4, 3)), ring(domid=6, fd=ENDED_RING), number=7)) == 0
     for domid in (5, 6):
@@ -135,6 +141,7 @@ def test_rings_are_handed_over_served_or_ended(other: Any) -> None:
         state(ring(watch(b""))),
         state(ring(watch(b"/a", n_prefix=3))),
         state(ring(watch(b"/a//b"))),
+        state(ring(watch(b"/a/"), watch(b"/a"), transactions=(1,))),
         state(ring(watch(b"/" + b"a" * 3072))),
         state(ring(transactions=(1,))[:-1]),
         state(ring())[:-1],

@@ -76,8 +76,10 @@ def test_who_asks_for_the_trace_is_not_in_it(core: Any) -> None:
 
 def test_it_ends_by_itself(core: Any) -> None:
     dom0 = Client(core)
-    dom0.ask(Op.READ, b"/a\0")
+    lib.pv_xs_trace_until(core, 2)
     lib.pv_xs_set_now(core, 1)
+    dom0.ask(Op.READ, b"/a\0")
+    lib.pv_xs_set_now(core, 2)
     dom0.ask(Op.READ, b"/b\0")
     assert said(core) == ["0.1 - READ /a ENOENT"]
 

@@ -84,6 +84,52 @@ def test_a_transaction_charges_many_domains(core: Any) -> None:
         assert domain.n_nodes == 1 + (domid == 5)
 
 
+def test_a_transaction_removes_a_wide_directory(core: Any) -> None:
+    dom0 = Client(core)
+    for number in range(100):
+        dom0.do(Op.WRITE, b"/wide/%d/x\0" % number)
+    transaction = dom0.begin()
+    dom0.do(Op.RM, b"/wide\0", transaction)
+    assert dom0.ask(Op.DIRECTORY, b"/wide\0", transaction) == b"! ENOENT\0"
+    assert dom0.ask(Op.DIRECTORY, b"/wide\0").count(b"\0") == 100
+    assert dom0.commit(transaction) == ACK
+    assert dom0.ask(Op.DIRECTORY, b"/wide/7\0") == b"! ENOENT\0"
+
+
+def test_a_removal_that_may_not_look_at_the_parent(core: Any) -> None:
+    guest = Client(core, 5)
+    guest.do(Op.WRITE, b"a/b\0")
+    lib.pv_xs_set_quota(core, 5, TRANSACTION_NODES, 2)
+    transaction = guest.begin()
+    assert guest.ask(Op.RM, b"a/b\0", transaction) == b"! ENOSPC\0"
+    assert guest.commit(transaction) == b"! ENOMEM\0"
+    assert guest.ask(Op.READ, b"a/b\0") == b""
+
+
+def test_a_watch_between_two_others_goes(core: Any) -> None:
+    dom0 = Client(core)
+    for token in (b"1", b"2", b"3", b"4"):
+        dom0.do(Op.WATCH, b"/a\0" + token + b"\0")
+    dom0.events()
+    for token, left in ((b"2", b"134"), (b"4", b"13"), (b"1", b"3")):
+        dom0.do(Op.UNWATCH, b"/a\0" + token + b"\0")
+        dom0.do(Op.WRITE, b"/a\0")
+        assert b"".join(token for _, token in dom0.events()) == left
+    lib.pv_xs_reset(dom0.connection)
+    dom0.do(Op.WRITE, b"/a\0")
+    assert dom0.events() == []
+
+
+def test_who_owns_a_special_name_gives_it_to_nobody(core: Any) -> None:
+    dom0, guest = Client(core), Client(core, 5)
+    name = b"@releaseDomain\0"
+    assert guest.ask(Op.SET_PERMS, name + b"n5\0") == b"! EACCES\0"
+    dom0.do(Op.SET_PERMS, name + b"n5\0")
+    assert guest.ask(Op.SET_PERMS, name + b"n0\0") == b"! EPERM\0"
+    guest.do(Op.SET_PERMS, name + b"n5\0r5\0")
+    assert dom0.ask(Op.GET_PERMS, name) == b"n5\0r5\0"
+
+
 def test_a_guest_in_debt_is_helped_by_what_others_do_not_use(core: Any) -> None:
     guest, other = Client(core, 5), Client(core, 6)
     assert other.begin()

@@ -30,6 +30,7 @@ Look = Callable[[Transaction], object]
         lambda tx: tx.read("/a/b/c"),
         lambda tx: tx.ls("/a/b"),
         lambda tx: (tx.ls("/a"), tx.read("/a/b/c")),
+        lambda tx: (tx.ls("/a"), tx.ls("/a/b")),
     ],
 )
 @pytest.mark.parametrize("meanwhile", ["/a/b/c", "/a/b", "/a"])

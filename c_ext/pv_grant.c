@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "pv_atomic.h"
 
@@ -14,6 +15,7 @@
 #define SPINS_BEFORE_YIELD 64
 
 _Static_assert(sizeof(struct pv_grant_entry) == 8, "Xen v1 entry");
+_Static_assert(sizeof(struct pv_grant_note) == 8, "note of a grant");
 _Static_assert(sizeof(struct pv_pin) == 4, "maptrack row");
 _Static_assert(sizeof(struct pv_maptrack) == 64, "maptrack header");
 _Static_assert(sizeof(struct pv_grant_copy_op) == 24, "copy operation");
@@ -39,6 +41,33 @@ static uint64_t flag_bits(uint16_t flags)
 
 /* ---- the granter ---- */
 
+/* The coarse clock: a few loads, as exact as somebody who looks on needs. Never 0. */
+static uint32_t now_ms(void)
+{
+	struct timespec now;
+	uint32_t ms;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	ms = (uint32_t)now.tv_sec * 1000u + (uint32_t)(now.tv_nsec / 1000000);
+	return ms | !ms;
+}
+
+static void note_grant(struct pv_granter *granter, uint32_t index)
+{
+	struct pv_grant_note *note = &granter->notes[index];
+
+	pv_store_relaxed(&note->granted_ms, now_ms());
+	pv_store_relaxed(&note->recalled_ms, 0u);
+}
+
+static void note_recall(struct pv_granter *granter, uint32_t index)
+{
+	struct pv_grant_note *note = &granter->notes[index];
+
+	if (!pv_load_relaxed(&note->recalled_ms))
+		pv_store_relaxed(&note->recalled_ms, now_ms());
+}
+
 int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only)
 {
 	uint32_t index = gref - granter->base;
@@ -50,6 +79,8 @@ int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, u
 	if (granter->granted[index].flags)
 		return -EBUSY;
 	granter->granted[index] = (struct pv_grant_private){ .frame = frame, .flags = flags, .domid = domid };
+	if (granter->notes)
+		note_grant(granter, index);
 	/* Hands the page over: pairs with the load in set_flags. */
 	pv_store_release(entry_of(granter->entries, index), next.word);
 	pv_count(&granter->grants);
@@ -74,6 +105,8 @@ int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
 			return 0;
 		}
 	}
+	if (granter->notes)
+		note_recall(granter, index);
 	pv_count(&granter->busy);
 	return -EBUSY;
 }

@@ -45,6 +45,15 @@ struct pv_grant_entry {
 	uint32_t frame;
 };
 
+/*
+ * Shared, behind the entries: what the granter says of a grant for whoever looks on, in milliseconds of CLOCK_MONOTONIC
+ * to a tick, modulo 2^32. Nobody decides anything by it.
+ */
+struct pv_grant_note {
+	uint32_t granted_ms;    /* 0: not known */
+	uint32_t recalled_ms;   /* when the granter first wanted the page back and could not have it; 0: it did not */
+};
+
 /* What the granter remembers of an entry. Private. */
 struct pv_grant_private {
 	uint32_t frame;
@@ -61,6 +70,7 @@ struct pv_granter {
 	uint64_t grants;
 	uint64_t revokes;
 	uint64_t busy;                      /* revokes refused because the peer still uses the page */
+	struct pv_grant_note *notes;        /* shared, n_pages; NULL: none are taken */
 };
 
 /*

@@ -24,6 +24,7 @@ CData = Any
 References = NDArray[np.uint32] | Sequence[int]
 
 ENTRY_BYTES = 8
+NOTE_BYTES = 8
 MAPTRACK_HEADER_BYTES = 64
 PIN_BYTES = 4
 
@@ -113,8 +114,8 @@ class MapperStatistics:
 
 
 def entries_bytes(n_pages: int) -> int:
-    """Size in bytes of the object that holds the entries of `n_pages` pages: whole pages."""
-    return -(-n_pages * ENTRY_BYTES // PAGE_BYTES) * PAGE_BYTES
+    """Size in bytes of the object that holds the entries of `n_pages` pages and the notes on them: whole pages."""
+    return -(-n_pages * (ENTRY_BYTES + NOTE_BYTES) // PAGE_BYTES) * PAGE_BYTES
 
 
 def maptrack_bytes(n_pages: int) -> int:
@@ -171,13 +172,18 @@ class Granter(_Half):
     """The domain that owns the pages of a chunk. Any thread may call; for one reference one at a time."""
 
     def __init__(self, entries: Mapping, *, base: int, n_pages: int, peer: int) -> None:
-        """`entries` stays the caller's and must outlive this; `peer` is the domid the pages are granted to."""
+        """`entries` stays the caller's and must outlive this; `peer` is the domid the pages are granted to.
+
+        Where there is room behind the entries, each grant has a note there of its time.
+        """
         if entries.n_bytes < n_pages * ENTRY_BYTES:
             raise InvalidRequest(f"{entries.n_bytes} bytes hold no {n_pages} grant entries")
         self._granted = ffi.new("struct pv_grant_private[]", n_pages)
         core = ffi.new("struct pv_granter *")
         core.entries, core.granted = entries.pointer("struct pv_grant_entry *"), self._granted
         core.base, core.n_pages = base, n_pages
+        if entries.n_bytes >= n_pages * (ENTRY_BYTES + NOTE_BYTES):
+            core.notes = entries.pointer("struct pv_grant_note *", n_pages * ENTRY_BYTES)
         self.peer = peer
         super().__init__(core, base, n_pages)
 

@@ -86,6 +86,7 @@
 #define PV_PORT_INBOX_GONE 4           /* nothing uses the inbox any more (BIND_VCPU: the former one): drop it */
 #define PV_PORT_PENDING 8              /* STATUS, NEXT: its event was not taken yet */
 #define PV_PORT_MASKED 16              /* STATUS, NEXT: its owner masks it */
+#define PV_PORT_ASLEEP 32              /* STATUS, NEXT: its owner sleeps until an event comes */
 
 #define PV_ARENA_READ_ONLY 1           /* the peer may only read the data */
 #define PV_ARENA_POSIX 2               /* reply: POSIX shared memory (else a sealed memfd) */

@@ -18,8 +18,8 @@ BELOW["hypervisor"] = {"errors", "ring", "protocol"}
 BELOW["xenstore"] = {*BELOW["hypervisor"], "hypervisor"}
 BELOW["frontend"] = BELOW["backend"] = {*BELOW["xenstore"], "xenstore"}
 BELOW["host"] = {*BELOW["xenstore"], "xenstore", "frontend", "backend"}
-BELOW["toolstack"] = {*BELOW["host"], "host"}
-BELOW["cli"] = BELOW["testing"] = {*BELOW["toolstack"], "toolstack"}
+BELOW["looking"] = {*BELOW["host"], "host"}
+BELOW["cli"] = BELOW["testing"] = {*BELOW["looking"], "looking"}
 BELOW["cli"] = {*BELOW["cli"], "testing"}
 
 MAY_USE_THE_CORE = {"ring", "hypervisor", "xenstore"}

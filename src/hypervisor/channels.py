@@ -36,6 +36,8 @@ class ChannelStatus:
     """It has an event that its owner has not taken yet."""
     masked: bool = field(default=False, compare=False)
     """Its owner takes no event of it now."""
+    asleep: bool = field(default=False, compare=False)
+    """Its owner sleeps until an event comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def status_of(port: CData) -> ChannelStatus:
         port.waiter,
         pending=bool(port.flags & lib.PV_PORT_PENDING),
         masked=bool(port.flags & lib.PV_PORT_MASKED),
+        asleep=bool(port.flags & lib.PV_PORT_ASLEEP),
     )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from paravirt.errors import InvalidRequest, NotFound, ParavirtError
 from paravirt.hypervisor.messages import Op, get_text
 from paravirt.ring._core import ffi, lib
+from paravirt.ring.grant import ENTRY_BYTES, NOTE_BYTES
 from paravirt.ring.looking import LookedObject, Record, Records, RingLabel, parse_layout
 from paravirt.ring.looking import Wish as Wish
 from paravirt.ring.memory import PAGE_BYTES
@@ -297,7 +298,15 @@ class LookedArena:
 
     def entries(self) -> bytes:
         """All grant entries as they are now: `struct pv_grant_entry` each, of reference `base` and up."""
-        return _read(self._entries_fd, self.n_pages * 8, 0)
+        return _read(self._entries_fd, self.n_pages * ENTRY_BYTES, 0)
+
+    def notes(self) -> bytes:
+        """The notes on them: `struct pv_grant_note` each."""
+        return _read(self._entries_fd, self.n_pages * NOTE_BYTES, self.n_pages * ENTRY_BYTES)
+
+    def holds(self, gref: int) -> bool:
+        """Whether a reference of its domain is in this arena."""
+        return self.base <= gref < self.base + self.n_pages
 
     def read(self, gref: int, n_bytes: int = PAGE_BYTES, offset_bytes: int = 0) -> bytes:
         """From the page of a reference on. Raises `InvalidRequest` outside of the arena."""

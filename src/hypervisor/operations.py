@@ -278,8 +278,9 @@ class Operations:
         self._resources.carry_out(self._state.kick(connection, request.port.domid, request.port.port))
 
     def _add_bits(self, reply: CData, port: Port) -> None:
-        pending, masked = self._resources.slot_bits(port.inbox.number, port.slot)
+        pending, masked, asleep = self._resources.slot_bits(port.inbox.number, port.slot)
         reply.flags |= (lib.PV_PORT_PENDING if pending else 0) | (lib.PV_PORT_MASKED if masked else 0)
+        reply.flags |= lib.PV_PORT_ASLEEP if asleep else 0
 
     def _evtchn_reset(self, connection: int, request: CData, answer: Answer) -> None:
         asked = request.port

@@ -238,14 +238,15 @@ class Resources:
             raise ResourceLimit(f"no descriptor for a look at an arena: {error.strerror}") from error
         return fds
 
-    def slot_bits(self, inbox: int, slot: int) -> tuple[bool, bool]:
-        """Whether a slot of an inbox is pending, and masked, as its page says now."""
+    def slot_bits(self, inbox: int, slot: int) -> tuple[bool, bool, bool]:
+        """Whether a slot of an inbox is pending, and masked, and its receiver asleep, as its page says now."""
         fd = self._inboxes[inbox].page_fd
         pending, masked = (
             os.pread(fd, 8, ffi.offsetof("struct pv_inbox", name) + slot // 64 * 8) for name in ("pending", "masked")
         )
         bit = 1 << slot % 64
-        return bool(int.from_bytes(pending, "little") & bit), bool(int.from_bytes(masked, "little") & bit)
+        asleep = any(os.pread(fd, 4, ffi.offsetof("struct pv_inbox", "asleep")))
+        return bool(int.from_bytes(pending, "little") & bit), bool(int.from_bytes(masked, "little") & bit), asleep
 
     def is_posix(self, arena: int) -> bool:
         return self._arenas[arena].provider == "posix"

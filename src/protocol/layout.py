@@ -88,6 +88,10 @@ class MessagePair:
     def of(cls, protocol: DeviceProtocol) -> Self:
         return cls(protocol.request, protocol.response, protocol.pages)
 
+    def checked(self) -> Self:
+        """The same, of plain fields only: for a layout that somebody else wrote. Raises `InvalidRequest`."""
+        return self.from_json(self.to_json())
+
     def to_json(self) -> dict[str, Any]:
         return {"request": describe(self.request), "response": describe(self.response), "pages": self.pages}
 

@@ -166,6 +166,7 @@ class _Lib(Protocol):
     PV_NOTIFY_SUPPRESSED: int
     PV_NOTIFY_UNBOUND: int
     PV_PAGE_BYTES: int
+    PV_PORT_ASLEEP: int
     PV_PORT_INBOX_GONE: int
     PV_PORT_MASKED: int
     PV_PORT_NEW_INBOX: int

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What Dom0's tools make of live rings: views, verdicts, recordings and their replay."""

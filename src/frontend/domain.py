@@ -129,6 +129,10 @@ class Domain:
         self._keep(device)
         return device
 
+    def locate(self, kind: str, device_id: int) -> DevicePath:
+        """Where a device of this domain stands, for a driver that is not made by `open`. Raises as that."""
+        return self._claim(kind, device_id, f"{kind} {device_id}", lambda: map(str, self.devices(kind)))
+
     def _claim(self, kind: str, device_id: int, what: str, there: Callable[[], Iterable[str]]) -> DevicePath:
         """Where the device stands, which must be there and not open."""
         frontend = f"/local/domain/{self.domid}/device/{kind}/{device_id}"

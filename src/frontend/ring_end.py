@@ -39,13 +39,14 @@ class RingEnd:
         data_pages: int,
         fence: Fence = "full",
         max_spin_ns: int = 0,
+        entry_bytes: int | None = None,
     ) -> tuple[tuple[int, ...], int]:
         """A new ring and port; (grant references of its pages, port).
 
         The first one decides the size of the ring, 2**`wanted_order` pages if the backend takes that many, and makes
         the arena with `data_pages` beside it. `fence`: as agreed with the backend. `max_spin_ns`: of
-        `waiting.spin_limit`; who waits calls `take` with `waiting.take_spin` of it, then `wait`. Raises `PeerError`
-        when a later backend takes less.
+        `waiting.spin_limit`; who waits calls `take` with `waiting.take_spin` of it, then `wait`. `entry_bytes`: of an
+        entry, if that is more than the union of the messages. Raises `PeerError` when a later backend takes less.
         """
         if self.arena is None:
             self.order = min(wanted_order, max_order)
@@ -73,6 +74,7 @@ class RingEnd:
             request,
             response,
             port=self.channel,
+            entry_bytes=entry_bytes,
             fence=fence,
             wait=wait_after(max_spin_ns),
             max_spin_ns=max_spin_ns,

@@ -11,7 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, BinaryIO, Final, Self
 
@@ -81,6 +81,18 @@ class Header:
         described = value.get("messages")
         messages = None if described is None else MessagePair.from_json(described)
         return cls(**texts, **numbers, messages=messages)
+
+    @property
+    def summary(self) -> str:
+        """For people, in one line."""
+        ring = (
+            f"{self.device} of domain {self.domid}, {self.protocol}, {self.entries} entries of {self.entry_bytes} bytes"
+        )
+        return f"{ring}, recorded at its {self.end} end" + (f", on {self.host}" if self.host else "")
+
+    def with_messages(self, messages: MessagePair) -> Self:
+        """With the layout of its messages from elsewhere."""
+        return replace(self, messages=messages)
 
     @property
     def comment(self) -> str:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""`paravirt ring record`."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from paravirt.cli.context import Context, pass_context
+from paravirt.cli.ring.given import messages_of, messages_option
+from paravirt.errors import InvalidRequest
+
+
+@click.command()
+@click.argument("ring")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where to; '-' for standard output.",
+)
+@click.option("--seconds", type=click.FloatRange(0.01), help="How long; else until Ctrl-C or the ring's end.")
+@click.option("--force", is_flag=True, help="Write over FILE if there is one.")
+@messages_option
+@pass_context
+def record(context: Context, ring: str, output: Path, seconds: float | None, force: bool, driver: str | None) -> None:
+    """Record all requests and responses of RING into FILE, with their times, while it goes on.
+
+    A capture file (pcapng): `ring show` decodes it, `ring replay` sends it again, programs for network captures open
+    it. Contents of pages are not in it. What comes faster than the recorder can write is lost, never waited for, and
+    counted.
+    """
+    from paravirt.hypervisor.looking import Looker
+    from paravirt.looking.recorder import Recorder
+
+    messages = messages_of(driver)
+    with context.hypervisor() as hypervisor, Looker(hypervisor) as looker:
+        recorder = Recorder(looker, looker.find(ring), messages=messages, host=os.uname().nodename)
+        with _opened(output, force=force) as file, _asked_to_stop() as asked:
+            done = recorder.run(file, seconds=seconds, stop=lambda: bool(asked))
+    lost = f", {done.lost} lost" if done.lost else ""
+    click.echo(f"{done.requests} requests, {done.responses} responses{lost}; ended: {done.ended}", err=True)
+
+
+@contextmanager
+def _opened(output: Path, *, force: bool) -> Iterator[BinaryIO]:
+    if str(output) == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        with output.open("wb" if force else "xb") as file:
+            yield file
+    except FileExistsError:
+        raise InvalidRequest(f"{output} exists already; --force writes over it") from None
+    except OSError as error:
+        raise InvalidRequest(f"{output}: {error.strerror}") from error
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """Ctrl-C, and what ends a service, end the recording in good order: the list has something in it then."""
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

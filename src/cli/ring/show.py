@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""`paravirt ring show`."""
+
+import json
+from pathlib import Path
+
+import click
+
+from paravirt.cli.ring.given import messages_of, messages_option
+from paravirt.errors import InvalidRequest
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--ops", metavar="NAME[,NAME]...", help="Only these operations, such as read,write.")
+@click.option(
+    "--id", "ids", type=int, multiple=True, help="Only the request with this id and its response; repeatable."
+)
+@click.option("--since", "since_s", type=float, metavar="SECONDS", help="From so long after the start on.")
+@click.option("--until", "until_s", type=float, metavar="SECONDS", help="Up to so long after the start.")
+@click.option("--direction", type=click.Choice(["request", "response"]), help="Only one of the two.")
+@click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the description of the ring first.")
+@messages_option
+def show(
+    file: Path,
+    ops: str | None,
+    ids: tuple[int, ...],
+    since_s: float | None,
+    until_s: float | None,
+    direction: str | None,
+    count: int | None,
+    as_json: bool,
+    driver: str | None,
+) -> int:
+    """What a recording says: one line a message, with seconds since the start, > or < for a request or a response, and
+    its index in the ring.
+
+    Exit status 1 for a file that ends too early: it is shown as far as it goes.
+    """
+    from itertools import islice
+
+    from paravirt.looking.show import Choice, shown
+    from paravirt.protocol.recording import Kind, Reader
+
+    chosen = Choice(
+        ops=frozenset(ops.lower().split(",")) if ops else frozenset(),
+        ids=frozenset(ids),
+        since_s=since_s,
+        until_s=until_s,
+        kind=None if direction is None else Kind[direction.upper()],
+    )
+    messages = messages_of(driver)
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise InvalidRequest(f"{file}: {error.strerror}") from error
+    with opened:
+        try:
+            reader = Reader(opened)
+            header = reader.header if messages is None else reader.header.with_messages(messages)
+            click.echo(json.dumps(header.to_json()) if as_json else header.summary)
+            found = (each for each in shown(header, reader) if chosen.takes(each))
+            for each in islice(found, count):
+                if each.lost and not as_json:
+                    click.echo(f"paravirt: {each.lost} messages lost here", err=True)
+                click.echo(json.dumps(each.to_json()) if as_json else str(each))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{file}: {error}") from error
+        except OSError as error:
+            raise InvalidRequest(f"{file}: {error.strerror}") from error
+    if count is None and reader.torn is not None:
+        click.echo(f"paravirt: {file}: {reader.torn}", err=True)
+        return 1
+    return 0

@@ -40,7 +40,8 @@ class DeviceFactory(Protocol[S]):
 
 
 class DeviceService(Generic[S]):
-    """Serves all devices of one class of Dom0. Owns neither `hypervisor` nor `store`: they outlive it.
+    """Serves all devices of one class of our domain, most often Dom0. Owns neither `hypervisor` nor `store`: they
+    outlive it.
 
     `serve_forever` in a process of its own, or `start`/`stop` in a thread of somebody else's.
     """
@@ -48,7 +49,7 @@ class DeviceService(Generic[S]):
     def __init__(self, hypervisor: Hypervisor, store: XenstoreClient, kind: str, make_device: DeviceFactory[S]) -> None:
         """`kind`: the name of the class in xenstore, such as "vbd"."""
         self.kind = kind
-        self._root = f"/local/domain/0/backend/{kind}"
+        self._root = f"/local/domain/{hypervisor.domid}/backend/{kind}"
         self._hypervisor = hypervisor
         self._store = store
         self._make_device = make_device

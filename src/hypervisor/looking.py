@@ -172,6 +172,11 @@ class LookedEnd:
         return int(self.core.queue)
 
     @property
+    def peer_domid(self) -> int:
+        """Whose the other end is."""
+        return int(self.core.peer_domid)
+
+    @property
     def granter_domid(self) -> int:
         """In whose pages the ring stands."""
         return int(self.core.granter_domid)

@@ -6,24 +6,43 @@ leaves nothing switched on. A log has a bounded size and never stops its ring: w
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from paravirt.errors import NotFound, PeerError
+from paravirt.errors import NotFound, PeerError, XenstoreError
 from paravirt.hypervisor.looking import LOOK_TAP, LiveRing, LookedEnd, Looker
 from paravirt.looking.dump import messages_of
 from paravirt.looking.view import WRAP
+from paravirt.protocol.device import LAYOUT_KEY, RESERVED
+from paravirt.protocol.keys import FENCE_KEY
 from paravirt.protocol.layout import MessagePair
-from paravirt.protocol.recording import MAX_TEXT, Header, Kind, Writer
+from paravirt.protocol.recording import MAX_OFFERED, MAX_TEXT, Header, Kind, Writer
+from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.looking import Batch, LookedObject
+from paravirt.xenstore import xenbus
+from paravirt.xenstore.client import XenstoreClient
 
+NOT_OFFERED = (RESERVED - {"max-ring-page-order", LAYOUT_KEY}) | {"params", FENCE_KEY}
+"""Keys that are of one connection, or that only the machine where it was recorded understands."""
 POLL_S = 0.002
 ASK_AGAIN_S = 1.0
 MAX_BATCHES_A_TURN = 65536
 """Taken from a log before the recorder looks at the clock again: a process that writes without end keeps nobody."""
 MAX_NONSENSE = 100
 """Times that a log may be nonsense before it is given up."""
+
+
+def offer_of(store: XenstoreClient, ring: LiveRing) -> dict[str, str]:
+    """What the back end of a ring published; nothing of a ring that is no device's."""
+    end = ring.end
+    path = DevicePath(end.kind, ring.domid, end.device_id, end.peer_domid if end.is_front else end.domid)
+    with suppress(XenstoreError):
+        names = [name for name in store.ls(path.backend) if name not in NOT_OFFERED]
+        keys = xenbus.read_keys(store, path.backend, names[:MAX_OFFERED])
+        return {name: text for name, text in keys.items() if len(text) <= MAX_TEXT}
+    return {}
 
 
 @dataclass(slots=True)
@@ -41,8 +60,18 @@ class Recorded:
 class Recorder:
     """Records one ring. `run` returns when the time is over, when `stop` says so, or when the ring is gone."""
 
-    def __init__(self, looker: Looker, ring: LiveRing, *, messages: MessagePair | None = None, host: str = "") -> None:
-        """`messages`: layout of the messages, where the caller knows better than the ring. Raises `NotFound`."""
+    def __init__(
+        self,
+        looker: Looker,
+        ring: LiveRing,
+        *,
+        messages: MessagePair | None = None,
+        offer: Mapping[str, str] | None = None,
+        host: str = "",
+    ) -> None:
+        """`messages`: layout of the messages, where the caller knows better than the ring. `offer`: `offer_of` it.
+        Raises `NotFound`.
+        """
         end = ring.back if ring.back is not None and ring.back.domid == 0 else ring.front or ring.back
         if end is None:
             raise NotFound(f"ring {ring.name} has no end that can be recorded")
@@ -64,6 +93,7 @@ class Recorder:
             started_ns=time.time_ns(),
             host=host[:MAX_TEXT],
             messages=messages or messages_of(ring),
+            offer=offer or {},
         )
 
     @property

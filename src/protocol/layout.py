@@ -6,6 +6,7 @@ type as numpy writes it (or a message), and the shape of an array.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -46,8 +47,13 @@ def parse(described: Any, depth: int = 0) -> "np.dtype[Any]":
         names.append(name)
         offsets.append(offset)
         formats.append(kind)
+    spec: Any = {"names": names, "formats": formats, "offsets": offsets, "itemsize": n_bytes}
+    with suppress(TypeError, ValueError, OverflowError):
+        aligned: np.dtype[Any] = np.dtype(spec, align=True)  # as C lays it out: then an entry of a ring is, too
+        return aligned
     try:
-        return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": n_bytes})
+        made: np.dtype[Any] = np.dtype(spec)
+        return made
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"the layout of a message is none: {error}") from error
 
@@ -75,6 +81,11 @@ def _parse_field(field: Any, n_bytes: int, depth: int) -> tuple[str, int, Any]:
     return name, offset, (base, tuple(shape)) if shape else base
 
 
+def _is_padding(field: list[Any]) -> bool:
+    """Of a dtype that went through its `descr`: bytes between the fields, with a name that numpy made up."""
+    return re.fullmatch("f[0-9]+", field[0]) is not None and isinstance(field[2], str) and field[2].startswith("|V")
+
+
 @dataclass(frozen=True)
 class MessagePair:
     """Layouts of the requests and responses of a ring."""
@@ -89,8 +100,15 @@ class MessagePair:
         return cls(protocol.request, protocol.response, protocol.pages)
 
     def checked(self) -> Self:
-        """The same, of plain fields only: for a layout that somebody else wrote. Raises `InvalidRequest`."""
-        return self.from_json(self.to_json())
+        """The same, of plain fields only, without padding that was given a name: for a layout that somebody else wrote.
+
+        Raises `InvalidRequest`.
+        """
+        value = self.to_json()
+        for message in (value["request"], value["response"]):
+            fields = [field for field in message["fields"] if not _is_padding(field)]
+            message["fields"] = fields or message["fields"]
+        return self.from_json(value)
 
     def to_json(self) -> dict[str, Any]:
         return {"request": describe(self.request), "response": describe(self.response), "pages": self.pages}

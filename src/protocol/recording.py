@@ -10,8 +10,8 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, BinaryIO, Final, Self
 
@@ -23,6 +23,7 @@ from paravirt.protocol.pcapng import DamagedFile, TornFile
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 65536
 MAX_TEXT: Final = 256
+MAX_OFFERED: Final = 64
 _NUMBERS = ("domid", "entries", "entry_bytes", "request_bytes", "response_bytes", "started_ns")
 _HEAD = struct.Struct("<BBHI")
 _COMMENT = re.compile(r"paravirt-ring ([0-9]{1,4}) (\{.*\}) ([0-9a-f]{8})", re.ASCII | re.DOTALL)
@@ -56,10 +57,13 @@ class Header:
     host: str = ""
     messages: MessagePair | None = None
     """Of a declared class, where the recorder knew it."""
+    offer: Mapping[str, str] = field(default_factory=dict)
+    """What the back end had published: for one that answers in its place."""
 
     def to_json(self) -> dict[str, Any]:
         """Of plain values."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values["offer"] = dict(self.offer)
         return {**values, "messages": None if self.messages is None else self.messages.to_json()}
 
     @classmethod
@@ -80,7 +84,7 @@ class Header:
             raise InvalidRequest(f"the end of the ring is {texts['end']!r:.60}")
         described = value.get("messages")
         messages = None if described is None else MessagePair.from_json(described)
-        return cls(**texts, **numbers, messages=messages)
+        return cls(**texts, **numbers, messages=messages, offer=_parse_offer(value.get("offer", {})))
 
     @property
     def summary(self) -> str:
@@ -115,6 +119,15 @@ class Header:
             return cls.from_json(json.loads(text))
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the description of the ring: {error}") from error
+
+
+def _parse_offer(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_OFFERED:
+        raise InvalidRequest(f"the offer of the back end is {value!r:.60}")
+    for name, text in value.items():
+        if re.fullmatch("[A-Za-z0-9_-]{1,64}", name) is None or not isinstance(text, str) or len(text) > MAX_TEXT:
+            raise InvalidRequest(f"the back end offered {name!r:.60}, {text!r:.60}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ COMMANDS = {
     "stuck": ("paravirt.cli.ring.stuck:stuck", "Rings that do not go on, and which side owes what."),
     "kick": ("paravirt.cli.ring.kick:kick", "Wake one or both ends of a ring, as if its peer had notified it."),
     "record": ("paravirt.cli.ring.record:record", "Write all requests and responses of a ring into a file."),
+    "replay": ("paravirt.cli.ring.replay:replay", "Send the requests of a recording again, or answer as it says."),
     "show": ("paravirt.cli.ring.show:show", "What a recording says."),
 }
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Options that several commands of `paravirt ring` share."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -29,3 +31,16 @@ def messages_of(driver: str | None) -> "MessagePair | None":
     from paravirt.protocol.layout import MessagePair
 
     return MessagePair.of(load_driver(driver).protocol)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """Ctrl-C, and what ends a service, end the work in good order: the list has something in it then."""
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

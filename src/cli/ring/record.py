@@ -2,18 +2,20 @@
 """`paravirt ring record`."""
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from paravirt.cli.context import Context, pass_context
-from paravirt.cli.ring.given import messages_of, messages_option
-from paravirt.errors import InvalidRequest
+from paravirt.cli.ring.given import asked_to_stop, messages_of, messages_option
+from paravirt.errors import InvalidRequest, ParavirtError
+
+if TYPE_CHECKING:
+    from paravirt.hypervisor.looking import LiveRing
 
 
 @click.command()
@@ -42,11 +44,24 @@ def record(context: Context, ring: str, output: Path, seconds: float | None, for
 
     messages = messages_of(driver)
     with context.hypervisor() as hypervisor, Looker(hypervisor) as looker:
-        recorder = Recorder(looker, looker.find(ring), messages=messages, host=os.uname().nodename)
-        with _opened(output, force=force) as file, _asked_to_stop() as asked:
+        found = looker.find(ring)
+        offer = _offer(context, found)
+        recorder = Recorder(looker, found, messages=messages, offer=offer, host=os.uname().nodename)
+        with _opened(output, force=force) as file, asked_to_stop() as asked:
             done = recorder.run(file, seconds=seconds, stop=lambda: bool(asked))
     lost = f", {done.lost} lost" if done.lost else ""
     click.echo(f"{done.requests} requests, {done.responses} responses{lost}; ended: {done.ended}", err=True)
+
+
+def _offer(context: Context, ring: "LiveRing") -> dict[str, str]:
+    """What the back end had published; nothing without a store, which recording does not need."""
+    from paravirt.looking.recorder import offer_of
+
+    try:
+        with context.store() as store:
+            return offer_of(store, ring)
+    except ParavirtError:
+        return {}
 
 
 @contextmanager
@@ -61,16 +76,3 @@ def _opened(output: Path, *, force: bool) -> Iterator[BinaryIO]:
         raise InvalidRequest(f"{output} exists already; --force writes over it") from None
     except OSError as error:
         raise InvalidRequest(f"{output}: {error.strerror}") from error
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Ctrl-C, and what ends a service, end the recording in good order: the list has something in it then."""
-    asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

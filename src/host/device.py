@@ -142,6 +142,9 @@ def _create(
         raise NotFound(f"there is no domain {guest}")
     if xenbus.read_state(transaction, path.backend) is not XenbusState.UNKNOWN:
         raise AlreadyExists(f"domain {guest} has a {name} already")
+    other = xenbus.read_key(transaction, f"{path.frontend}/backend")
+    if other not in (None, path.backend) and xenbus.read_state(transaction, str(other)) is not XenbusState.UNKNOWN:
+        raise AlreadyExists(f"domain {guest} has a {name} already, of another backend")
     initialising = str(int(XenbusState.INITIALISING))
     of_frontend = {"backend": path.backend, "backend-id": str(backend), "state": initialising, **frontend_keys}
     of_backend = {

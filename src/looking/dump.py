@@ -76,7 +76,7 @@ def slots_of(
         start = RING_HEADER_BYTES + index % view.size * end.entry_bytes
         is_request = state in ("not taken", "taken")
         message = memory[start : start + (end.request_bytes if is_request else end.response_bytes)]
-        if state == "old" and not any(message):
+        if state == "old" and not any(memory[start : start + end.entry_bytes]):
             continue
         entry = decoder.request(message) if is_request else decoder.response(message)
         grants = tuple(by_gref.get(gref) for gref in entry.grefs)

@@ -32,9 +32,8 @@ def verdicts(before: RingView, after: RingView) -> list[Verdict]:
     """What keeps the ring, the worst first; nothing when it goes on or is idle. Both views are of one ring."""
     if after.shared is None:
         return [Verdict("gone", "front", "the memory of the ring is gone")]
-    found = [*_dead(after), *_nonsense(before, after)]
-    if found:
-        return found
+    if broken := _dead(after) or _nonsense(before, after):
+        return broken
     return [
         *_missing(before, after),
         *_requests_not_taken(before, after),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from paravirt.errors import NotFound, PeerError, XenstoreError
-from paravirt.hypervisor.looking import LOOK_TAP, LiveRing, LookedEnd, Looker
+from paravirt.hypervisor.looking import LiveRing, LookedEnd, Looker, Wish
 from paravirt.looking.dump import messages_of
 from paravirt.looking.view import WRAP
 from paravirt.protocol.device import LAYOUT_KEY, RESERVED
@@ -127,7 +127,7 @@ class Recorder:
                     self._drain(writer)
                     self.recorded.ended = "the ring is gone"
                     return
-                self._looker.want(self._end, LOOK_TAP)
+                self._looker.want(self._end, Wish.LOG)
                 ask_at = now + ASK_AGAIN_S
             drained = self._drain(writer)
             if over or asked:

@@ -14,4 +14,4 @@ COMMANDS = {
     "show": ("paravirt.cli.ring.show:show", "What a recording says."),
 }
 
-ring = LazyGroup("ring", table=COMMANDS, help="Look at live rings, without stopping them.")
+ring = LazyGroup("ring", table=COMMANDS, help="Look at live rings, record them, replay recordings.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from paravirt.errors import NotFound, PeerError, XenstoreError
-from paravirt.hypervisor.looking import LiveRing, LookedEnd, Looker, Wish
+from paravirt.hypervisor.looking import LiveRing, LookedEnd, Looker
 from paravirt.looking.dump import messages_of
 from paravirt.looking.view import WRAP
 from paravirt.protocol.device import LAYOUT_KEY, RESERVED
@@ -20,7 +20,7 @@ from paravirt.protocol.keys import FENCE_KEY
 from paravirt.protocol.layout import MessagePair
 from paravirt.protocol.recording import MAX_OFFERED, MAX_TEXT, Header, Kind, Writer
 from paravirt.protocol.xenbus import DevicePath
-from paravirt.ring.looking import Batch, LookedObject
+from paravirt.ring.looking import Batch, LookedObject, Wish
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 

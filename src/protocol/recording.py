@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final, Self
 
 from paravirt.errors import InvalidRequest
 from paravirt.protocol import pcapng
+from paravirt.protocol.decode.entry import printable
 from paravirt.protocol.layout import MessagePair
 from paravirt.protocol.pcapng import DamagedFile, TornFile
 
@@ -92,7 +93,7 @@ class Header:
         ring = (
             f"{self.device} of domain {self.domid}, {self.protocol}, {self.entries} entries of {self.entry_bytes} bytes"
         )
-        return f"{ring}, recorded at its {self.end} end" + (f", on {self.host}" if self.host else "")
+        return printable(f"{ring}, recorded at its {self.end} end" + (f", on {self.host}" if self.host else ""))
 
     def with_messages(self, messages: MessagePair) -> Self:
         """With the layout of its messages from elsewhere."""

@@ -12,11 +12,12 @@ import pytest
 
 import paravirt
 from paravirt.errors import AlreadyExists
-from paravirt.hypervisor.looking import LOOK_TAP, Looker
+from paravirt.hypervisor.looking import Looker
 from paravirt.looking import recorder as recording
 from paravirt.looking.recorder import Recorded, Recorder, offer_of
 from paravirt.looking.show import Choice, Shown, shown
 from paravirt.protocol.recording import Kind, Reader
+from paravirt.ring.looking import Wish
 from tests.echo_device import ADD, ColumnBack, ColumnFront, EchoBack, EchoFront
 from tests.looking.live import DEADLINE_S, REQUEST, RESPONSE, Live
 
@@ -119,13 +120,13 @@ def test_what_does_not_fit_the_log_is_counted(host: paravirt.Host) -> None:
             return gate.wait(DEADLINE_S)  # a recorder that is not given the CPU
 
         recorder, file = Recorder(looker, looker.find("vcolumn/1/0")), io.BytesIO()
-        looker.want(recorder.end, LOOK_TAP)
+        looker.want(recorder.end, Wish.LOG)
         thread = threading.Thread(target=recorder.run, args=(file,), kwargs={"seconds": None, "stop": stop})
         thread.start()
         assert asked.wait(DEADLINE_S)
         batch = device.requests(10_000)
         for _ in range(10):
-            looker.want(recorder.end, LOOK_TAP)
+            looker.want(recorder.end, Wish.LOG)
             device.exchange(batch)
         gate.set()
         thread.join(DEADLINE_S)

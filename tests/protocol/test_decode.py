@@ -110,6 +110,13 @@ def test_declared_messages_by_their_names() -> None:
     assert decoder.request(request.tobytes()).wrong == ("a gap between its grant references",)
 
 
+def test_what_a_peer_wrote_moves_no_cursor() -> None:
+    request = np.zeros(1, ODD.request)
+    request["s"] = b"\x1b[2Jx"
+    entry = decoder_for("vodd", MessagePair.of(ODD)).request(request.tobytes())
+    assert "s \\x1b[2Jx" in str(entry)
+
+
 def test_unknown_messages_as_numbers() -> None:
     decoder = decoder_for("vnothing")
     assert str(decoder.request(b"\1\2\3\4\5" + bytes(11))) == "request bytes 01020304 05 and 11 zeros"
@@ -134,7 +141,7 @@ def test_junk_is_shown(protocol: str, messages: list[bytes]) -> None:
     decoder = decoder_for(protocol, layouts.get(protocol))
     for message in messages:
         for entry in (decoder.request(message), decoder.response(message)):
-            assert str(entry)
+            assert str(entry).isprintable()
             json.dumps(entry.to_json(), allow_nan=False)
 
 

@@ -43,7 +43,12 @@ class Entry:
         words += [f"id {self.id}"] if self.id is not None else []
         words += [f"status {self.status}"] if self.status is not None else []
         words += [f"{name} {_text(value)}" for name, value in self.fields.items()]
-        return " ".join(words) + "".join(f" [{what}]" for what in self.wrong)
+        return printable(" ".join(words) + "".join(f" [{what}]" for what in self.wrong))
+
+
+def printable(text: str) -> str:
+    """For a terminal: what a peer wrote moves no cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _text(value: Any) -> str:

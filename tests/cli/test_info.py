@@ -39,13 +39,13 @@ def test_every_probe_has_a_name_and_a_detail(answer: Any) -> None:
     assert all(offer["detail"] for offer in answer["kernel"])
 
 
-def test_what_the_kernel_refuses_is_named(tmp_path: Path) -> None:
+def test_what_the_kernel_refuses_is_named(short_path: Path) -> None:
     """In a user namespace whose limit of further ones is 0."""
     script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$0" -m paravirt --run "$1" info --json'
     if kernel.can_isolate() is not None:
         pytest.skip("the kernel gives no user namespaces to try this in")
     done = subprocess.run(
-        ["unshare", "-Ur", "sh", "-c", script, sys.executable, str(tmp_path / "run")],
+        ["unshare", "-Ur", "sh", "-c", script, sys.executable, str(short_path / "run")],
         capture_output=True,
         text=True,
         timeout=30,

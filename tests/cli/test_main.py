@@ -123,30 +123,30 @@ class TestMistakes:
             ["backend"],
         ],
     )
-    def test_no_host(self, arguments: Sequence[str], tmp_path: Path) -> None:
-        text = complaint("--host", "one", "--run", str(tmp_path), *arguments, PARAVIRT_FD="")
-        assert text == f"host one is not running (run directory {tmp_path}); start it with: paravirt up"
+    def test_no_host(self, arguments: Sequence[str], short_path: Path) -> None:
+        text = complaint("--host", "one", "--run", str(short_path), *arguments, PARAVIRT_FD="")
+        assert text == f"host one is not running (run directory {short_path}); start it with: paravirt up"
 
-    def test_a_run_directory_open_to_others(self, tmp_path: Path) -> None:
-        tmp_path.chmod(0o755)
+    def test_a_run_directory_open_to_others(self, short_path: Path) -> None:
+        short_path.chmod(0o755)
         for command in (["up"], ["hypervisor"], ["domain", "list"]):
-            text = complaint("--run", str(tmp_path), *command)
+            text = complaint("--run", str(short_path), *command)
             assert "is open to others (mode 0755); it must have mode 0700" in text
 
-    def test_a_file_as_run_directory(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        assert "cannot make the run directory" in complaint("--run", str(tmp_path / "file"), "up")
+    def test_a_file_as_run_directory(self, short_path: Path) -> None:
+        (short_path / "file").touch()
+        assert "cannot make the run directory" in complaint("--run", str(short_path / "file"), "up")
 
     def test_a_run_directory_with_too_long_a_name(self, tmp_path: Path) -> None:
         path = tmp_path / ("x" * SOCKET_PATH_BYTES)
         assert f"socket paths in it may have {SOCKET_PATH_BYTES} bytes" in complaint("--run", str(path), "up")
 
-    def test_a_log_file_that_cannot_be(self, tmp_path: Path) -> None:
-        run, log = str(tmp_path / "run"), str(tmp_path / "none" / "log")
+    def test_a_log_file_that_cannot_be(self, short_path: Path) -> None:
+        run, log = str(short_path / "run"), str(short_path / "none" / "log")
         assert "cannot write the log file" in complaint("--run", run, "--log-file", log, "up")
 
-    def test_the_run_directory_comes_from_the_environment_too(self, tmp_path: Path) -> None:
-        assert f"run directory {tmp_path / 'x'}" in complaint("domain", "list", PARAVIRT_RUN=str(tmp_path / "x"))
+    def test_the_run_directory_comes_from_the_environment_too(self, short_path: Path) -> None:
+        assert f"run directory {short_path / 'x'}" in complaint("domain", "list", PARAVIRT_RUN=str(short_path / "x"))
 
 
 class TestStatus:

@@ -28,18 +28,18 @@ def evtchn() -> None:
 
 
 @evtchn.command("list")
-@click.option("--domain", help="Only those of this domain.")
+@click.argument("domain", required=False)
 @json_option
 @pass_context
 def list_(context: Context, domain: str | None, as_json: bool) -> None:
-    """All open event channels: who is bound to whom, what is pending, and the end of a ring that uses it."""
+    """All open event channels, or those of DOMAIN: who is bound to whom, what is pending, and whose ring uses it."""
     from paravirt.host import domains
 
     with context.hypervisor() as hypervisor, Looker(hypervisor) as looker:
         if domain is None:
             domids = [info.domid for info in hypervisor.list_domains()]
         else:
-            domids = [domains.find(hypervisor, domain).domid]
+            domids = [domains.find(hypervisor, domain, or_dom0=True).domid]
         users = {
             (end.domid, end.port): f"{ring.name} {name}" for ring in looker.look() for name, end in ring.ends.items()
         }

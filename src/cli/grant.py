@@ -49,7 +49,7 @@ def list_(context: Context, domain: str | None, leaked: bool, as_json: bool) -> 
         if domain is None:
             domids = [info.domid for info in hypervisor.list_domains(dying=True)]
         else:
-            domids = [domains.find(hypervisor, domain).domid]
+            domids = [domains.find(hypervisor, domain, or_dom0=True).domid]
         found = all_grants(looker, domids)
         rows = [_row(grant) for grant in found if not leaked or grant.recalled_s is not None]
         emit(rows, COLUMNS, as_json=as_json)

@@ -32,11 +32,11 @@ def create(
     return domain
 
 
-def find(hypervisor: Hypervisor, name_or_domid: str) -> DomainInfo:
-    """The living domain of that name or number; `NotFound`."""
+def find(hypervisor: Hypervisor, name_or_domid: str, *, or_dom0: bool = False) -> DomainInfo:
+    """The living domain of that name or number; `NotFound`. `or_dom0`: for what only looks, and may look at Dom0."""
     for domain in hypervisor.list_domains():
         alive = domain.state is not DomainState.DYING
-        if alive and domain.domid != 0 and name_or_domid in (domain.name, str(domain.domid)):
+        if alive and (domain.domid != 0 or or_dom0) and name_or_domid in (domain.name, str(domain.domid)):
             return domain
     raise NotFound(f"there is no domain {name_or_domid}")
 

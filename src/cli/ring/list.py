@@ -10,7 +10,7 @@ from paravirt.hypervisor.looking import LiveRing, Looker
 
 COLUMNS = {
     "name": "Ring",
-    "place": "Domain:gref",
+    "place": "Domain :gref",
     "front_pid": "Front pid",
     "back_domid": "Back domain",
     "back_pid": "Back pid",
@@ -35,7 +35,7 @@ def list_(context: Context, domain: str | None, as_json: bool) -> None:
     from paravirt.host import domains
 
     with context.hypervisor() as hypervisor, Looker(hypervisor) as looker:
-        domid = None if domain is None else domains.find(hypervisor, domain).domid
+        domid = None if domain is None else domains.find(hypervisor, domain, or_dom0=True).domid
         rings = [ring for ring in looker.look() if domid in (None, ring.domid)]
         emit([row(ring) for ring in rings], COLUMNS, as_json=as_json)
 

@@ -50,6 +50,8 @@ class Context:
 
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from paravirt.hypervisor.client import Hypervisor
     from paravirt.xenstore.client import XenstoreClient
 
@@ -69,21 +71,31 @@ def emit(rows: Iterable[Any], columns: Mapping[str, str], *, as_json: bool) -> N
     if as_json:
         emit_json(records)
         return
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for key, heading in columns.items():
-        numeric = any(type(record.get(key)) in (int, float) for record in records)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    numeric = [any(type(record.get(key)) in (int, float) for record in records) for key in columns]
+    table = new_table(zip(columns.values(), numeric, strict=True))
     for record in records:
         table.add_row(*(Text(_cell(record.get(key))) for key in columns))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 1000  # a pipe has no width: never fold
     console.print(table)
+
+
+def new_table(columns: Iterable[tuple[str, bool]]) -> "Table":
+    """A table without rows, of headings and whether what is below is on the right: numbers.
+
+    Each word of a heading has a line of its own, so that what is below decides how wide a column is.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading, right in columns:
+        table.add_column(heading.replace(" ", "\n"), justify="right" if right else "left", overflow="fold")
+    return table
 
 
 def emit_json(value: Any) -> None:

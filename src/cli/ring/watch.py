@@ -9,38 +9,41 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from paravirt.cli.context import Context, pass_context
+from paravirt.cli.context import Context, new_table, pass_context
 from paravirt.cli.ring.list import state
 from paravirt.cli.ring.rates import EndRates, Watch
 from paravirt.hypervisor.looking import BUCKETS_NS, LiveRing, Looker, Wish
+from paravirt.testing.report import short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Step = list[tuple[LiveRing, dict[str, EndRates]]]
 BAR_WIDTH = 40
-HEADINGS = (
-    ("Ring", "left"),
-    ("End", "left"),
-    ("Requests/s", "right"),
-    ("Batch", "right"),
-    ("In flight", "right"),
-    ("Sent/s", "right"),
-    ("Suppressed/s", "right"),
-    ("Spurious/s", "right"),
-    ("Spins/s", "right"),
-    ("Sleeps/s", "right"),
-    ("p50", "right"),
-    ("p99", "right"),
-    ("Max", "right"),
-)
+COLUMNS = (
+    "Ring", "End", "Requests /s", "Batch", "In flight", "Sent /s", "Sup- pressed /s", "Spurious /s", "Spins /s",
+    "Sleeps /s", "p50", "p99", "Max",
+)  # fmt: skip
+NARROW = 100
+"""Terminals with fewer columns have no room for `WIDE`."""
+WIDE = ("Spurious /s", "Spins /s", "Max")
 
 
 @click.command()
 @click.argument("ring", required=False)
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long; otherwise with Ctrl-C.")
 @click.option(
-    "--interval", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Seconds from one look to the next."
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Stop after so long; otherwise with Ctrl-C.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.01),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="From one look to the next.",
 )
 @click.option("--exact", is_flag=True, help="Measure the latency of every message, not of one in 64.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object a line for each ring and interval.")
@@ -98,10 +101,10 @@ def _printer(as_json: bool) -> Iterator[Callable[[Step, str | None], None]]:
         from rich.live import Live
 
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda step, name: live.update(_page(step, name), refresh=True)
+            yield lambda step, name: live.update(_page(step, name, console.width), refresh=True)
     else:
         console.width = 1000  # a pipe has no width: never fold
-        yield lambda step, name: console.print(_page(step, name))
+        yield lambda step, name: console.print(_page(step, name, console.width))
 
 
 def _print_json(step: Step, name: str | None) -> None:
@@ -122,43 +125,43 @@ def _print_json(step: Step, name: str | None) -> None:
         click.echo(json.dumps({"ring": name, "state": "gone"}))
 
 
-def _page(step: Step, name: str | None) -> "RenderableType":
-    from rich import box
+def _page(step: Step, name: str | None, width: int) -> "RenderableType":
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     if not step:
         return Text(f"{name}: gone; waiting for it")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, justify in HEADINGS:
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    shown = [column for column in COLUMNS if width >= NARROW or column not in WIDE]
+    table = new_table((column, column not in ("Ring", "End")) for column in shown)
+    table.padding, table.show_edge = (0, 0, 0, 0), False
     for ring, ends in step:
         for which, rates in ends.items():
-            table.add_row(*map(Text, _cells(ring, which, rates)))
+            cells = _cells(ring, which, rates)
+            table.add_row(*(Text(cells[column]) for column in shown))
     if name is None:
         return table
     charts = [Text(f"\n{title}\n{chart}") for ring, ends in step for title, chart in _charts(ends)]
     return Group(table, *charts)
 
 
-def _cells(ring: LiveRing, which: str, rates: EndRates) -> list[str]:
-    per_s, percentiles = rates.per_s, rates.percentiles
+def _cells(ring: LiveRing, which: str, rates: EndRates) -> dict[str, str]:
+    """By the names of `COLUMNS`."""
     batch = rates.mean_batch
-    return [
+    values = (
         ring.name,
         which if state(ring) == "live" else f"{which} ({state(ring)})",
-        f"{per_s['requests']:,.0f}",
+        short(rates.per_s["requests"]),
         "-" if batch is None else f"{batch:.1f}",
         f"{rates.outstanding}/{ring.end.size}",
-        *(f"{per_s[name]:,.0f}" for name in ("notifications_sent", "notifications_suppressed")),
-        *(f"{per_s[name]:,.0f}" for name in ("notifications_spurious", "spins", "sleeps")),
-        *(time_text(percentiles[name]) for name in ("p50_ns", "p99_ns", "max_ns")),
-    ]
+        *(short(rates.per_s[f"notifications_{name}"]) for name in ("sent", "suppressed", "spurious")),
+        *(short(rates.per_s[name]) for name in ("spins", "sleeps")),
+        *(time_text(rates.percentiles[name]) for name in ("p50_ns", "p99_ns", "max_ns")),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _charts(ends: dict[str, EndRates]) -> Iterator[tuple[str, str]]:
-    """A histogram for each end that has measured something: an octave a line."""
+    """A histogram for each end that has measured something: an octave a line, by its lower bound."""
     titles = {"front": "Latency at the front end", "back": "Time at the back end"}
     for which, rates in ends.items():
         octaves = [sum(rates.latency[i : i + 4]) for i in range(0, len(rates.latency), 4)]
@@ -167,7 +170,7 @@ def _charts(ends: dict[str, EndRates]) -> Iterator[tuple[str, str]]:
             continue
         most = max(octaves)
         lines = [
-            f"{time_text(BUCKETS_NS[4 * i]):>9} {'█' * -(-octaves[i] * BAR_WIDTH // most)} {octaves[i]:,}"
+            f"{time_text(BUCKETS_NS[4 * i]):>8} {'█' * -(-octaves[i] * BAR_WIDTH // most)} {octaves[i]:,}"
             for i in range(filled[0], filled[-1] + 1)
         ]
         yield titles[which], "\n".join(lines)

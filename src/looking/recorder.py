@@ -53,8 +53,8 @@ class Recorded:
     responses: int = 0
     lost: int = 0
     """Messages that are missing between those in the file."""
-    ended: str = "in time"
-    """Why it ended: "in time", "asked", "the ring is gone"."""
+    ended: str = "the time is over"
+    """Why it ended: "the time is over", "asked to stop", "the ring is gone"."""
 
 
 class Recorder:
@@ -131,7 +131,7 @@ class Recorder:
                 ask_at = now + ASK_AGAIN_S
             drained = self._drain(writer)
             if over or asked:
-                self.recorded.ended = "asked" if asked else "in time"
+                self.recorded.ended = "asked to stop" if asked else "the time is over"
                 return
             if not drained:
                 time.sleep(POLL_S)

@@ -84,6 +84,7 @@ def test_a_ring_at_rest(host: Disk) -> None:
         assert (told["shared"]["req_prod"], told["front"]["prod"], told["back"]["cons"]) == (6, 6, 6)
         assert (told["stuck"], told["entries"], told["in_flight"]) == ([], [], 0)
         assert host.ask("ring", "stuck", "--json", "--after", "0.05") == "[]\n"
+        assert host.ask("ring", "stuck", "--after", "0.05") == "1 ring, none is stuck\n"
         grants = json.loads(host.ask("grant", "list", "guest", "--json"))
         assert {grant["device"] for grant in grants} == {RING}
         assert all(grant["is_ring"] and grant["writing"] and not grant["leaked"] for grant in grants)
@@ -138,6 +139,9 @@ def test_recorded_shown_and_replayed(host: Disk, tmp_path: Path) -> None:
     assert only[0]["device"] == RING
     assert {each["entry"]["kind"] for each in only[1:]} == {"write"}
     assert len(host.ask("ring", "show", str(file), "--direction", "response", "-n", "5").splitlines()) == 6
+    nothing = host.attempt("ring", "show", str(file), "--ops", "wriet").stderr
+    assert "no message is like that; its operations are " in nothing
+    assert "write" in nothing
     done = host.attempt("ring", "replay", str(file), "guest", "--speed", "0", "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr

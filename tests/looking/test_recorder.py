@@ -90,7 +90,7 @@ def test_all_that_a_disk_does(host: paravirt.Host) -> None:
     assert [each.index for each in requests] == list(range(1, 42))
     assert [each.index for each in responses] == list(range(1, 42))
     assert all(each.entry.status == 0 and each.latency_s is not None for each in responses)
-    assert running.done == [Recorded(41, 41, 0, "asked")]
+    assert running.done == [Recorded(41, 41, 0, "asked to stop")]
 
 
 def test_two_devices_of_one_process_are_told_apart(host: paravirt.Host) -> None:
@@ -171,7 +171,7 @@ def test_the_ring_s_end_ends_the_recording(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_time_ends_the_recording() -> None:
     with Live() as live:
         done = Recorder(live.looker, live.find()).run(io.BytesIO(), seconds=0.02, stop=lambda: False)
-        assert done.ended == "in time"
+        assert done.ended == "the time is over"
 
 
 def test_what_the_backend_published_is_kept_without_what_is_ours(host: paravirt.Host) -> None:

@@ -2,12 +2,17 @@
 """`paravirt ring show`."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from paravirt.cli.ring.given import messages_of, messages_option
 from paravirt.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from paravirt.looking.show import Shown
 
 
 @click.command()
@@ -60,8 +65,10 @@ def show(
             reader = Reader(opened)
             header = reader.header if messages is None else reader.header.with_messages(messages)
             click.echo(json.dumps(header.to_json()) if as_json else header.summary)
-            found = (each for each in shown(header, reader) if chosen.takes(each))
+            kinds, nothing = set[str](), chosen != Choice()
+            found = (each for each in _noted(shown(header, reader), kinds) if chosen.takes(each))
             for each in islice(found, count):
+                nothing = False
                 if each.lost and not as_json:
                     click.echo(f"paravirt: {each.lost} messages lost here", err=True)
                 click.echo(json.dumps(each.to_json()) if as_json else str(each))
@@ -69,7 +76,17 @@ def show(
             raise InvalidRequest(f"{file}: {error}") from error
         except OSError as error:
             raise InvalidRequest(f"{file}: {error.strerror}") from error
+    if nothing:
+        there = f"its operations are {', '.join(sorted(kinds))}" if kinds else "it is empty"
+        click.echo(f"paravirt: {file}: no message is like that; {there}", err=True)
     if count is None and reader.torn is not None:
         click.echo(f"paravirt: {file}: {reader.torn}", err=True)
         return 1
     return 0
+
+
+def _noted(messages: Iterable["Shown"], kinds: set[str]) -> Iterator["Shown"]:
+    """All of them; `kinds` gets their operations."""
+    for each in messages:
+        kinds.add(each.entry.kind)
+        yield each

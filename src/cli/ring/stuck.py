@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from paravirt.looking.view import RingView
 
 EXIT_STUCK = 1
-COLUMNS = {"name": "Ring", "place": "Domain:gref", "owes": "Owes", "kind": "Kind", "text": "What"}
+COLUMNS = {"name": "Ring", "place": "Domain :gref", "owes": "Owes", "kind": "Kind", "text": "What"}
 
 
 @click.command()
@@ -52,7 +52,10 @@ def stuck(context: Context, ring: str | None, after_s: float, watch: bool, as_js
             now = views()
             rows = _rows(before, now)
             if not watch:
-                emit(rows, COLUMNS, as_json=as_json)
+                if rows or as_json:
+                    emit(rows, COLUMNS, as_json=as_json)
+                else:
+                    click.echo(f"{len(now)} {'ring' if len(now) == 1 else 'rings'}, none is stuck")
                 return EXIT_STUCK if rows else 0
             said = _say_new(rows, said, as_json=as_json)
             before = now

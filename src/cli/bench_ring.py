@@ -53,7 +53,7 @@ def _sizes(
 
 def _peers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     """All peers, or those named."""
-    names = tuple(TABLE) if value == "all" else tuple(filter(None, value.split(",")))
+    names = tuple(TABLE) if value == "all" else tuple(filter(None, map(str.strip, value.split(","))))
     if unknown := [name for name in names if name not in TABLE]:
         raise click.BadParameter(f"no peer {', '.join(unknown)}; there are {', '.join(TABLE)}")
     return names
@@ -95,7 +95,14 @@ def _peers(context: click.Context, parameter: click.Parameter, value: str) -> tu
 @click.option(
     "--processes", type=click.IntRange(1, 2), default=2, show_default=True, help="Of this project: 1 is two threads."
 )
-@click.option("--seconds", type=click.FloatRange(0.01, 600), default=0.1, show_default=True, help="For each sample.")
+@click.option(
+    "--seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(0.01, 600),
+    default=0.1,
+    show_default=True,
+    help="For each sample.",
+)
 @click.option(
     "--pairs", type=click.IntRange(1), default=12, show_default=True,
     help=f"Samples of each side, taken in turn; up to twice as many if fewer than {FEWEST_PAIRS} are comparable.",
@@ -153,7 +160,7 @@ def bench_ring(
     else:
         _print(console, results, options, seconds)
     for name, why in skipped.items():
-        console.print(f"{name}: {why}", style="yellow", markup=False)
+        console.print(f"{name}: {why}", style="yellow", markup=False, soft_wrap=True)
     if before is not None:
         _print_changes(console, compare_with(results, *before, here=about))
     if plot is not None:
@@ -207,7 +214,8 @@ def _print(console: Console, results: Sequence[Result], options: Options, second
     console.print(
         f"{case.request_bytes}-byte requests, {case.response_bytes}-byte responses, {case.slots} slots, "
         f"{case.in_flight} in flight; {options.wait}, {options.fence} fence, "
-        + ("two processes" if options.processes == 2 else "two threads")
+        + ("two processes" if options.processes == 2 else "two threads"),
+        soft_wrap=True,
     )
     for mode, of_mode in groupby(results, key=lambda result: result.case.mode):
         _print_mode(console, mode, list(of_mode), seconds)
@@ -238,9 +246,9 @@ def _print_mode(console: Console, mode: Mode, results: list[Result], seconds: fl
         notified, sleeps = result.counted().spread("notified"), result.counted().spread("sleeps")
         if notified and sleeps:
             what = f"{notified.median:.2g} notifications and {sleeps.median:.2g} sleeps a message"
-            console.print(f"[dim]{result.side}, batches of {result.case.batch}: {what}[/]")
+            console.print(f"[dim]{result.side}, batches of {result.case.batch}: {what}[/]", soft_wrap=True)
     for batch, why in {result.case.batch: result.doubt for result in results if result.doubt}.items():
-        console.print(f"[yellow]batches of {batch} are inconclusive: {why}[/]")
+        console.print(f"[yellow]batches of {batch} are inconclusive: {why}[/]", soft_wrap=True)
 
 
 def _row(result: Result, reference: Result, seconds: float) -> list[str]:

@@ -213,7 +213,8 @@ def from_json(text: str) -> tuple[list[Result], dict[str, str]]:
             raise InvalidRequest(f"results of format {told['format']!r}, not {FORMAT}")
         return [_from_json(one) for one in told["results"]], dict(told["machine"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidRequest(f"not what `paravirt bench ring --json` prints: {error!r}") from None
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise InvalidRequest(f"not what `paravirt bench ring --json` prints: {why}") from None
 
 
 def _from_json(told: dict[str, Any]) -> Result:

@@ -46,7 +46,14 @@ from paravirt.testing.temporary import TemporaryHost
     help="Size of a request, in whole sectors.",
 )
 @click.option("--writes", is_flag=True, help="Random writes instead of reads.")
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="For each depth.")
+@click.option(
+    "--seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=2.0,
+    show_default=True,
+    help="For each depth.",
+)
 @click.option(
     "--wait",
     type=click.Choice(["adaptive", "spin", "sleep"]),

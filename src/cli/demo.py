@@ -187,13 +187,18 @@ def _block(file: Any, offset: int) -> str:
 
 @click.command()
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="For each measurement."
+    "--seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=5.0,
+    show_default=True,
+    help="For each measurement.",
 )
 @json_option
 def demo(seconds: float, as_json: bool) -> int:
     """Start a whole host and let a guest read and write a real disk.
 
-    Takes about a minute, checks everything it claims, leaves nothing behind. Exit code 0 only if every check held.
+    Takes about a minute, checks everything it claims, leaves nothing behind. Exit status 0 only if every check held.
     With --json the story goes to standard error.
     """
     console = Console(highlight=False, soft_wrap=True, stderr=as_json)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where to; '-' for standard output.",
 )
-@click.option("--seconds", type=click.FloatRange(0.01), help="How long; else until Ctrl-C or the ring's end.")
+@click.option(
+    "--seconds", metavar="SECONDS", type=click.FloatRange(0.01), help="How long; else until Ctrl-C or the ring's end."
+)
 @click.option("--force", is_flag=True, help="Write over FILE if there is one.")
 @messages_option
 @pass_context

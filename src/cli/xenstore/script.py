@@ -138,7 +138,7 @@ def transaction(context: Context, script: BinaryIO, attempts: int, as_json: bool
     exists PATH           give up unless it exists
     expect PATH VALUE     give up unless that is the value
 
-    Empty lines and lines that start with # are nothing. Whatever fails, nothing is done. Exit code 1: an exists or
+    Empty lines and lines that start with # are nothing. Whatever fails, nothing is done. Exit status 1: an exists or
     expect did not hold.
     """
     steps = parse(script.read())

@@ -79,6 +79,6 @@ def read(context: Context, paths: tuple[str, ...], raw: bool, as_json: bool) -> 
 @click.argument("paths", nargs=-1, required=True, type=store_path)
 @pass_context
 def exists(context: Context, paths: tuple[str, ...]) -> int:
-    """Exit code 0 if all PATHS exist, 1 if not."""
+    """Exit status 0 if all PATHS exist, 1 if not."""
     with context.store() as store:
         return 0 if all(store.exists(path) for path in paths) else EXIT_NO

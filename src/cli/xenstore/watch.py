@@ -37,7 +37,7 @@ def watch(
     """Changes at and below PATHS, as they happen.
 
     A line has the path that changed and the token of the watch, which is the PATH that was given. Each watch also tells
-    of its own PATH once, at the start; that counts. Exit code 1: the time was over before --count events had come.
+    of its own PATH once, at the start; that counts. Exit status 1: the time was over before --count events had come.
     """
     with context.store() as store, store.watch_queue() as queue:
         for path in dict.fromkeys(paths):

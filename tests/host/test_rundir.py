@@ -18,8 +18,8 @@ AS_ROOT = os.geteuid() == 0
 
 
 @pytest.fixture
-def rundir(tmp_path: Path) -> RunDir:
-    found = RunDir.locate(run=tmp_path / "run", environ={})
+def rundir(short_path: Path) -> RunDir:
+    found = RunDir.locate(run=short_path / "run", environ={})
     found.create()
     return found
 
@@ -31,9 +31,9 @@ class TestLocate:
     def test_then_the_environment(self) -> None:
         assert RunDir.locate(environ={"PARAVIRT_RUN": "/c"}).path == Path("/c")
 
-    def test_a_relative_directory_is_made_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        assert RunDir.locate(run="here", environ={}).path == tmp_path / "here"
+    def test_a_relative_directory_is_made_absolute(self, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(short_path)
+        assert RunDir.locate(run="here", environ={}).path == short_path / "here"
 
     @pytest.mark.skipif(not AS_ROOT, reason="/run/paravirt is root's")
     def test_root_has_run(self) -> None:
@@ -41,11 +41,11 @@ class TestLocate:
         assert found.path == Path("/run/paravirt/one")
         assert Path("/run/paravirt") in found.hidden
 
-    def test_a_user_has_the_runtime_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_user_has_the_runtime_directory(self, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
-        found = RunDir.locate("one", environ={"XDG_RUNTIME_DIR": str(tmp_path)})
-        assert found.path == tmp_path / "paravirt" / "one"
-        assert found.hidden == [found.path, tmp_path / "paravirt"]
+        found = RunDir.locate("one", environ={"XDG_RUNTIME_DIR": str(short_path)})
+        assert found.path == short_path / "paravirt" / "one"
+        assert found.hidden == [found.path, short_path / "paravirt"]
 
     @pytest.mark.parametrize("runtime", ["", "not/absolute", "/does/not/exist"])
     def test_else_a_directory_of_the_user_in_the_temporary_folder(
@@ -67,8 +67,8 @@ class TestLocate:
         with pytest.raises(InvalidRequest, match="1 bytes too long: socket paths in it may have 107 bytes"):
             RunDir.locate(run=path + "x", environ={})
 
-    def test_the_limit_is_the_kernels(self, tmp_path: Path) -> None:
-        path = str(tmp_path / "s")
+    def test_the_limit_is_the_kernels(self, short_path: Path) -> None:
+        path = str(short_path / "s")
         path += "x" * (SOCKET_PATH_BYTES - len(path))
         with socket.socket(socket.AF_UNIX) as fits, socket.socket(socket.AF_UNIX) as too_long:
             fits.bind(path)
@@ -80,8 +80,8 @@ class TestCreate:
     def test_it_is_for_its_owner_alone(self, rundir: RunDir) -> None:
         assert stat.S_IMODE(rundir.path.stat().st_mode) == 0o700
 
-    def test_missing_parents_are_made(self, tmp_path: Path) -> None:
-        rundir = RunDir.locate(run=tmp_path / "a" / "b", environ={})
+    def test_missing_parents_are_made(self, short_path: Path) -> None:
+        rundir = RunDir.locate(run=short_path / "a" / "b", environ={})
         rundir.create()
         assert rundir.path.is_dir()
 
@@ -100,27 +100,27 @@ class TestCreate:
         with pytest.raises(PermissionRefused, match="belongs to uid 12345, not to 0"):
             rundir.create()
 
-    def test_an_open_parent_of_all_hosts_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "paravirt").mkdir(mode=0o755)
-        rundir = RunDir(tmp_path / "paravirt" / "one", "one", tmp_path / "paravirt")
+    def test_an_open_parent_of_all_hosts_is_refused(self, short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (short_path / "paravirt").mkdir(mode=0o755)
+        rundir = RunDir(short_path / "paravirt" / "one", "one", short_path / "paravirt")
         with pytest.raises(PermissionRefused, match="mode 0755"):
             rundir.create()
 
-    def test_a_link_is_refused(self, rundir: RunDir, tmp_path: Path) -> None:
-        link = tmp_path / "link"
+    def test_a_link_is_refused(self, rundir: RunDir, short_path: Path) -> None:
+        link = short_path / "link"
         link.symlink_to(rundir.path)
         with pytest.raises(PermissionRefused, match="not a directory"):
             RunDir.locate(run=link, environ={}).create()
 
-    def test_a_file_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
+    def test_a_file_is_refused(self, short_path: Path) -> None:
+        (short_path / "file").touch()
         with pytest.raises(PermissionRefused, match="cannot make the run directory"):
-            RunDir.locate(run=tmp_path / "file", environ={}).create()
+            RunDir.locate(run=short_path / "file", environ={}).create()
 
-    def test_below_a_file_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
+    def test_below_a_file_is_refused(self, short_path: Path) -> None:
+        (short_path / "file").touch()
         with pytest.raises(PermissionRefused, match="cannot make the run directory"):
-            RunDir.locate(run=tmp_path / "file" / "run", environ={}).create()
+            RunDir.locate(run=short_path / "file" / "run", environ={}).create()
 
 
 class TestLock:
@@ -180,17 +180,17 @@ class TestLock:
             assert removals
             assert rundir.running
 
-    def test_a_link_in_its_place_is_not_followed(self, rundir: RunDir, tmp_path: Path) -> None:
-        (rundir.path / "hypervisor.lock").symlink_to(tmp_path / "victim")
+    def test_a_link_in_its_place_is_not_followed(self, rundir: RunDir, short_path: Path) -> None:
+        (rundir.path / "hypervisor.lock").symlink_to(short_path / "victim")
         with pytest.raises(PermissionRefused, match="cannot open"), rundir.lock("hypervisor"):
             pass
-        assert not (tmp_path / "victim").exists()
+        assert not (short_path / "victim").exists()
 
 
 class TestRequireRunning:
-    def test_no_directory(self, tmp_path: Path) -> None:
+    def test_no_directory(self, short_path: Path) -> None:
         with pytest.raises(NotFound, match="host one is not running"):
-            RunDir.locate("one", run=tmp_path / "none", environ={}).require_running()
+            RunDir.locate("one", run=short_path / "none", environ={}).require_running()
 
     def test_stale_sockets_are_no_host(self, rundir: RunDir) -> None:
         with socket.socket(socket.AF_UNIX) as stale:
@@ -240,8 +240,8 @@ class TestSweep:
 
 
 class TestRemove:
-    def test_what_is_empty_goes(self, tmp_path: Path) -> None:
-        base = tmp_path / "paravirt"
+    def test_what_is_empty_goes(self, short_path: Path) -> None:
+        base = short_path / "paravirt"
         one, two = (RunDir(base / name, name, base) for name in ("one", "two"))
         one.create()
         two.create()

@@ -4,6 +4,7 @@
 Guarded by the device's lock, but for what a caller does with a `Pending`.
 """
 
+import errno
 from asyncio import Future
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -103,7 +104,8 @@ class PendingCall(Pending):
         response = super()._value()[0]
         status = int(response["status"])
         if status:
-            raise IoError(f"the backend answered with the error {status}", status)
+            name = errno.errorcode.get(-status, "of no name")
+            raise IoError(f"the backend answered with the error {status} ({name})", status)
         if self.response_class is None:
             return response
         names = self.response_class.__dataclass_fields__

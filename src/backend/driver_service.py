@@ -15,7 +15,7 @@ from paravirt.backend.driver_engine import DriverEngine, DriverStatistics
 from paravirt.backend.service import DEFAULT_SPIN_NS, DeviceService
 from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, ParavirtError
 from paravirt.hypervisor.client import Hypervisor
-from paravirt.protocol.device import DeviceOffer, DeviceRequest, from_keys, key_names
+from paravirt.protocol.device import RESERVED, DeviceOffer, DeviceRequest, from_keys, key_names
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore import xenbus
@@ -51,6 +51,17 @@ class DriverDevice(BackendDevice[DriverStatistics]):
             return None
         return self._offered
 
+    def _check_names(self) -> None:
+        """A node that the class has no configuration for is a mistake of who attached it. Once connected, the directory
+        has the offer, too.
+        """
+        if xenbus.read_key(self._store, f"{self.path.backend}/hotplug-status") == "connected":
+            return
+        known = key_names(self._protocol.config)
+        if unknown := sorted(set(self._store.ls(self.path.backend)) - RESERVED - set(known)):
+            there = f"it has: {', '.join(known)}" if known else "it has none"
+            raise InvalidRequest(f"{self._protocol.name} has no configuration {', '.join(unknown)} ({there})")
+
     def _open_driver(self) -> bool:
         self.retry_at = None
         protocol = self._protocol
@@ -58,6 +69,7 @@ class DriverDevice(BackendDevice[DriverStatistics]):
         if self._is_refused(keys):
             return False
         try:
+            self._check_names()
             driver = self._driver_class(from_keys(protocol.config, keys, InvalidRequest), self.path)
             values = driver.open()
             if not isinstance(values, protocol.offer):

@@ -287,6 +287,8 @@ def test_configurations(host: paravirt.Host) -> None:
         host.attach(domain, EchoBack, 1, other=1)
     with pytest.raises(InvalidRequest, match="step is 'x'"):
         devices.attach(host.store, DevicePath("vecho", domain.domid, 1), {"step": "x"}, name="vecho 1")
+    with pytest.raises(InvalidRequest, match="vecho has no configuration pets"):
+        devices.attach(host.store, DevicePath("vecho", domain.domid, 1), {"pets": "1"}, name="vecho 1")
 
     class Another(EchoBack):
         pass
@@ -301,11 +303,11 @@ def test_configurations(host: paravirt.Host) -> None:
 def test_what_is_in_use_is_asked_for_again(host: paravirt.Host) -> None:
     class Busy(EchoBack):
         protocol = DeviceProtocol("vbusy", request=Ask, response=Answer)
-        tries = 0
+        tries, in_use = 0, True
 
         def open(self) -> Any:
             type(self).tries += 1
-            if self.tries < 3:
+            if self.in_use:
                 raise AlreadyExists("somebody has it")
             return self.protocol.offer()
 
@@ -314,8 +316,10 @@ def test_what_is_in_use_is_asked_for_again(host: paravirt.Host) -> None:
     with DriverService(host.hypervisor, host.store, Busy):
         with pytest.raises(InvalidRequest, match="somebody has it"):
             devices.attach(host.store, path, {}, name="vbusy 0")
-        Busy.tries = 1
         host.store.transact(lambda transaction: devices._create(transaction, path, {}, {}, "vbusy 0"))
+        tries = Busy.tries
+        eventually(lambda: Busy.tries > tries)
+        Busy.in_use = False
         eventually(lambda: xenbus.read_key(host.store, f"{path.backend}/hotplug-status") == "connected")
 
 

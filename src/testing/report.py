@@ -88,6 +88,10 @@ def print_table(console: Console, rows: Iterable[Measured]) -> None:
         )
     console.print(table)
     console.print(
-        "per s: pairs of request and response, or reads. p50, p99: of a batch alone on the ring; of one call."
+        "per s: pairs of request and response, or reads. p50, p99: of a batch alone on the ring; of one call.",
+        soft_wrap=True,
     )
-    console.print("sent, suppr.: notifications sent and saved, because the other side was awake. CPUs: of both sides.")
+    console.print(
+        "sent, suppr.: notifications sent and saved, because the other side was awake. CPUs: of both sides.",
+        soft_wrap=True,
+    )

@@ -139,6 +139,14 @@ def test_recorded_shown_and_replayed(host: Disk, tmp_path: Path) -> None:
     assert only[0]["device"] == RING
     assert {each["entry"]["kind"] for each in only[1:]} == {"write"}
     assert len(host.ask("ring", "show", str(file), "--direction", "response", "-n", "5").splitlines()) == 6
+    with file.open("rb") as stdin:
+        assert subprocess.check_output(host.command("ring", "show", "-"), stdin=stdin).decode().splitlines() == lines
+    with subprocess.Popen(
+        host.command("ring", "show", str(file)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as shower:
+        assert shower.stdout is not None
+        shower.stdout.close()
+        assert (shower.wait(DEADLINE_S), shower.stderr and shower.stderr.read()) == (128 + signal.SIGPIPE, b"")
     nothing = host.attempt("ring", "show", str(file), "--ops", "wriet").stderr
     assert "no message is like that; its operations are " in nothing
     assert "write" in nothing

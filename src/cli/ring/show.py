@@ -2,7 +2,9 @@
 """`paravirt ring show`."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,7 @@ def show(
     driver: str | None,
 ) -> int:
     """What a recording says: one line a message, with seconds since the start, > or < for a request or a response, and
-    its index in the ring.
+    its index in the ring. FILE '-' is standard input.
 
     Exit status 1 for a file that ends too early: it is shown as far as it goes.
     """
@@ -57,12 +59,12 @@ def show(
     )
     messages = messages_of(driver)
     try:
-        opened = file.open("rb")
+        opened = nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb")
     except OSError as error:
         raise InvalidRequest(f"{file}: {error.strerror}") from error
-    with opened:
+    with opened as recording:
         try:
-            reader = Reader(opened)
+            reader = Reader(recording)
             header = reader.header if messages is None else reader.header.with_messages(messages)
             click.echo(json.dumps(header.to_json()) if as_json else header.summary)
             kinds, nothing = set[str](), chosen != Choice()
@@ -74,6 +76,8 @@ def show(
                 click.echo(json.dumps(each.to_json()) if as_json else str(each))
         except InvalidRequest as error:
             raise InvalidRequest(f"{file}: {error}") from error
+        except BrokenPipeError:
+            raise  # not the file, but who reads what we say
         except OSError as error:
             raise InvalidRequest(f"{file}: {error.strerror}") from error
     if nothing:

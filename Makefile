@@ -52,7 +52,7 @@ linearizability: $(STAMP) ## Look long for a history of the store that has no or
 	@LINEARIZABILITY_ROUNDS=$${LINEARIZABILITY_ROUNDS:-20} $(BIN)/python -m pytest -q \
 		tests/xenstore/test_linearizability.py tests/xenstore/test_crash_journal.py
 
-fuzz-ring: $(STAMP) ## Fuzz rings, streams, grants and event words at length (FUZZ_RUNS=10000000)
+fuzz-ring: $(STAMP) ## Fuzz rings, streams, grants, event words and what Dom0 looks at, at length (FUZZ_RUNS=10000000)
 	@$(BIN)/python -m tests.ring.fuzz $${FUZZ_RUNS:-10000000}
 
 proofs: $(STAMP) ## Models, every schedule, symbolic proofs, all at length (10 to 20 minutes, 6 GiB)

@@ -16,7 +16,9 @@ from tests.xenstore.fuzz.build import has_clang
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "c_ext"
 SOURCES = [
-    path for pattern in ("pv_ring*", "pv_spin", "pv_event*", "pv_wait*", "pv_stream", "pv_flex", "pv_grant*", "pv_home")
+    path
+    for pattern in ("pv_ring*", "pv_spin", "pv_event*", "pv_wait*", "pv_stream", "pv_flex", "pv_grant*", "pv_home",
+                    "pv_look*")
     for path in sorted(CORE.glob(f"{pattern}.c"))
 ]  # fmt: skip
 FLAGS = [

@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Fuzz target: ring, byte stream, flex ring, grants and event words against a peer that rewrites shared memory before any
- * load of it. The input is a list of steps, each a byte and its arguments, and of what the peer writes.
+ * Fuzz target: ring, byte stream, flex ring, grants, event words and whoever looks at a statistics object, against a peer
+ * that rewrites shared memory before any load of it. The input is a list of steps, each a byte and its arguments, and of
+ * what the peer writes.
  *
  * What must hold: nothing outside the buffers is touched (sanitizers; buffers are malloc'ed to size); counts never pass what
  * was asked for, what fits or what is owed; a dead ring stays dead; what a grant was pinned with lies in the chunk and does
- * not change while it is pinned.
+ * not change while it is pinned; what was copied from a statistics object is within its bounds.
  */
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "pv_event.h"
 #include "pv_flex.h"
 #include "pv_grant.h"
+#include "pv_look.h"
 #include "pv_ring.h"
 #include "pv_stream.h"
 
@@ -29,7 +32,8 @@
 
 static const uint8_t *input;
 static size_t left;
-static uint8_t *shared;         /* SHARED_BYTES */
+static uint8_t *shared;
+static size_t shared_bytes;
 
 static void fail(const char *what, int line)
 {
@@ -60,13 +64,17 @@ void rewrite(const void *at, unsigned long n)
 	size_t offset = (size_t)((const uint8_t *)at - shared);
 	uint32_t value;
 
-	if ((const uint8_t *)at < shared || offset >= SHARED_BYTES || byte() % 4 != 1)
+	if ((const uint8_t *)at < shared || offset >= shared_bytes || byte() % 4 != 1)
 		return;
+	/* Of a copy of many words, one near its start. */
+	if (n > sizeof value)
+		offset += byte() % (n < 64 ? n : 64) / sizeof value * sizeof value;
 	value = number();
 	/* The word itself, by a value or by a step. */
 	if (value & 1)
-		value += *(const uint8_t *)at;
-	memcpy(shared + offset, &value, n < sizeof value ? n : sizeof value);
+		value += shared[offset];
+	n = n < sizeof value ? n : sizeof value;
+	memcpy(shared + offset, &value, offset + n > shared_bytes ? shared_bytes - offset : n);
 }
 
 /* -- ring */
@@ -250,16 +258,104 @@ static void fuzz_events(void)
 	must(port.busy == 0);
 }
 
+/* -- statistics objects, as Dom0 reads them */
+
+static void lie_in_the_log(struct pv_look_head *head)
+{
+	uint8_t *log = shared + PV_LOOK_TAP_AT;
+	struct pv_look_entry *entry = (struct pv_look_entry *)(void *)(log + head->tap_head % PV_LOOK_TAP_BYTES / 64 * 64);
+
+	*entry = (struct pv_look_entry){ .position = head->tap_head + (byte() % 8 != 1), .record = byte() % 66, .n = number(),
+					 .message_bytes = byte() & 1 ? number() : byte() * 64u };
+	head->tap_tail = head->tap_head + (byte() % 8 == 1 ? number() : byte() * 8192u);
+}
+
+static void read_the_log(struct pv_look_head *head)
+{
+	struct pv_look_entry *entry = malloc(sizeof *entry);
+	uint8_t *messages = malloc(PV_RING_MAX_BYTES);
+	uint64_t n_bytes;
+	int done = pv_look_tap_read(head, entry, messages);
+
+	must(done == 0 || done == 1 || done == -EPROTO);
+	if (done == 1) {
+		n_bytes = (uint64_t)entry->n * entry->message_bytes;
+		must(n_bytes > 0 && n_bytes <= PV_RING_MAX_BYTES && entry->record < PV_LOOK_RECORDS);
+	}
+	must(done == 0 || head->tap_head % 64 == 0);
+	free(entry);
+	free(messages);
+}
+
+static void copy_a_record(struct pv_look_head *head, uint32_t n)
+{
+	struct pv_look_record *copy = malloc(sizeof *copy);
+	uint64_t at_least, at_most;
+
+	if (pv_look_copy(head, n, copy)) {
+		must(n < PV_LOOK_RECORDS && copy->number == n && copy->state == PV_LOOK_LIVE && copy->n_refs <= PV_LOOK_REFS);
+		must(memchr(copy->kind, 0, PV_LOOK_NAME_BYTES) && memchr(copy->protocol, 0, PV_LOOK_NAME_BYTES));
+		must(memchr(copy->request, 0, PV_LOOK_LAYOUT_BYTES) && memchr(copy->response, 0, PV_LOOK_LAYOUT_BYTES));
+		for (int i = 0; i < 4; i++) {
+			pv_look_age(copy, number(), number(), &at_least, &at_most);
+			must(at_least <= at_most);
+		}
+	}
+	free(copy);
+}
+
+static void fuzz_look(void)
+{
+	/* Too large to make anew each time; a step beyond it ends the program. */
+	static uint8_t *object;
+	struct pv_look_head *head;
+	struct pv_look_record *record;
+
+	if (!object) {
+		object = mmap(NULL, PV_LOOK_BYTES + 2 * PV_PAGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		must(object != MAP_FAILED);
+		object += PV_PAGE_BYTES;
+		must(mprotect(object, PV_LOOK_BYTES, PROT_READ | PROT_WRITE) == 0);
+	}
+	free(shared);
+	shared = object;
+	shared_bytes = PV_LOOK_BYTES;
+	head = (struct pv_look_head *)(void *)object;
+	while (left) {
+		uint32_t what = byte(), n = byte() % (PV_LOOK_RECORDS + 2);
+
+		record = pv_look_at(head, n % PV_LOOK_RECORDS);
+		switch (what % 8) {
+		case 0: case 1: lie_in_the_log(head); break;
+		case 2: case 3: read_the_log(head); break;
+		case 4: head->tap_head = byte() % 4 == 1 ? number() : PV_LOOK_TAP_BYTES - 64u * n; break;
+		case 5: pv_look_tap_open(head); must(head->tap_head % 64 == 0); break;
+		case 6:
+			record->state = byte() % 8 != 1;
+			record->n_refs = byte();
+			memset((uint8_t *)record + 64, byte(), sizeof *record - 64);
+			record->stamps[n % PV_LOOK_STAMPS] = (struct pv_look_stamp){ number(), number(), number() };
+			break;
+		default: copy_a_record(head, n); break;
+		}
+	}
+	/* All zeros again. */
+	must(madvise(object, PV_LOOK_BYTES, MADV_DONTNEED) == 0);
+	shared = NULL;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
-	static void (*const targets[])(void) = { fuzz_ring, fuzz_stream, fuzz_flex, fuzz_grants, fuzz_events };
+	static void (*const targets[])(void) = { fuzz_ring, fuzz_stream, fuzz_flex, fuzz_grants, fuzz_events,
+					       fuzz_look };
 
 	input = data;
 	left = n;
 	/* Sized to the byte: what lies behind is the sanitizer's. */
 	shared = aligned_alloc(64, SHARED_BYTES);
+	shared_bytes = SHARED_BYTES;
 	memset(shared, 0, SHARED_BYTES);
 	targets[byte() % (sizeof targets / sizeof *targets)]();
 	free(shared);

@@ -294,7 +294,7 @@ class LookedObject:
     def close(self) -> None:
         """Harmless when repeated."""
         self.close_log()
-        head, self._head = self.head, None
+        head, self._head = self._head, None
         if head is not None:
             ffi.release(head)
             os.close(self._fd)

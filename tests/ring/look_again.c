@@ -138,6 +138,12 @@ static void read_log(void)
 		must(messages[i] == entry.record + 1);
 }
 
+static void read_on(void)
+{
+	read_log();
+	read_log();
+}
+
 static void log_while(void (*call)(void), void (*by)(void))
 {
 	int more = 1;
@@ -170,7 +176,7 @@ int main(void)
 	for (uint32_t i = 0; i < 2; i++)
 		pv_look_want(head, i, PV_LOOK_TAP, UINT64_MAX);
 	log_while(push_one, push_another);
-	log_while(push_one, read_log);
+	log_while(push_one, read_on);
 	log_while(read_log, push_one);
 	printf("%ld places\n", places);
 	free(head);

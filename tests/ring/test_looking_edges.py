@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Looking at live rings: what the kernel refuses, what happens meanwhile, what stands there when nobody keeps the rules."""
+"""Looking at live rings: what the kernel refuses, what happens meanwhile, what nobody writes who keeps the rules."""
 
 import errno
 import os

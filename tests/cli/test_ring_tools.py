@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from paravirt.cli import main
-from tests.host.running import DEADLINE_S, Place, RunningHost, read_line
+from tests.host.running import DEADLINE_S, Place, RunningHost, freeze, read_line
 
 RING = "vbd/1/51712"
 WORKER = """
@@ -96,7 +96,7 @@ def test_a_ring_at_rest(host: Disk) -> None:
 def test_a_stopped_backend_is_told_and_what_it_owes(host: Disk) -> None:
     backend = host.pid("backend")
     with host.worker() as worker:
-        os.kill(backend, signal.SIGSTOP)
+        freeze(backend)
         try:
             host.work(worker, 1, wait=False)
             deadline = time.monotonic() + DEADLINE_S

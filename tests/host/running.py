@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,23 @@ def read_all(stream: IO[bytes] | None) -> bytes:
 def ended(pidfd: int) -> bool:
     """True once the process has ended, within the deadline."""
     return bool(select.select([pidfd], [], [], DEADLINE_S)[0])
+
+
+def freeze(pid: int) -> None:
+    """Stop a process (SIGSTOP), every thread of it: until then the others may go on for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + DEADLINE_S
+    while any(_state(task) not in "TX" for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < deadline, f"process {pid} does not stop"
+        time.sleep(0.005)
+
+
+def _state(task: Path) -> str:
+    """Of a thread; X: there is none any more."""
+    try:
+        return (task / "stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def children(pid: int) -> list[int]:

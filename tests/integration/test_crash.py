@@ -17,6 +17,7 @@ from paravirt.host import vbd
 from paravirt.host.launch import DomainProcess
 from paravirt.hypervisor.client import DomainInfo
 from paravirt.testing.temporary import TemporaryHost
+from tests.host.running import freeze
 
 SIZE = 4 << 20
 WORKER = Path(__file__).with_name("worker.py")
@@ -75,6 +76,16 @@ def eventually(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"never: {what}"
         time.sleep(0.01)
+
+
+def is_idle(pid: int) -> bool:
+    """Whether it used no processor time in three looks."""
+    times = set()
+    for _ in range(3):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        times.add((fields[0], fields[11], fields[12]))
+        subprocess.run(["sleep", "0.05"], check=True)
+    return len(times) == 1 and next(iter(times))[0] == "S"
 
 
 @pytest.fixture
@@ -163,8 +174,8 @@ def test_back_while_the_guest_waits(host: TemporaryHost, image: Path) -> None:
     """Requests that were in flight when the backend died are answered by the next one."""
     guest = Guest(host, attach(host, image, isolated=False))
     guest.says(more=2)
-    os.kill(host.pid("backend"), signal.SIGSTOP)
-    time.sleep(0.2)  # long enough for the guest to have requests in flight that nobody takes
+    freeze(host.pid("backend"))
+    eventually(lambda: is_idle(guest.process.pid), "the guest waits for its answers")
     kill(host, "backend")
     host.start("backend")
     guest.says(more=2)

@@ -14,7 +14,8 @@ from paravirt.host import device
 from paravirt.hypervisor.client import DomainInfo
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.testing.temporary import TemporaryHost
-from tests.integration.test_crash import DEADLINE_S, Guest, descriptors, eventually, held
+from tests.host.running import freeze
+from tests.integration.test_crash import DEADLINE_S, Guest, descriptors, eventually, held, is_idle
 
 ROOT = Path(__file__).parent.parent.parent
 DRIVER = "tests.echo_device:EchoBack"
@@ -84,10 +85,9 @@ def test_back_while_requests_are_in_flight(host: TemporaryHost) -> None:
     guest = EchoGuest(host, host.create_domain("guest", isolated=False))
     guest.says(more=2)
     pid = host.pid(DRIVER)
-    os.kill(pid, signal.SIGSTOP)
-    eventually(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "it stops")
+    freeze(pid)
     said = len(guest._lines)
-    eventually(lambda: _is_idle(guest.process.pid), "the guest waits for its answers")
+    eventually(lambda: is_idle(guest.process.pid), "the guest waits for its answers")
     assert len(guest._lines) <= said + 1
     host.supervisor.kill(DRIVER)
     host.start(DRIVER)
@@ -95,16 +95,6 @@ def test_back_while_requests_are_in_flight(host: TemporaryHost) -> None:
     reconnects, reissued = guest.finish()
     assert reconnects == 1
     assert reissued > 0
-
-
-def _is_idle(pid: int) -> bool:
-    """Whether it used no processor time in three looks."""
-    times = set()
-    for _ in range(3):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        times.add((fields[0], fields[11], fields[12]))
-        subprocess.run(["sleep", "0.05"], check=True)
-    return len(times) == 1 and next(iter(times))[0] == "S"
 
 
 def test_commands(host: TemporaryHost) -> None:

@@ -225,6 +225,21 @@ def test_the_end_of_the_sender_is_told_while_it_is_not_heard() -> None:
         assert waiter.wait(port, timeout_s=DEADLINE_S) is WaitResult.STALE
 
 
+def test_each_is_heard_again_when_its_own_time_is_over(ends: Ends) -> None:
+    sender, receiver = ends.another_peer()
+    core, inbox = ends.waiter.core, ends.waiter.inboxes[1]
+    with sender.waiter:
+        ring_for_nothing(ends, FREE_RINGS + 1)
+        assert core.hear_at_ns == ends.doorbell.unheard_until_ns > 0
+        far = core.hear_at_ns = ends.doorbell.unheard_until_ns = lib.pv_now_ns() + 10**15
+        while not core.doorbells[1].unheard_until_ns:
+            lib.pv_waiter_heard(core, inbox.bell_fd)
+        assert core.hear_at_ns == core.doorbells[1].unheard_until_ns < far
+        while core.doorbells[1].unheard_until_ns:
+            assert ends.waiter.wait(receiver, timeout_s=0.01) is WaitResult.TIMEOUT
+        assert core.hear_at_ns == ends.doorbell.unheard_until_ns == far
+
+
 def test_a_doorbell_that_is_removed_while_it_is_not_heard(ends: Ends) -> None:
     ring_for_nothing(ends, FREE_RINGS + 6)
     assert ends.waiter.core.hear_at_ns > 0

@@ -4,9 +4,9 @@
 Source: Xen public/io/blkif.h for the keys.
 """
 
-import os
 from dataclasses import dataclass
 
+from paravirt.backend.disks import absolute
 from paravirt.errors import InvalidRequest
 from paravirt.host import device as devices
 from paravirt.host.device import ATTACH_TIMEOUT_S, DETACH_TIMEOUT_S
@@ -42,17 +42,18 @@ def attach(
 ) -> DevicePath:
     """Attach a disk to a domain and wait until the backend has accepted it.
 
-    `spec` is the driver's argument: a path for `file`, a size for `memory` and `null`. Raises `NotFound` (no such
-    domain), `AlreadyExists` (device in use), `InvalidRequest` with the backend's reason, `TimedOut` (no backend runs).
+    `driver` may have options and stand behind filters (`docs/disks.md`); `spec` is its argument: a path for `file`, a
+    size for `memory` and `null`. Raises `NotFound` (no such domain), `AlreadyExists` (device in use), `InvalidRequest`
+    with the backend's reason, `TimedOut` (no backend runs).
     """
     path = DevicePath("vbd", domid, device_number(device))
     if mode not in ("r", "w"):
         raise InvalidRequest(f"mode {mode!r} is not r or w")
     try:
-        spec.encode()
+        f"{driver}:{spec}".encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"{spec!r} is not UTF-8, which xenstore's values are here") from error
-    config = VbdConfig(driver, os.path.abspath(spec) if driver == "file" else spec, device, mode)
+        raise InvalidRequest(f"{driver}:{spec!r} is not UTF-8, which xenstore's values are here") from error
+    config = VbdConfig(*absolute(driver, spec), device, mode)
     frontend_keys = {"virtual-device": str(path.device_id), "device-type": "disk", "trusted": "1"}
     name = f"disk {device}"
     return devices.attach(store, path, config.to_keys(), name=name, frontend_keys=frontend_keys, timeout_s=timeout_s)

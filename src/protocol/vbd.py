@@ -60,8 +60,8 @@ def device_name(virtual_device: int) -> str:
 class VbdConfig:
     """What the toolstack writes into the backend's directory: the wish."""
 
-    driver: str  # "file", "memory", "null"
-    spec: str  # the driver's argument: a path, a size
+    driver: str  # "file", "memory", perhaps with options: "file,direct=1"
+    spec: str  # the driver's argument: a path, a size, the disk below a filter
     device: str  # "xvda"
     mode: Mode = "w"
 

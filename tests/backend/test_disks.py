@@ -133,7 +133,7 @@ def test_sizes_that_are_none(driver: str, spec: str) -> None:
 def test_unknown_driver() -> None:
     with pytest.raises(InvalidRequest, match="unknown disk driver 'tape'"):
         open_disk("tape", "x", read_only=False)
-    assert set(DRIVERS) == {"file", "memory", "null"}
+    assert {"file", "memory", "null"} <= set(DRIVERS)
 
 
 def test_nothing_leaks(image: Path) -> None:

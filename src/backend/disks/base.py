@@ -1,48 +1,115 @@
 # SPDX-License-Identifier: MIT
 """What a disk is to a backend."""
 
+import errno
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
 from paravirt.errors import InvalidRequest
 
 SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+SECTOR_SIZES = (512, 4096)
+ZEROES = memoryview(bytes(1 << 16))
 
 
 class Disk(Protocol):
-    """Storage a backend serves. Offsets and lengths are in bytes and inside the disk: the backend has checked them.
+    """Storage a backend serves. Offsets and lengths are in bytes, whole sectors, and inside the disk: the backend has
+    checked them.
 
-    A call does all of it or raises `OSError`; the guest then sees an I/O error and other requests go on. One thread
-    calls at a time.
+    A call does all of it or raises `OSError`; the guest then sees an I/O error (of EOPNOTSUPP: that there is no such
+    operation) and other requests go on. One thread calls at a time, but any may call `current_size`.
+
+    Subclass it: what has a value here is optional.
     """
 
     size_bytes: int  # a multiple of sector_size
-    sector_size: int  # bytes, a power of two from 512
     read_only: bool
 
-    # Two kinds of disk are served in C, a batch in one call, and need none of the methods below but `close`: one that
-    # is plain memory says where, one that is a file (its own `preadv` would do just that) gives the descriptor.
-    memory: memoryview | None
-    fd: int | None
+    sector_size: int = 512  # 512 or 4096
+    physical_sector_size: int = 0  # what the storage likes to be written in; 0: sector_size
+    can_discard: bool = False
+    can_discard_secure: bool = False  # nobody can read the old data afterwards
+    discard_granularity_bytes: int = 0  # smaller discards do nothing; 0: sector_size
+    discard_alignment_bytes: int = 0  # where the first granule begins
+    removable: bool = False
+    cdrom: bool = False
+    direct: bool = False  # passes the page cache of this machine by
 
+    # Two kinds of disk are served in C, a batch in one call, which does not ask the methods to read, write and flush:
+    # one that is plain memory says where, one that is a file (its own `preadv` would do just that) has a descriptor.
+    memory: memoryview | None = None
+    fd: int | None = None
+
+    @abstractmethod
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Fill all buffers from `offset` on."""
 
+    @abstractmethod
     def pwritev(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Write all buffers at `offset`."""
 
+    @abstractmethod
     def flush(self) -> None:
         """Return when everything written before is on stable storage."""
+
+    def discard(self, offset: int, length: int, secure: bool = False) -> None:
+        """Forget what is there: it reads as zeroes or as it was, until it is written again."""
+        raise OSError(errno.EOPNOTSUPP, "this disk has no discard")
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        """Make it read as zeroes."""
+        while length:
+            piece = min(length, len(ZEROES))
+            self.pwritev([ZEROES[:piece]], offset)
+            offset, length = offset + piece, length - piece
+
+    def current_size(self) -> int:
+        """Look whether the size has changed, in whole sectors; from now on `size_bytes` is this."""
+        return self.size_bytes
 
     def close(self) -> None:
         """Free it; harmless when repeated."""
 
 
-def parse_size(text: str, what: str) -> int:
-    """Bytes of "4096", "64k", "16M", "1G"; a positive multiple of 512 or `InvalidRequest` naming `what`."""
-    match = re.fullmatch(r"([0-9]{1,15})([kmgt]?)", text.strip().lower())
+def parse_size(text: str, what: str, multiple: int = 512) -> int:
+    """Bytes of "4096", "64k", "16M", "1G"; a positive multiple of `multiple` or `InvalidRequest` naming `what`."""
+    match = re.fullmatch(r"([0-9]{1,15})([kmgt]?)", text.strip().lower(), re.ASCII)
     size = int(match[1]) * SUFFIXES[match[2]] if match else 0
-    if size <= 0 or size % 512:
-        raise InvalidRequest(f"{what} {text!r} is not a positive multiple of 512 bytes (such as 64M)")
+    if size <= 0 or size % multiple:
+        raise InvalidRequest(f"{what} {text!r} is not a positive multiple of {multiple} bytes (such as 64M)")
     return size
+
+
+def skip(buffers: Sequence[memoryview], n_bytes: int) -> list[memoryview]:
+    """`buffers` without their first `n_bytes`."""
+    rest = []
+    for buffer in buffers:
+        if n_bytes < len(buffer):
+            rest.append(buffer[n_bytes:])
+        n_bytes = max(0, n_bytes - len(buffer))
+    return rest
+
+
+def take(buffers: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
+    """`length` bytes of `buffers` from `start` on."""
+    taken = []
+    for buffer in skip(buffers, start):
+        if length <= 0:
+            break
+        taken.append(buffer[:length])
+        length -= len(taken[-1])
+    return taken
+
+
+def total(buffers: Sequence[memoryview]) -> int:
+    return sum(map(len, buffers))
+
+
+def scatter(data: memoryview, buffers: Sequence[memoryview]) -> None:
+    """Copy `data` into `buffers`, which have as many bytes."""
+    start = 0
+    for buffer in buffers:
+        buffer[:] = data[start : start + len(buffer)]
+        start += len(buffer)

@@ -3,18 +3,26 @@
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
+from typing import Self
 
+from paravirt.backend.disks import block_device
+from paravirt.backend.disks.base import SECTOR_SIZES, Disk, scatter, skip, total
+from paravirt.backend.disks.spec import Opening
 from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, PermissionRefused
+from paravirt.ring.memory import address_of
 
 # struct flock on Linux: type, whence, start, length, pid (0 for locks of an open file description).
 _FLOCK = struct.Struct("hhqqi4x")
 
+Call = Callable[[int, Sequence[memoryview], int], int]
 
-class FileDisk:
+
+class FileDisk(Disk):
     """`file:PATH`, locked for as long as it is open.
 
     The lock is one of the *open file description* that all I/O goes through: the kernel holds it until the last
@@ -22,72 +30,150 @@ class FileDisk:
     exclude everybody, readers exclude writers.
     """
 
-    sector_size = 512
-    memory: memoryview | None = None
-
-    def __init__(self, spec: str, read_only: bool) -> None:
+    def __init__(
+        self,
+        spec: str,
+        read_only: bool,
+        *,
+        direct: bool = False,
+        sector_size: int | None = None,
+        removable: bool = False,
+        cdrom: bool = False,
+    ) -> None:
+        """`sector_size`: None for that of the device, or 512 for a file. A cdrom is removable and read-only."""
         self._path = spec
-        self.read_only = read_only
-        fd = _open(spec, read_only)
+        self.read_only = read_only or cdrom
+        self.direct, self.removable, self.cdrom = direct, removable or cdrom, cdrom
+        fd = open_image(spec, self.read_only, direct=direct)
         try:
-            self.size_bytes = _size(fd, spec)
-            _lock(fd, spec, read_only)
+            self._is_device = _is_block_device(fd, spec)
+            self._take_sizes(fd, sector_size)
+            self._take_discard(fd)
+            lock(fd, spec, self.read_only)
         except BaseException:
             os.close(fd)
             raise
-        self.fd: int | None = fd
+        self._fd: int | None = fd
+        # With O_DIRECT buffers have to be aligned, which the engine in C does not look after.
+        self.fd = None if direct else fd
+
+    @classmethod
+    def open(cls, opening: Opening) -> Self:
+        options = opening.options
+        direct, sector_size = options.flag("direct"), options.sector_size()
+        removable, cdrom = options.flag("removable"), options.flag("cdrom")
+        options.end()
+        return cls(
+            opening.argument,
+            opening.read_only,
+            direct=direct,
+            sector_size=sector_size,
+            removable=removable,
+            cdrom=cdrom,
+        )
+
+    def _take_sizes(self, fd: int, sector_size: int | None) -> None:
+        least = physical = 512
+        if self._is_device:
+            least, physical = block_device.sector_sizes(fd)
+        if self.direct:
+            least = max(least, _direct_sector(fd, self._path))
+        self.sector_size = least if sector_size is None else sector_size
+        self.physical_sector_size = max(physical, self.sector_size)
+        if self.sector_size not in SECTOR_SIZES or self.sector_size < least:
+            raise InvalidRequest(f"image {self._path} has sectors of {least} bytes, not of {self.sector_size}")
+        self.size_bytes = _size(fd, self._path, self.sector_size)
+
+    def _take_discard(self, fd: int) -> None:
+        if self.read_only:
+            return
+        if self._is_device:
+            self.discard_granularity_bytes, self.discard_alignment_bytes = block_device.discard_limits(fd)
+            self.can_discard = self.discard_granularity_bytes > 0
+        else:
+            self.can_discard = block_device.can_punch_holes(fd, self.size_bytes)
+            self.discard_granularity_bytes = os.fstatvfs(fd).f_frsize
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
-        self._all(os.preadv, buffers, offset, "reads as shorter than it was when it was opened")
+        fd = self._opened()
+        if self._is_aligned(buffers):
+            transfer(os.preadv, fd, buffers, offset, self._path)
+            return
+        with mmap.mmap(-1, total(buffers)) as aligned, memoryview(aligned) as view:
+            transfer(os.preadv, fd, [view], offset, self._path)
+            scatter(view, buffers)
 
     def pwritev(self, buffers: Sequence[memoryview], offset: int) -> None:
-        self._all(os.pwritev, buffers, offset, "takes no more data")
+        fd = self._opened()
+        if self._is_aligned(buffers):
+            transfer(os.pwritev, fd, buffers, offset, self._path)
+            return
+        with mmap.mmap(-1, total(buffers)) as aligned, memoryview(aligned) as view:
+            view[:] = b"".join(buffers)
+            transfer(os.pwritev, fd, [view], offset, self._path)
 
-    def _all(
-        self,
-        call: Callable[[int, Sequence[memoryview], int], int],
-        buffers: Sequence[memoryview],
-        offset: int,
-        short: str,
-    ) -> None:
-        fd, wanted = self._opened(), sum(map(len, buffers))
-        done = call(fd, buffers, offset)
-        while done < wanted:
-            # Rare: a signal or a limit cut the call short. Zero bytes is the end of a file that shrank.
-            rest = _skip(buffers, done)
-            step = call(fd, rest, offset + done)
-            if step == 0:
-                raise OSError(errno.EIO, f"image {self._path} {short}")
-            done += step
+    def _is_aligned(self, buffers: Sequence[memoryview]) -> bool:
+        """Whether the file can take them as they are: what passes the page cache by has to lie on sectors."""
+        return not self.direct or not any(
+            (address_of(buffer)[1] | len(buffer)) % self.sector_size for buffer in buffers if buffer
+        )
 
     def flush(self) -> None:
         os.fdatasync(self._opened())
 
+    def discard(self, offset: int, length: int, secure: bool = False) -> None:
+        """The space of a file is given back, and it reads as zeroes; a block device does as it does."""
+        fd = self._opened()
+        if self._is_device:
+            block_device.discard(fd, offset, length, secure)
+        elif secure:
+            raise OSError(errno.EOPNOTSUPP, "a file has no secure discard")
+        else:
+            block_device.punch_hole(fd, offset, length)
+
+    def write_zeroes(self, offset: int, length: int) -> None:
+        fd = self._opened()
+        try:
+            (block_device.zero_out if self._is_device else block_device.zero_range)(fd, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY):
+                raise
+            super().write_zeroes(offset, length)
+
+    def current_size(self) -> int:
+        self.size_bytes = os.lseek(self._opened(), 0, os.SEEK_END) // self.sector_size * self.sector_size
+        return self.size_bytes
+
     def _opened(self) -> int:
-        if self.fd is None:
+        if self._fd is None:
             raise OSError(errno.EBADF, f"image {self._path} is closed")
-        return self.fd
+        return self._fd
 
     def close(self) -> None:
-        fd, self.fd = self.fd, None
+        fd, self._fd, self.fd = self._fd, None, None
         if fd is not None:
             os.close(fd)
 
 
-def _skip(buffers: Sequence[memoryview], n_bytes: int) -> list[memoryview]:
-    rest = []
-    for buffer in buffers:
-        if n_bytes < len(buffer):
-            rest.append(buffer[n_bytes:])
-        n_bytes = max(0, n_bytes - len(buffer))
-    return rest
+def transfer(call: Call, fd: int, buffers: Sequence[memoryview], offset: int, name: str) -> None:
+    """All of a preadv or pwritev, or `OSError`."""
+    done, wanted = 0, total(buffers)
+    while done < wanted:
+        # More than one round is rare: a signal or a limit cut the call short.
+        step = call(fd, skip(buffers, done) if done else buffers, offset + done)
+        if step == 0:
+            raise OSError(
+                errno.EIO, f"{name} ends before byte {offset + wanted}: it is shorter than when it was opened"
+            )
+        done += step
 
 
-def _open(path: str, read_only: bool) -> int:
+def open_image(path: str, read_only: bool, *, direct: bool = False) -> int:
+    """A descriptor of an image; the errors name it."""
     # O_NONBLOCK: opening a fifo or a tape must not hang; it means nothing to files and disks.
     flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        return os.open(path, flags)
+        return os.open(path, flags | (os.O_DIRECT if direct else 0))
     except FileNotFoundError:
         raise NotFound(f"image {path} does not exist") from None
     except IsADirectoryError:
@@ -98,19 +184,37 @@ def _open(path: str, read_only: bool) -> int:
         raise InvalidRequest(f"image {path!r} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _size(fd: int, path: str) -> int:
+def _is_block_device(fd: int, path: str) -> bool:
     mode = os.fstat(fd).st_mode
     if stat.S_ISDIR(mode):
         raise InvalidRequest(f"image {path} is a directory")
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise InvalidRequest(f"image {path} is neither a file nor a block device")
+    return stat.S_ISBLK(mode)
+
+
+def _size(fd: int, path: str, sector_size: int) -> int:
     size = os.lseek(fd, 0, os.SEEK_END)
-    if size == 0 or size % 512:
-        raise InvalidRequest(f"image {path} has {size} bytes, not a positive multiple of 512")
+    if size == 0 or size % sector_size:
+        raise InvalidRequest(f"image {path} has {size} bytes, not a positive multiple of {sector_size}")
     return size
 
 
-def _lock(fd: int, path: str, read_only: bool) -> None:
+def _direct_sector(fd: int, path: str) -> int:
+    """The least that can be read past the page cache: it is tried, as no call says so of every file system."""
+    with mmap.mmap(-1, 8192) as pages, memoryview(pages) as view:
+        for size in SECTOR_SIZES:
+            try:
+                os.preadv(fd, [view[size : 2 * size]], size)
+                return size
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise InvalidRequest(f"image {path} cannot be read: {error.strerror}") from None
+    raise InvalidRequest(f"image {path} cannot be opened with direct=1: its file system does not do that")
+
+
+def lock(fd: int, path: str, read_only: bool) -> None:
+    """Take the lock of this open file description, or `AlreadyExists`."""
     wanted = _FLOCK.pack(fcntl.F_RDLCK if read_only else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)

@@ -1,105 +1,225 @@
 /* SPDX-License-Identifier: MIT */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include "pv_blkif.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
+
+#include "pv_atomic.h"
 
 #define SECTOR_SHIFT 9
 #define PAGE_SECTORS 8
+#define X86_32_BYTES 108
+#define X86_32_HEAD 4        /* bytes before the id, which has a gap before it in the other ABI */
 
-static void refuse(struct pv_blkif_plan *plan, int16_t status, uint16_t reason)
+/* A request as far as it is the same for direct and indirect ones. */
+struct asked {
+	const struct pv_blkif_segment *segments;
+	uint32_t n;
+	uint64_t sectors;
+};
+
+int pv_blkif_pool_init(struct pv_blkif_pool *pool, uint32_t segments)
+{
+	pool->used = 0;
+	pool->capacity = segments;
+	pool->extents = calloc(segments, sizeof(*pool->extents));
+	pool->segments = calloc(segments, sizeof(*pool->segments));
+	if (pool->extents && pool->segments)
+		return 0;
+	pv_blkif_pool_free(pool);
+	return -ENOMEM;
+}
+
+void pv_blkif_pool_free(struct pv_blkif_pool *pool)
+{
+	free(pool->extents);
+	free(pool->segments);
+	memset(pool, 0, sizeof(*pool));
+}
+
+/* Room for n more. 0 or -ENOMEM. */
+static int reserve(struct pv_blkif_pool *pool, uint32_t n)
+{
+	uint32_t wanted = pool->used + n;
+	struct pv_blkif_extent *extents;
+	struct pv_blkif_segment *segments;
+
+	if (wanted <= pool->capacity)
+		return 0;
+	if (wanted < 2 * pool->capacity)
+		wanted = 2 * pool->capacity;
+	extents = realloc(pool->extents, wanted * sizeof(*extents));
+	if (!extents)
+		return -ENOMEM;
+	pool->extents = extents;
+	segments = realloc(pool->segments, wanted * sizeof(*segments));
+	if (!segments)
+		return -ENOMEM;
+	pool->segments = segments;
+	pool->capacity = wanted;
+	return 0;
+}
+
+void pv_blkif_from_x86_32(const uint8_t *wire, struct pv_blkif_request *requests, uint32_t n)
+{
+	/* Whatever the operation: what comes after the gap is the same, four bytes earlier. */
+	for (uint32_t i = 0; i < n; i++, wire += X86_32_BYTES) {
+		uint8_t *request = (uint8_t *)&requests[i];
+
+		memcpy(request, wire, X86_32_HEAD);
+		memset(request + X86_32_HEAD, 0, 4);
+		memcpy(request + X86_32_HEAD + 4, wire + X86_32_HEAD, X86_32_BYTES - X86_32_HEAD);
+	}
+}
+
+/* Always 0, for `return refuse(...)` of those that say whether a request may go on. */
+static int refuse(struct pv_blkif_plan *plan, int16_t status, uint16_t reason)
 {
 	plan->status = status;
 	plan->reason = reason;
 	plan->n_extents = 0;
+	return 0;
 }
 
-/* Everything about a request that can be decided without looking at a grant. 1 when it may go on. */
-static int check(const struct pv_blkif_limits *limits, const struct pv_blkif_request *request, struct pv_blkif_plan *plan)
+static int is_write(uint32_t operation)
 {
-	uint64_t sectors = 0;
-	uint32_t unit = limits->sector_size >> SECTOR_SHIFT;
+	return operation == PV_BLKIF_OP_WRITE || operation == PV_BLKIF_OP_WRITE_BARRIER;
+}
 
-	memset(plan, 0, sizeof(*plan));
-	plan->operation = request->operation;
-	plan->status = PV_BLKIF_PENDING;
-	switch (request->operation) {
-	case PV_BLKIF_OP_FLUSH_DISKCACHE:
-		if (!limits->flush) {
-			refuse(plan, PV_BLKIF_RSP_EOPNOTSUPP, PV_BLKIF_REFUSED_OPERATION);
-			return 0;
-		}
-		/* A flush carries no data; segments of one are ignored as Linux and QEMU do. */
-		return 1;
+/* Whether the disk has it. */
+static int check_operation(const struct pv_blkif_limits *limits, struct pv_blkif_plan *plan)
+{
+	uint8_t offered;
+
+	switch (plan->operation) {
 	case PV_BLKIF_OP_READ:
-		break;
 	case PV_BLKIF_OP_WRITE:
-		if (limits->read_only) {
-			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_READ_ONLY);
-			return 0;
-		}
+		offered = 1;
+		break;
+	case PV_BLKIF_OP_WRITE_BARRIER:
+		offered = limits->barrier;
+		break;
+	case PV_BLKIF_OP_FLUSH_DISKCACHE:
+		offered = limits->flush;
+		break;
+	case PV_BLKIF_OP_DISCARD:
+		offered = limits->discard && (!plan->secure || limits->discard_secure);
 		break;
 	default:
-		refuse(plan, PV_BLKIF_RSP_EOPNOTSUPP, PV_BLKIF_REFUSED_OPERATION);
-		return 0;
+		offered = 0;
 	}
-	if (request->nr_segments == 0 || request->nr_segments > PV_BLKIF_MAX_SEGMENTS) {
-		refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_SEGMENTS);
-		return 0;
-	}
-	for (uint32_t i = 0; i < request->nr_segments; i++) {
-		const struct pv_blkif_segment *segment = &request->seg[i];
+	if (!offered)
+		return refuse(plan, PV_BLKIF_RSP_EOPNOTSUPP, PV_BLKIF_REFUSED_OPERATION);
+	if (limits->read_only && (is_write(plan->operation) || plan->operation == PV_BLKIF_OP_DISCARD))
+		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_READ_ONLY);
+	return 1;
+}
 
-		if (segment->first_sect > segment->last_sect || segment->last_sect >= PAGE_SECTORS) {
-			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_BOUNDS);
-			return 0;
-		}
-		sectors += segment->last_sect - segment->first_sect + 1;
-	}
+/* Where on the disk. */
+static int check_place(const struct pv_blkif_limits *limits, uint64_t sector, uint64_t sectors, struct pv_blkif_plan *plan)
+{
 	/* Not `sector + sectors > limit`: that sum can wrap. */
-	if (request->sector > limits->sectors || sectors > limits->sectors - request->sector) {
-		refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_RANGE);
-		return 0;
-	}
-	if (request->sector % unit || sectors % unit) {
-		refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_ALIGNMENT);
-		return 0;
-	}
-	plan->offset = request->sector << SECTOR_SHIFT;
+	if (sector > limits->sectors || sectors > limits->sectors - sector)
+		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_RANGE);
+	if ((sector | sectors) % (limits->sector_size >> SECTOR_SHIFT))
+		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_ALIGNMENT);
+	plan->offset = sector << SECTOR_SHIFT;
 	plan->length = sectors << SECTOR_SHIFT;
 	return 1;
 }
 
-/* The backend writes the pages of a read and reads those of a write. */
-static int maps_read_only(const struct pv_blkif_request *request)
+/* Copy the segments of an indirect request into the pool. The pages are the guest's, who may be writing them. */
+static int fetch(struct pv_mapper *mapper, const struct pv_blkif_indirect *indirect, struct pv_blkif_plan *plan,
+		 struct pv_blkif_pool *pool)
 {
-	return request->operation == PV_BLKIF_OP_WRITE;
+	uint32_t left = indirect->nr_segments;
+	struct pv_blkif_segment *to = pool->segments + plan->first;
+
+	for (uint32_t i = 0; left > 0; i++) {
+		uint32_t n = left < PV_BLKIF_INDIRECT_PAGE_SEGMENTS ? left : PV_BLKIF_INDIRECT_PAGE_SEGMENTS;
+		uint64_t page;
+
+		if (pv_grant_map(mapper, indirect->indirect_grefs[i], 1, &page) != PV_GNTST_OKAY)
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_GRANT);
+		memcpy(to, mapper->data + page, n * sizeof(*to));
+		/* From here on the copy counts: the compiler must not go back to the page. */
+		pv_fence_compiler();
+		pv_grant_unmap(mapper, indirect->indirect_grefs[i], 1);
+		to += n;
+		left -= n;
+	}
+	return 1;
 }
 
-static void unpin(struct pv_mapper *mapper, const struct pv_blkif_request *request, struct pv_blkif_plan *plan)
+/* The segments of a request of any kind, and the operation it is underneath. */
+static int find_segments(struct pv_mapper *mapper, const struct pv_blkif_limits *limits,
+			 const struct pv_blkif_request *request, struct pv_blkif_plan *plan, struct pv_blkif_pool *pool,
+			 struct asked *asked)
 {
+	struct pv_blkif_indirect indirect;
+
+	asked->segments = request->seg;
+	asked->n = request->nr_segments;
+	if (request->operation != PV_BLKIF_OP_INDIRECT) {
+		/* Old frontends flush by an empty barrier. */
+		if ((asked->n == 0 && plan->operation != PV_BLKIF_OP_WRITE_BARRIER) || asked->n > PV_BLKIF_MAX_SEGMENTS)
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_SEGMENTS);
+		if (reserve(pool, asked->n))
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_MEMORY);
+		return 1;
+	}
+	memcpy(&indirect, request, sizeof(indirect));
+	if (indirect.nr_segments == 0 || indirect.nr_segments > limits->max_indirect_segments ||
+	    indirect.nr_segments > PV_BLKIF_MAX_INDIRECT_SEGMENTS)
+		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_SEGMENTS);
+	if (reserve(pool, indirect.nr_segments))
+		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_MEMORY);
+	asked->n = indirect.nr_segments;
+	asked->segments = pool->segments + plan->first;
+	return fetch(mapper, &indirect, plan, pool);
+}
+
+/* The bounds of all segments, and how many sectors they are. */
+static int check_segments(const struct pv_blkif_limits *limits, struct asked *asked, struct pv_blkif_plan *plan)
+{
+	uint32_t unit = limits->sector_size >> SECTOR_SHIFT;
+
+	asked->sectors = 0;
+	for (uint32_t i = 0; i < asked->n; i++) {
+		const struct pv_blkif_segment *segment = &asked->segments[i];
+		uint32_t sectors = segment->last_sect - segment->first_sect + 1;
+
+		if (segment->first_sect > segment->last_sect || segment->last_sect >= PAGE_SECTORS)
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_BOUNDS);
+		if (sectors % unit)
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_ALIGNMENT);
+		asked->sectors += sectors;
+	}
+	return 1;
+}
+
+static void unpin(struct pv_mapper *mapper, const struct pv_blkif_segment *segments, struct pv_blkif_plan *plan)
+{
+	/* The backend writes the pages of a read and reads those of a write. */
 	for (uint32_t i = 0; i < plan->pinned; i++)
-		pv_grant_unmap(mapper, request->seg[i].gref, maps_read_only(request));
+		pv_grant_unmap(mapper, segments[i].gref, is_write(plan->operation));
 	plan->pinned = 0;
 }
 
-static int pin(struct pv_mapper *mapper, const struct pv_blkif_request *request, struct pv_blkif_plan *plan)
+static int pin(struct pv_mapper *mapper, const struct asked *asked, struct pv_blkif_plan *plan, struct pv_blkif_pool *pool)
 {
-	for (uint32_t i = 0; i < request->nr_segments; i++) {
-		const struct pv_blkif_segment *segment = &request->seg[i];
-		struct pv_blkif_extent *last = plan->n_extents ? &plan->extents[plan->n_extents - 1] : NULL;
+	struct pv_blkif_extent *extents = pool->extents + plan->first, *last = NULL;
+	int read_only = is_write(plan->operation);
+
+	for (uint32_t i = 0; i < asked->n; i++) {
+		const struct pv_blkif_segment *segment = &asked->segments[i];
 		uint64_t length = (uint64_t)(segment->last_sect - segment->first_sect + 1) << SECTOR_SHIFT;
 		uint64_t offset;
 
-		if (pv_grant_map(mapper, segment->gref, maps_read_only(request), &offset) != PV_GNTST_OKAY) {
-			unpin(mapper, request, plan);
-			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_GRANT);
-			return 0;
+		if (pv_grant_map(mapper, segment->gref, read_only, &offset) != PV_GNTST_OKAY) {
+			unpin(mapper, asked->segments, plan);
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_GRANT);
 		}
 		plan->pinned++;
 		offset += (uint64_t)segment->first_sect << SECTOR_SHIFT;
@@ -107,104 +227,64 @@ static int pin(struct pv_mapper *mapper, const struct pv_blkif_request *request,
 			last->length += length;
 			continue;
 		}
-		plan->extents[plan->n_extents].offset = offset;
-		plan->extents[plan->n_extents].length = length;
-		plan->n_extents++;
+		last = &extents[plan->n_extents++];
+		last->offset = offset;
+		last->length = length;
 	}
+	pool->used += asked->n;
 	return 1;
 }
 
+/* One request; whether it is pending. */
+static int prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limits, const struct pv_blkif_request *request,
+		   struct pv_blkif_plan *plan, struct pv_blkif_pool *pool)
+{
+	struct asked asked;
+
+	memset(plan, 0, sizeof(*plan));
+	plan->status = PV_BLKIF_PENDING;
+	plan->first = pool->used;
+	plan->operation = request->operation;
+	if (request->operation == PV_BLKIF_OP_INDIRECT && limits->max_indirect_segments) {
+		/* The second byte is nr_segments, flag or indirect_op. */
+		plan->operation = request->nr_segments;
+		if (plan->operation != PV_BLKIF_OP_READ && plan->operation != PV_BLKIF_OP_WRITE)
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_INDIRECT);
+	} else if (request->operation == PV_BLKIF_OP_DISCARD) {
+		plan->secure = request->nr_segments & PV_BLKIF_DISCARD_SECURE;
+	}
+	if (!check_operation(limits, plan))
+		return 0;
+	/* A flush carries no data; segments of one are ignored as Linux and QEMU do. */
+	if (plan->operation == PV_BLKIF_OP_FLUSH_DISKCACHE)
+		return 1;
+	if (plan->operation == PV_BLKIF_OP_DISCARD) {
+		struct pv_blkif_discard discard;
+
+		memcpy(&discard, request, sizeof(discard));
+		if (discard.nr_sectors == 0)
+			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_RANGE);
+		return check_place(limits, discard.sector, discard.nr_sectors, plan);
+	}
+	if (!find_segments(mapper, limits, request, plan, pool, &asked))
+		return 0;
+	/* An empty barrier is nowhere on the disk. */
+	if (asked.n == 0)
+		return 1;
+	return check_segments(limits, &asked, plan) &&
+	       check_place(limits, request->sector, asked.sectors, plan) && pin(mapper, &asked, plan, pool);
+}
+
 uint32_t pv_blkif_prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limits,
-			  const struct pv_blkif_request *requests, uint32_t n, struct pv_blkif_plan *plans)
+			  const struct pv_blkif_request *requests, uint32_t n, struct pv_blkif_plan *plans,
+			  struct pv_blkif_pool *pool)
 {
 	uint32_t pending = 0;
 
-	for (uint32_t i = 0; i < n; i++) {
-		if (!check(limits, &requests[i], &plans[i]))
-			continue;
-		if (requests[i].operation == PV_BLKIF_OP_FLUSH_DISKCACHE || pin(mapper, &requests[i], &plans[i]))
-			pending++;
-	}
+	pool->used = 0;
+	for (uint32_t i = 0; i < n; i++)
+		pending += (uint32_t)prepare(mapper, limits, &requests[i], &plans[i], pool);
 	return pending;
-}
-
-void pv_blkif_copy(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, uint8_t *disk, uint64_t disk_bytes)
-{
-	for (uint32_t i = 0; i < n; i++) {
-		struct pv_blkif_plan *plan = &plans[i];
-		uint64_t at = plan->offset;
-
-		if (plan->status != PV_BLKIF_PENDING)
-			continue;
-		plan->status = PV_BLKIF_RSP_OKAY;
-		if (at > disk_bytes || plan->length > disk_bytes - at) {
-			refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_RANGE);
-			continue;
-		}
-		for (uint32_t e = 0; e < plan->n_extents; e++) {
-			uint8_t *guest = mapper->data + plan->extents[e].offset;
-
-			if (plan->operation == PV_BLKIF_OP_WRITE)
-				memcpy(disk + at, guest, plan->extents[e].length);
-			else
-				memcpy(guest, disk + at, plan->extents[e].length);
-			at += plan->extents[e].length;
-		}
-	}
-}
-
-/* All bytes of a plan; 0 or a positive errno. */
-static int transfer(struct pv_mapper *mapper, const struct pv_blkif_plan *plan, int fd)
-{
-	struct iovec pieces[PV_BLKIF_MAX_SEGMENTS], *next = pieces;
-	int left = plan->n_extents;
-	off_t at = (off_t)plan->offset;
-
-	for (int i = 0; i < left; i++) {
-		pieces[i].iov_base = mapper->data + plan->extents[i].offset;
-		pieces[i].iov_len = plan->extents[i].length;
-	}
-	while (left > 0) {
-		ssize_t done = plan->operation == PV_BLKIF_OP_WRITE ? pwritev(fd, next, left, at) : preadv(fd, next, left, at);
-
-		if (done < 0 && errno == EINTR)
-			continue;
-		if (done <= 0)
-			return done < 0 ? errno : EIO;
-		at += done;
-		/* Rare: a signal or a limit cut the call short. */
-		while (left > 0 && (size_t)done >= next->iov_len) {
-			done -= (ssize_t)next->iov_len;
-			next++;
-			left--;
-		}
-		if (left > 0) {
-			next->iov_base = (uint8_t *)next->iov_base + done;
-			next->iov_len -= (size_t)done;
-		}
-	}
-	return 0;
-}
-
-int pv_blkif_transfer(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, int fd)
-{
-	int first = 0;
-
-	for (uint32_t i = 0; i < n; i++) {
-		struct pv_blkif_plan *plan = &plans[i];
-		int error;
-
-		if (plan->status != PV_BLKIF_PENDING)
-			continue;
-		if (plan->operation == PV_BLKIF_OP_FLUSH_DISKCACHE)
-			error = fdatasync(fd) ? errno : 0;
-		else
-			error = transfer(mapper, plan, fd);
-		plan->status = error ? PV_BLKIF_RSP_ERROR : PV_BLKIF_RSP_OKAY;
-		if (!first)
-			first = error;
-	}
-	return first;
 }
 
 static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan *plan)
@@ -222,8 +302,12 @@ static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan
 		counters->read_bytes += okay ? plan->length : 0;
 		break;
 	case PV_BLKIF_OP_WRITE:
+	case PV_BLKIF_OP_WRITE_BARRIER:
 		counters->writes++;
 		counters->written_bytes += okay ? plan->length : 0;
+		break;
+	case PV_BLKIF_OP_DISCARD:
+		counters->discards++;
 		break;
 	default:
 		counters->flushes++;
@@ -231,29 +315,20 @@ static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan
 }
 
 void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *requests, struct pv_blkif_plan *plans,
-		     uint32_t n, struct pv_blkif_response *responses, struct pv_blkif_counters *counters)
+		     uint32_t n, const struct pv_blkif_pool *pool, struct pv_blkif_response *responses,
+		     struct pv_blkif_counters *counters)
 {
 	for (uint32_t i = 0; i < n; i++) {
-		unpin(mapper, &requests[i], &plans[i]);
+		int indirect = requests[i].operation == PV_BLKIF_OP_INDIRECT;
+
+		unpin(mapper, indirect ? pool->segments + plans[i].first : requests[i].seg, &plans[i]);
 		if (plans[i].status == PV_BLKIF_PENDING)
 			plans[i].status = PV_BLKIF_RSP_ERROR;
 		count(counters, &plans[i]);
 		memset(&responses[i], 0, sizeof(responses[i]));
 		responses[i].id = requests[i].id;
-		responses[i].operation = requests[i].operation;
+		/* Of an indirect request what it was underneath, as Linux' frontend wants it. */
+		responses[i].operation = (uint8_t)plans[i].operation;
 		responses[i].status = plans[i].status;
 	}
-}
-
-int64_t pv_blkif_serve(struct pv_blkif_batch *batch, struct pv_ring *ring, uint32_t n)
-{
-	batch->error = 0;
-	if (pv_blkif_prepare(batch->mapper, &batch->limits, batch->requests, n, batch->plans)) {
-		if (batch->disk)
-			pv_blkif_copy(batch->mapper, batch->plans, n, batch->disk, batch->disk_bytes);
-		else
-			batch->error = pv_blkif_transfer(batch->mapper, batch->plans, n, batch->fd);
-	}
-	pv_blkif_finish(batch->mapper, batch->requests, batch->plans, n, batch->responses, &batch->counters);
-	return pv_ring_push(ring, batch->responses, n);
 }

@@ -12,6 +12,9 @@
 #include "pv_ring.h"
 
 #define PV_BLKIF_MAX_SEGMENTS 11
+#define PV_BLKIF_INDIRECT_PAGES 8            /* of segments, in an indirect request */
+#define PV_BLKIF_INDIRECT_PAGE_SEGMENTS 512  /* in each */
+#define PV_BLKIF_MAX_INDIRECT_SEGMENTS 4096
 
 #define PV_BLKIF_OP_READ 0
 #define PV_BLKIF_OP_WRITE 1
@@ -19,6 +22,8 @@
 #define PV_BLKIF_OP_FLUSH_DISKCACHE 3
 #define PV_BLKIF_OP_DISCARD 5
 #define PV_BLKIF_OP_INDIRECT 6
+
+#define PV_BLKIF_DISCARD_SECURE 1        /* `flag` of a discard */
 
 #define PV_BLKIF_RSP_OKAY 0
 #define PV_BLKIF_RSP_ERROR -1
@@ -30,12 +35,14 @@
 /* `reason` of a plan that was refused. */
 #define PV_BLKIF_REFUSED_NOTHING 0
 #define PV_BLKIF_REFUSED_OPERATION 1     /* unknown or not offered */
-#define PV_BLKIF_REFUSED_SEGMENTS 2      /* nr_segments 0 (except flush) or above 11 */
+#define PV_BLKIF_REFUSED_SEGMENTS 2      /* nr_segments 0 (but for flushes and barriers) or above what was offered */
 #define PV_BLKIF_REFUSED_BOUNDS 3        /* first_sect > last_sect, or last_sect above 7 */
 #define PV_BLKIF_REFUSED_RANGE 4         /* beyond the end of the disk */
 #define PV_BLKIF_REFUSED_ALIGNMENT 5     /* not on the disk's sector size */
 #define PV_BLKIF_REFUSED_READ_ONLY 6
 #define PV_BLKIF_REFUSED_GRANT 7         /* a grant could not be mapped */
+#define PV_BLKIF_REFUSED_MEMORY 8        /* no memory for its segments */
+#define PV_BLKIF_REFUSED_INDIRECT 9      /* indirect_op is neither a read nor a write */
 
 struct pv_blkif_segment {
 	uint32_t gref;
@@ -55,6 +62,30 @@ struct pv_blkif_request {
 	struct pv_blkif_segment seg[PV_BLKIF_MAX_SEGMENTS];
 };
 
+/* The same place in a ring, when `operation` is a discard. */
+struct pv_blkif_discard {
+	uint8_t operation;
+	uint8_t flag;
+	uint16_t handle;
+	uint32_t pad;
+	uint64_t id;
+	uint64_t sector;
+	uint64_t nr_sectors;
+};
+
+/* And when it is indirect: the segments stand in granted pages. */
+struct pv_blkif_indirect {
+	uint8_t operation;
+	uint8_t indirect_op;
+	uint16_t nr_segments;
+	uint32_t pad;
+	uint64_t id;
+	uint64_t sector;
+	uint16_t handle;
+	uint16_t pad2;
+	uint32_t indirect_grefs[PV_BLKIF_INDIRECT_PAGES];
+};
+
 /* 16 bytes; every byte is written (XSA-216). */
 struct pv_blkif_response {
 	uint64_t id;
@@ -64,12 +95,17 @@ struct pv_blkif_response {
 	uint32_t pad1;
 };
 
+/* What a disk is and what was offered. The last ones are 1 or 0. */
 struct pv_blkif_limits {
 	uint64_t sectors;        /* of 512 bytes */
 	uint32_t sector_size;    /* bytes */
+	uint32_t max_indirect_segments;  /* at most 4096; 0: no INDIRECT */
 	uint8_t read_only;
-	uint8_t flush;           /* 1: FLUSH_DISKCACHE is offered */
-	uint16_t pad;
+	uint8_t flush;
+	uint8_t barrier;
+	uint8_t discard;
+	uint8_t discard_secure;
+	uint8_t pad[3];
 };
 
 /* A piece of the mapper's data that is contiguous in memory. */
@@ -78,58 +114,73 @@ struct pv_blkif_extent {
 	uint64_t length;         /* bytes */
 };
 
+/*
+ * Segments and extents of all requests of a batch: a request with many of them takes no room from those with few. It
+ * grows as requests need it. Private.
+ */
+struct pv_blkif_pool {
+	struct pv_blkif_extent *extents;
+	struct pv_blkif_segment *segments;   /* copies, of indirect requests only */
+	uint32_t used;
+	uint32_t capacity;
+};
+
 /* What one validated request asks of the disk. */
 struct pv_blkif_plan {
 	int16_t status;          /* PV_BLKIF_PENDING, or the response's status */
 	uint16_t reason;         /* PV_BLKIF_REFUSED_* */
-	uint16_t operation;
-	uint16_t n_extents;
+	uint16_t operation;      /* of an indirect request: what it is underneath */
+	uint16_t secure;         /* 1: a discard after which nobody can read the old data */
+	uint32_t first;          /* where its extents begin in the pool, and its segments */
+	uint32_t n_extents;
 	uint32_t pinned;         /* segments whose grants are mapped */
 	uint32_t pad;
 	uint64_t offset;         /* bytes on the disk */
 	uint64_t length;         /* bytes */
-	struct pv_blkif_extent extents[PV_BLKIF_MAX_SEGMENTS];
 };
 
 /* What a backend has done. Private, counted in pv_blkif_finish. */
 struct pv_blkif_counters {
 	uint64_t reads;          /* answered requests that needed the disk */
-	uint64_t writes;
+	uint64_t writes;         /* barriers, too */
 	uint64_t flushes;
+	uint64_t discards;
 	uint64_t read_bytes;     /* of those that succeeded */
 	uint64_t written_bytes;
 	uint64_t refused;        /* requests that failed validation */
 	uint64_t errors;         /* requests the disk failed */
 };
 
+/* Room for `segments` at first. 0 or -ENOMEM. */
+int pv_blkif_pool_init(struct pv_blkif_pool *pool, uint32_t segments);
+void pv_blkif_pool_free(struct pv_blkif_pool *pool);
+
+/* n requests of the x86_32 ABI (108 bytes each, back to back) in the one form that everything here knows. */
+void pv_blkif_from_x86_32(const uint8_t *wire, struct pv_blkif_request *requests, uint32_t n);
+
 /*
  * Validate n requests and map their grants. A request that fails has its grants unmapped again and its final status set;
- * the others get PV_BLKIF_PENDING. How many are pending.
+ * the others get PV_BLKIF_PENDING. How many are pending. The segments of an indirect request are copied before anything is
+ * made of them. The pool is emptied first.
  */
 uint32_t pv_blkif_prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limits,
-			  const struct pv_blkif_request *requests, uint32_t n, struct pv_blkif_plan *plans);
-
-/* Serve the pending reads and writes from a disk that is plain memory, and flushes (nothing to do). */
-void pv_blkif_copy(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, uint8_t *disk, uint64_t disk_bytes);
+			  const struct pv_blkif_request *requests, uint32_t n, struct pv_blkif_plan *plans,
+			  struct pv_blkif_pool *pool);
 
 /*
- * Serve the pending requests from a file or block device with preadv, pwritev and fdatasync, in order. The first errno
- * (positive), or 0; what failed is an error in its plan. A file that ends early is EIO. Blocks as the file does.
- */
-int pv_blkif_transfer(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, int fd);
-
-/*
- * Unmap the grants of all n requests and write the responses, in order. A plan still pending becomes an error. `plans`
- * and `requests` are those given to pv_blkif_prepare, from private memory.
+ * Unmap the grants of all n requests and write the responses, in order. A plan still pending becomes an error. `plans`,
+ * `pool` and `requests` are those given to pv_blkif_prepare, from private memory.
  */
 void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *requests, struct pv_blkif_plan *plans,
-		     uint32_t n, struct pv_blkif_response *responses, struct pv_blkif_counters *counters);
+		     uint32_t n, const struct pv_blkif_pool *pool, struct pv_blkif_response *responses,
+		     struct pv_blkif_counters *counters);
 
-/* A backend's batch and the disk behind it, for pv_blkif_serve. Private. */
+/* A backend's batch and the disk behind it. Private. */
 struct pv_blkif_batch {
 	struct pv_mapper *mapper;
 	struct pv_blkif_limits limits;
 	struct pv_blkif_counters counters;
+	struct pv_blkif_pool pool;
 	const struct pv_blkif_request *requests;
 	struct pv_blkif_plan *plans;
 	struct pv_blkif_response *responses;
@@ -137,9 +188,25 @@ struct pv_blkif_batch {
 	uint64_t disk_bytes;
 	int32_t fd;              /* an open file when disk is NULL */
 	int32_t error;           /* out: the first errno of the file, or 0 */
+	uint32_t unsupported;    /* out: operations the file has said it has not, 1 << operation */
 };
 
-/* Prepare, do, finish and push n requests in one go. As pv_ring_push. */
+/* Serve the pending requests from a disk that is plain memory. Not discards. */
+void pv_blkif_copy(struct pv_blkif_batch *batch, uint32_t n);
+
+/*
+ * Serve the pending requests from a file or block device with preadv, pwritev and fdatasync, in order; what failed is an
+ * error in its plan, EOPNOTSUPP when the file cannot be flushed. A file that ends early is EIO. Blocks as the file does.
+ * Not discards.
+ */
+void pv_blkif_transfer(struct pv_blkif_batch *batch, uint32_t n);
+
+#define PV_BLKIF_UNSERVED -1000000
+
+/*
+ * Prepare, do, finish and push n requests in one go. As pv_ring_push; PV_BLKIF_UNSERVED: they are prepared, and no more,
+ * because the caller has to do a discard among them.
+ */
 int64_t pv_blkif_serve(struct pv_blkif_batch *batch, struct pv_ring *ring, uint32_t n);
 
 #endif

@@ -35,6 +35,8 @@ SPIN_SHARE = 0.25
 S = TypeVar("S")
 """What the statistics of a connected device are."""
 
+Layout = np.dtype[Any]
+
 
 class RingPlace(Protocol):
     """The frontend's keys, as far as every class has them. Two of the same ring are equal."""
@@ -68,8 +70,8 @@ class RingPolicy:
 class BackendDevice(ABC, Generic[S]):
     """The backend half of one device."""
 
-    messages: tuple["np.dtype[Any]", "np.dtype[Any]"]
-    """Layouts of requests and responses."""
+    messages: tuple[Layout, Layout]
+    """Layouts of requests and responses, unless `_layouts` says otherwise."""
     message_protocol = ""
     """Their name, for whoever looks at the ring; "": the device class is one."""
 
@@ -117,6 +119,13 @@ class BackendDevice(ABC, Generic[S]):
     @abstractmethod
     def _release(self) -> None:
         """Let go of what `_prepare` took."""
+
+    def _layouts(self, request: RingPlace) -> tuple[Layout, Layout]:
+        """Of the requests and responses of this frontend."""
+        return self.messages
+
+    def _look_again(self) -> None:
+        """While connected, whenever something in xenstore has changed: publish what is new of the device itself."""
 
     # -- what the service calls
 
@@ -178,6 +187,8 @@ class BackendDevice(ABC, Generic[S]):
         step = backend_step(own, frontend, online=online)
         if step is BackendStep.CONNECT and self._is_stale(frontend):
             return False
+        if own is XenbusState.CONNECTED and step is BackendStep.NOTHING and self._engine is not None:
+            self._look_again()
         log.debug("%s: %s sees %s: %s", self.path.backend, own.name, frontend.name, step.name)
         return self._act(step, frontend)
 
@@ -288,7 +299,7 @@ class BackendDevice(ABC, Generic[S]):
             port.late_eoi()  # a guest that sends events without requests wakes us once a second
             ring = BackRing.attach(
                 self._ring_pages.view,
-                *self.messages,
+                *self._layouts(request),
                 port=port,
                 fence=self._agreed_fence(),
                 wait=wait_after(self._rings.max_spin_ns),

@@ -9,15 +9,16 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from paravirt.backend import connection
 from paravirt.backend.connection import Connection as Connection
 from paravirt.backend.disks import Disk
 from paravirt.errors import ParavirtError, PeerError
-from paravirt.protocol.blkif import SECTOR_BYTES, Operation
+from paravirt.protocol.blkif import Operation
+from paravirt.protocol.vbd import VbdOffer
 from paravirt.ring import blkif
 from paravirt.ring.memory import address_of
 from paravirt.ring.shared import RingStatistics
@@ -32,14 +33,19 @@ ERROR_PAUSE_S = 0.001
 # Requests answered at once, at most: a frontend with many in flight gets the first while the last are done.
 MAX_BATCH = 16
 
+MAX_BUFFERS = 1024  # of one call to a disk, which may be one to the kernel (IOV_MAX)
+
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
     """Counts since the engine started."""
 
     reads: int  # answered requests that needed the disk
-    writes: int
+    writes: int  # with and without a barrier
     flushes: int
+    discards: int
     read_bytes: int  # of those that succeeded
     written_bytes: int
     refused: int  # requests that failed validation
@@ -51,32 +57,44 @@ class EngineStatistics:
 Engine = connection.Engine[EngineStatistics]
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What both ends have agreed on, and whom an engine tells what. It calls from its own thread."""
+
+    offer: VbdOffer
+    on_failure: Callable[[ParavirtError], None]
+    """The peer broke the protocol, or the engine failed; once."""
+    on_unsupported: Callable[[Operation], None]
+    """The disk does not have an operation that was offered; the request was answered so."""
+    x86_32: bool = False
+    """Requests have the layout of that ABI."""
+    spin_ns: int = 0
+
+
+class VbdEngine(Engine, Protocol):
+    def resize(self, sectors: int) -> None:
+        """From now on the disk has so many sectors of 512 bytes. From any thread."""
+
+
 class EngineFactory(Protocol):
-    def __call__(
-        self, connection: Connection, disk: Disk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
-    ) -> Engine:
+    def __call__(self, connection: Connection, disk: Disk, terms: Terms) -> VbdEngine:
         """An engine that is not started yet."""
 
 
 class PythonEngine:
     """One thread: take a batch, validate and map it in C, read or write the disk, answer."""
 
-    def __init__(
-        self, connection: Connection, disk: Disk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
-    ) -> None:
+    def __init__(self, connection: Connection, disk: Disk, terms: Terms) -> None:
         self._ring = connection.ring
         self._waiter = connection.waiter
         self._disk = disk
-        self._spin_ns = take_spin(spin_ns)
-        self._on_failure = on_failure
+        self._spin_ns = take_spin(terms.spin_ns)
+        self._terms = terms
         capacity = min(MAX_BATCH, connection.ring.size)
-        self._batch = blkif.RequestBatch(connection.mapper, connection.data.view, capacity)
-        self._batch.set_limits(
-            sectors=disk.size_bytes // SECTOR_BYTES,
-            sector_size=disk.sector_size,
-            read_only=disk.read_only,
-            flush=True,
-        )
+        self._batch = blkif.RequestBatch(connection.mapper, connection.data.view, capacity, x86_32=terms.x86_32)
+        self._limits = limits_of(terms.offer)
+        self._wanted_limits = self._limits
+        self._batch.set_limits(self._limits)
         self._memory = None if disk.memory is None else address_of(disk.memory)[0]
         self._in_c = self._memory is not None or disk.fd is not None
         self._batch.set_disk(memory=self._memory, n_bytes=disk.size_bytes, fd=-1 if disk.fd is None else disk.fd)
@@ -84,6 +102,7 @@ class PythonEngine:
         self._thread = threading.Thread(target=self._run, name="vbd-engine", daemon=True)
         self._batches = 0
         self._errors: set[int] = set()  # errno of what has been complained of
+        self._changing = threading.Lock()  # guards _wanted_limits against two threads that change it
 
     def start(self) -> None:
         self._thread.start()
@@ -96,12 +115,20 @@ class PythonEngine:
         self._batch.set_disk()
         self._memory = None
 
+    def resize(self, sectors: int) -> None:
+        self._change(sectors=sectors)
+
+    def _change(self, **limits: int | bool) -> None:
+        with self._changing:
+            self._wanted_limits = replace(self._wanted_limits, **limits)  # type: ignore[arg-type]
+
     def statistics(self) -> EngineStatistics:
         done = self._batch.counters
         return EngineStatistics(
             reads=done.reads,
             writes=done.writes,
             flushes=done.flushes,
+            discards=done.discards,
             read_bytes=done.read_bytes,
             written_bytes=done.written_bytes,
             refused=done.refused,
@@ -115,11 +142,11 @@ class PythonEngine:
             while not self._stopping.is_set():
                 self._serve_once()
         except PeerError as error:
-            self._on_failure(error)
+            self._terms.on_failure(error)
         except Exception as error:
             if not self._stopping.is_set():
                 log.exception("the engine failed")
-                self._on_failure(ParavirtError(f"the engine failed: {error}"))
+                self._terms.on_failure(ParavirtError(f"the engine failed: {error}"))
 
     def _serve_once(self) -> None:
         batch, ring = self._batch, self._ring
@@ -128,6 +155,9 @@ class PythonEngine:
             ring.wait()
             return
         self._batches += 1
+        if self._wanted_limits is not self._limits:
+            self._limits = self._wanted_limits
+            batch.set_limits(self._limits)
         refused = batch.counters.refused
         self._answer(n)
         if batch.counters.refused != refused:
@@ -137,11 +167,16 @@ class PythonEngine:
     def _answer(self, n: int) -> None:
         """Do the first `n` requests of the batch and send the answers."""
         batch = self._batch
-        if self._in_c:
-            if error := batch.serve(self._ring, n):
-                self._complain(error)
+        if not self._in_c:
+            batch.prepare(n)
+        elif batch.serve(self._ring, n):
+            if batch.error:
+                self._complain(batch.error)
+            if batch.unsupported:
+                for operation in Operation:
+                    if batch.unsupported >> operation & 1:
+                        self._withdraw(operation)
             return
-        batch.prepare(n)
         for i in range(n):
             if batch.is_pending(i):
                 batch.complete(i, self._one(i))
@@ -149,22 +184,71 @@ class PythonEngine:
         self._ring.push(batch.responses, n)
 
     def _one(self, i: int) -> int:
-        operation = self._batch.operation(i)
-        offset, _ = self._batch.place(i)
+        operation = Operation(self._batch.operation(i))
+        offset, length = self._batch.place(i)
         try:
-            if operation == Operation.READ:
-                self._disk.preadv(self._batch.buffers(i), offset)
-            elif operation == Operation.WRITE:
-                self._disk.pwritev(self._batch.buffers(i), offset)
-            else:
-                self._disk.flush()
+            self._do(i, operation, offset, length)
         except OSError as error:
             log.debug("request at byte %d: %s", offset, error)
+            if error.errno in UNSUPPORTED and operation not in (Operation.READ, Operation.WRITE):
+                self._withdraw(operation)
+                return blkif.EOPNOTSUPP
             self._complain(error.errno or errno.EIO)
             return blkif.ERROR
         return blkif.OKAY
+
+    def _do(self, i: int, operation: Operation, offset: int, length: int) -> None:
+        disk, batch = self._disk, self._batch
+        match operation:
+            case Operation.READ:
+                self._move(disk.preadv, batch.buffers(i), offset)
+            case Operation.WRITE:
+                self._move(disk.pwritev, batch.buffers(i), offset)
+            case Operation.WRITE_BARRIER:
+                # What was answered before is durable before it, and it is itself when it is answered.
+                disk.flush()
+                if length:
+                    self._move(disk.pwritev, batch.buffers(i), offset)
+                    disk.flush()
+            case Operation.DISCARD:
+                disk.discard(offset, length, batch.is_secure(i))
+            case _:
+                disk.flush()
+
+    def _move(
+        self, call: Callable[[Sequence[memoryview], int], None], buffers: Sequence[memoryview], offset: int
+    ) -> None:
+        for start in range(0, len(buffers), MAX_BUFFERS):
+            part = buffers[start : start + MAX_BUFFERS]
+            call(part, offset)
+            offset += sum(map(len, part))
+
+    def _withdraw(self, operation: Operation) -> None:
+        """The disk does not have it after all: it is offered no longer."""
+        name = {
+            Operation.WRITE_BARRIER: "barrier",
+            Operation.FLUSH_DISKCACHE: "flush",
+            Operation.DISCARD: "discard",
+        }.get(operation)
+        if name is not None and getattr(self._wanted_limits, name):
+            self._change(**{name: False})
+            self._terms.on_unsupported(operation)
 
     def _complain(self, error: int) -> None:
         """Of the disk, loudly once for each kind of error: a guest must not fill the log."""
         log.log(logging.DEBUG if error in self._errors else logging.WARNING, "requests failed: %s", os.strerror(error))
         self._errors.add(error)
+
+
+def limits_of(offer: VbdOffer) -> blkif.Limits:
+    """What requests are held to, after an offer."""
+    return blkif.Limits(
+        sectors=offer.sectors,
+        sector_size=offer.sector_size,
+        read_only=offer.read_only,
+        flush=offer.flush,
+        barrier=offer.barrier,
+        discard=offer.discard,
+        discard_secure=offer.discard_secure,
+        max_indirect_segments=offer.max_indirect_segments,
+    )

@@ -4,28 +4,35 @@
 Source: Xen public/io/blkif.h.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from paravirt.backend.connection import Connection
-from paravirt.backend.device import BackendDevice, RingPolicy
+from paravirt.backend.device import BackendDevice, Layout, RingPlace, RingPolicy
 from paravirt.backend.disks import Disk, open_disk
-from paravirt.backend.engine import Engine, EngineFactory, EngineStatistics
+from paravirt.backend.engine import EngineFactory, EngineStatistics, Terms, VbdEngine
 from paravirt.errors import AlreadyExists, ParavirtError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol import blkif
+from paravirt.protocol.blkif import SECTOR_BYTES, Operation
 from paravirt.protocol.keys import RING_KEYS
-from paravirt.protocol.vbd import VbdConfig, VbdOffer, VbdRequest
-from paravirt.protocol.xenbus import DevicePath
+from paravirt.protocol.vbd import X86_32_ABI, VbdConfig, VbdOffer, VbdRequest
+from paravirt.protocol.xenbus import DevicePath, XenbusState
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
-CONFIG_KEYS = ("params", "mode", "dev", "device-type", "type")
+log = logging.getLogger(__name__)
+
+CONFIG_KEYS = ("params", "mode", "dev", "device-type", "type", "removable", "discard-enable")
 REQUEST_KEYS = (*RING_KEYS, "protocol", "multi-queue-num-queues")
 LOCK_PATIENCE_S = 0.5  # how long an image may stay locked before that is reported as an error
 LOCK_RETRY_S = 0.02
 LOCK_LATE_RETRY_S = 0.5
+
+# What may change while a frontend is connected.
+LIVE_KEYS = ("sectors", "feature-barrier", "feature-flush-cache", "feature-discard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,7 @@ class Policy:
 
     engine: EngineFactory
     rings: RingPolicy
+    max_indirect_segments: int = blkif.DEFAULT_INDIRECT_SEGMENTS
 
 
 class VbdBackend(BackendDevice[EngineStatistics]):
@@ -54,18 +62,41 @@ class VbdBackend(BackendDevice[EngineStatistics]):
         super().__init__(hypervisor, store, path, on_failure, rings=policy.rings)
         self._policy = policy
         self._disk: Disk | None = None
+        self._config: VbdConfig | None = None
+        self._sectors = 0
+        self._unsupported: set[Operation] = set()  # the disk has turned out not to have them
+        self._vbd_engine: VbdEngine | None = None
         self._lock_deadline: float | None = None
         self._said_locked = False
 
     def _prepare(self) -> dict[str, str] | None:
         if self._disk is None and not self._open_disk():
             return None
-        assert self._disk is not None
+        return self._make_offer().to_keys()
+
+    def _make_offer(self) -> VbdOffer:
+        disk, config = self._disk, self._config
+        assert disk is not None
+        assert config is not None
+        # A file that was emptied is no disk of no sectors: what is read of it fails.
+        self._sectors = disk.current_size() // SECTOR_BYTES or self._sectors
+        gone = self._unsupported
+        can_flush = Operation.FLUSH_DISKCACHE not in gone
         return VbdOffer(
-            sectors=self._disk.size_bytes // blkif.SECTOR_BYTES,
-            sector_size=self._disk.sector_size,
-            read_only=self._disk.read_only,
-        ).to_keys()
+            sectors=self._sectors,
+            sector_size=disk.sector_size,
+            physical_sector_size=disk.physical_sector_size,
+            read_only=disk.read_only,
+            flush=can_flush,
+            barrier=can_flush and not disk.read_only and Operation.WRITE_BARRIER not in gone,
+            discard=disk.can_discard and config.discard and not disk.read_only and Operation.DISCARD not in gone,
+            discard_granularity=disk.discard_granularity_bytes,
+            discard_alignment=disk.discard_alignment_bytes,
+            discard_secure=disk.can_discard_secure,
+            max_indirect_segments=self._policy.max_indirect_segments,
+            removable=config.removable or disk.removable,
+            cdrom=config.device_type == "cdrom" or disk.cdrom,
+        )
 
     def _open_disk(self) -> bool:
         self.retry_at = None
@@ -75,6 +106,7 @@ class VbdBackend(BackendDevice[EngineStatistics]):
         try:
             config = VbdConfig.from_keys(keys)
             self._disk = open_disk(config.driver, config.spec, read_only=config.mode == "r")
+            self._config = config
         except AlreadyExists as error:
             self._await_lock(error)
             return False
@@ -99,11 +131,48 @@ class VbdBackend(BackendDevice[EngineStatistics]):
     def _read_request(self) -> VbdRequest:
         return VbdRequest.from_keys(xenbus.read_keys(self._store, self.path.frontend, REQUEST_KEYS))
 
-    def _make_engine(self, connection: Connection) -> Engine:
+    def _layouts(self, request: RingPlace) -> tuple[Layout, Layout]:
+        x86_32 = isinstance(request, VbdRequest) and request.protocol == X86_32_ABI
+        return (blkif.X86_32_REQUEST if x86_32 else blkif.REQUEST), blkif.RESPONSE
+
+    def _make_engine(self, connection: Connection) -> VbdEngine:
         assert self._disk is not None
-        return self._policy.engine(connection, self._disk, spin_ns=self._rings.max_spin_ns, on_failure=self.fail)
+        terms = Terms(
+            offer=self._make_offer(),
+            on_failure=self.fail,
+            on_unsupported=self._withdraw,
+            x86_32=connection.ring.request == blkif.X86_32_REQUEST,
+            spin_ns=self._rings.max_spin_ns,
+        )
+        self._vbd_engine = self._policy.engine(connection, self._disk, terms)
+        return self._vbd_engine
+
+    def _withdraw(self, operation: Operation) -> None:
+        """From the engine's thread: the disk does not have it. The service's thread says so to the frontend."""
+        self._unsupported.add(operation)
+        self._on_failure(self)
+
+    def _look_again(self) -> None:
+        """Publish a size that has changed, and what the disk has turned out not to have."""
+        if self._disk is None or self._vbd_engine is None:
+            return
+        try:
+            offer = self._make_offer()
+        except OSError as error:
+            self._complain(f"the size of the disk cannot be told: {error}")
+            return
+        wanted, found = offer.to_keys(), xenbus.read_keys(self._store, self.path.backend, LIVE_KEYS)
+        changed = {name: wanted[name] for name in LIVE_KEYS if wanted[name] != found.get(name)}
+        if not changed:
+            return
+        log.info("%s: %s", self.path.backend, ", ".join(f"{name} is now {value}" for name, value in changed.items()))
+        self._vbd_engine.resize(offer.sectors)
+        # With the state once more, unchanged: that is how a frontend is told to look.
+        xenbus.announce(self._store, self.path.backend, XenbusState.CONNECTED, changed)
 
     def _release(self) -> None:
+        self._vbd_engine = None
         if self._disk is not None:
             self._disk.close()
             self._disk = None
+        self._unsupported.clear()

@@ -16,6 +16,10 @@ SECTOR_BYTES = 512
 PAGE_BYTES = 4096
 MAX_SEGMENTS = 11
 MAX_REQUEST_BYTES = MAX_SEGMENTS * PAGE_BYTES
+INDIRECT_PAGE_SEGMENTS = 512
+MAX_INDIRECT_SEGMENTS = 8 * INDIRECT_PAGE_SEGMENTS
+DEFAULT_INDIRECT_SEGMENTS = 256
+DISCARD_SECURE = 1
 
 
 class Operation(IntEnum):
@@ -63,6 +67,34 @@ REQUEST = np.dtype(
         "itemsize": 112,
     }
 )
+
+DISCARD_REQUEST = np.dtype(
+    {
+        "names": ["operation", "flag", "handle", "id", "sector", "nr_sectors"],
+        "formats": ["u1", "u1", "<u2", "<u8", "<u8", "<u8"],
+        "offsets": [0, 1, 2, 8, 16, 24],
+        "itemsize": 112,
+    }
+)
+
+INDIRECT_REQUEST = np.dtype(
+    {
+        "names": ["operation", "indirect_op", "nr_segments", "id", "sector", "handle", "indirect_grefs"],
+        "formats": ["u1", "u1", "<u2", "<u8", "<u8", "<u2", ("<u4", (8,))],
+        "offsets": [0, 1, 2, 8, 16, 24, 28],
+        "itemsize": 112,
+    }
+)
+
+X86_32_REQUEST = np.dtype(
+    {
+        "names": ["operation", "nr_segments", "handle", "id", "sector", "seg"],
+        "formats": ["u1", "u1", "<u2", "<u8", "<u8", (SEGMENT, (MAX_SEGMENTS,))],
+        "offsets": [0, 1, 2, 4, 12, 20],
+        "itemsize": 108,
+    }
+)
+"""Of a frontend of 32 bits on x86. Responses are the same, in slots of that size."""
 
 RESPONSE = np.dtype(
     {

@@ -11,14 +11,24 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from paravirt.errors import InvalidRequest, PeerError
-from paravirt.protocol.blkif import MAX_RING_PAGE_ORDER, SECTOR_BYTES, Info
+from paravirt.protocol.blkif import (
+    DEFAULT_INDIRECT_SEGMENTS,
+    MAX_INDIRECT_SEGMENTS,
+    MAX_RING_PAGE_ORDER,
+    MAX_SEGMENTS,
+    SECTOR_BYTES,
+    Info,
+)
 from paravirt.protocol.keys import Keys, RingRequest, number
 
 XVD_MAJOR = 202
 EXTENDED = 1 << 28
 NATIVE_ABI = "x86_64-abi"
+X86_32_ABI = "x86_32-abi"
+ABIS = (NATIVE_ABI, "arm-abi", X86_32_ABI)  # arm-abi has the layout of x86_64-abi
 
 Mode = Literal["r", "w"]
+DeviceType = Literal["disk", "cdrom"]
 
 
 def device_number(name: str) -> int:
@@ -60,10 +70,13 @@ def device_name(virtual_device: int) -> str:
 class VbdConfig:
     """What the toolstack writes into the backend's directory: the wish."""
 
-    driver: str  # "file", "memory", perhaps with options: "file,direct=1"
-    spec: str  # the driver's argument: a path, a size, the disk below a filter
+    driver: str  # "file", "memory", "null"
+    spec: str  # the driver's argument: a path, a size
     device: str  # "xvda"
     mode: Mode = "w"
+    device_type: DeviceType = "disk"
+    removable: bool = False
+    discard: bool = True  # where the disk can
 
     def to_keys(self) -> Keys:
         """Nodes of the backend directory besides the xenbus ones."""
@@ -71,11 +84,11 @@ class VbdConfig:
             "params": f"{self.driver}:{self.spec}",
             "type": "qdisk",
             "dev": self.device,
-            "device-type": "disk",
+            "device-type": self.device_type,
             "mode": self.mode,
-            "removable": "0",
+            "removable": str(int(self.removable)),
             "bootable": "1",
-            "discard-enable": "0",
+            "discard-enable": str(int(self.discard)),
         }
 
     @classmethod
@@ -84,9 +97,19 @@ class VbdConfig:
         driver, colon, spec = keys.get("params", "").partition(":")
         if not colon:
             raise InvalidRequest(f"params is {keys.get('params', '')!r}, not DRIVER:SPEC")
-        mode = keys.get("mode", "w")
-        # As Linux reads it: anything without a w is read-only, so that a typing error never makes a disk writable.
-        return cls(driver, spec, keys.get("dev", ""), "w" if "w" in mode else "r")
+        mode, device_type = keys.get("mode", "w"), keys.get("device-type", "disk")
+        if device_type not in ("disk", "cdrom"):
+            raise InvalidRequest(f"device-type is {device_type[:40]!r}, not disk or cdrom")
+        return cls(
+            driver,
+            spec,
+            keys.get("dev", ""),
+            # As Linux reads it: anything without a w is read-only, so that a typing error never makes a disk writable.
+            "w" if "w" in mode else "r",
+            "cdrom" if device_type == "cdrom" else "disk",
+            removable=keys.get("removable", "0") == "1",
+            discard=keys.get("discard-enable", "1") != "0",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,36 +121,83 @@ class VbdOffer:
     read_only: bool = False
     flush: bool = True
     max_ring_page_order: int = MAX_RING_PAGE_ORDER
+    barrier: bool = False
+    discard: bool = False
+    discard_granularity: int = 0  # bytes; 0: sector_size
+    discard_alignment: int = 0  # bytes
+    discard_secure: bool = False
+    max_indirect_segments: int = DEFAULT_INDIRECT_SEGMENTS  # of one request; 0: none of that kind
+    physical_sector_size: int = 0  # bytes; 0: sector_size
+    removable: bool = False
+    cdrom: bool = False
 
     def to_keys(self) -> Keys:
-        return {
+        info = Info.READONLY * self.read_only | Info.REMOVABLE * self.removable | Info.CDROM * self.cdrom
+        keys = {
             "feature-flush-cache": str(int(self.flush)),
-            "feature-barrier": "0",
-            "feature-discard": "0",
+            "feature-barrier": str(int(self.barrier)),
+            "feature-discard": str(int(self.discard)),
             "feature-persistent": "0",
+            "feature-max-indirect-segments": str(self.max_indirect_segments),
             "max-ring-page-order": str(self.max_ring_page_order),
-            "info": str(int(Info.READONLY) if self.read_only else 0),
+            "info": str(info),
             "sector-size": str(self.sector_size),
-            "physical-sector-size": str(self.sector_size),
+            "physical-sector-size": str(self.physical_sector_size or self.sector_size),
             "sectors": str(self.sectors),
         }
+        if self.discard:
+            keys["discard-granularity"] = str(self.discard_granularity or self.sector_size)
+            keys["discard-alignment"] = str(self.discard_alignment)
+            keys["discard-secure"] = str(int(self.discard_secure))
+        return keys
 
     @classmethod
     def from_keys(cls, keys: Mapping[str, str]) -> Self:
         """What a frontend makes of the backend's directory; defaults as blkif.h gives them."""
-        sector_size = number(keys, "sector-size", SECTOR_BYTES)
-        if sector_size < SECTOR_BYTES or sector_size > 65536 or sector_size & (sector_size - 1):
-            raise PeerError(f"sector-size is {sector_size}, not a power of two from 512 to 65536")
+        sector_size = _sector_size(keys, "sector-size", SECTOR_BYTES)
         sectors = number(keys, "sectors", maximum=(1 << 55) - 1)
         if sectors * SECTOR_BYTES % sector_size:
             raise PeerError(f"sectors is {sectors}, not a whole number of {sector_size}-byte sectors")
+        info = number(keys, "info", 0)
+        discard = _flag(keys, "feature-discard") and _flag(keys, "discard-enable", 1)
+        indirect = min(number(keys, "feature-max-indirect-segments", 0), MAX_INDIRECT_SEGMENTS)
         return cls(
             sectors=sectors,
             sector_size=sector_size,
-            read_only=bool(number(keys, "info", 0) & Info.READONLY) or keys.get("mode", "w") == "r",
-            flush=number(keys, "feature-flush-cache", 0) != 0,
+            read_only=bool(info & Info.READONLY) or keys.get("mode", "w") == "r",
+            flush=_flag(keys, "feature-flush-cache"),
             max_ring_page_order=min(number(keys, "max-ring-page-order", 0), MAX_RING_PAGE_ORDER),
+            barrier=_flag(keys, "feature-barrier"),
+            discard=discard,
+            discard_granularity=number(keys, "discard-granularity", sector_size) if discard else 0,
+            discard_alignment=number(keys, "discard-alignment", 0) if discard else 0,
+            discard_secure=discard and _flag(keys, "discard-secure"),
+            # As many as a direct request can have are no gain.
+            max_indirect_segments=indirect if indirect > MAX_SEGMENTS else 0,
+            physical_sector_size=_sector_size(keys, "physical-sector-size", sector_size),
+            removable=bool(info & Info.REMOVABLE),
+            cdrom=bool(info & Info.CDROM) or keys.get("device-type") == "cdrom",
         )
+
+
+OFFER_KEYS = (
+    *VbdOffer(0, SECTOR_BYTES, discard=True).to_keys(),
+    "mode",
+    "device-type",
+    "discard-enable",
+)
+"""What `VbdOffer.from_keys` looks at."""
+
+
+def _flag(keys: Mapping[str, str], name: str, default: int = 0) -> bool:
+    return number(keys, name, default) != 0
+
+
+def _sector_size(keys: Mapping[str, str], name: str, default: int) -> int:
+    size = number(keys, name, default)
+    if size < SECTOR_BYTES or size > 65536 or size & (size - 1):
+        raise PeerError(f"{name} is {size}, not a power of two from 512 to 65536")
+    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +216,8 @@ class VbdRequest:
     def from_keys(cls, keys: Mapping[str, str], *, max_ring_page_order: int = MAX_RING_PAGE_ORDER) -> Self:
         """What a backend makes of the frontend's directory: `PeerError` for anything it cannot serve."""
         protocol = keys.get("protocol", NATIVE_ABI)
-        if protocol not in (NATIVE_ABI, "arm-abi"):  # arm-abi has the same layout
-            raise PeerError(f"protocol is {protocol[:40]!r}; this backend speaks {NATIVE_ABI}")
+        if protocol not in ABIS:
+            raise PeerError(f"protocol is {protocol[:40]!r}; this backend speaks {', '.join(ABIS)}")
         if number(keys, "multi-queue-num-queues", 1) != 1:
             raise PeerError("multi-queue-num-queues is not 1, and no multi-queue-max-queues was offered")
         ring = RingRequest.from_keys(keys, max_ring_page_order=max_ring_page_order)

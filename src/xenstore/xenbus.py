@@ -77,6 +77,22 @@ def switch_state(
     return _until_known(lambda: store.transact(write))
 
 
+def announce(store: XenstoreClient, directory: str, state: XenbusState, keys: Mapping[str, str]) -> bool:
+    """Write `keys` and our `state` once more, so that the other end looks at them, in one transaction. False when that
+    is not our state: nothing was written.
+    """
+
+    def write(transaction: Transaction) -> bool:
+        if read_key(transaction, f"{directory}/state") != str(int(state)):
+            return False
+        for name, value in keys.items():
+            transaction.write(f"{directory}/{name}", value)
+        transaction.write(f"{directory}/state", str(int(state)))
+        return True
+
+    return _until_known(lambda: store.transact(write))
+
+
 def write_error(store: XenstoreClient, directory: str, code: int, text: str) -> None:
     """Leave `"<errno> text"` where people look for a device's error: `error/<device>/error` in our home."""
     home, _, node = directory.removeprefix("/local/domain/").partition("/")

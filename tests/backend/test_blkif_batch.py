@@ -5,7 +5,6 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,76 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paravirt.protocol.blkif import MAX_SEGMENTS, REQUEST, RESPONSE, Operation, Status
+from paravirt.protocol.blkif import REQUEST, RESPONSE, Operation, Status
 from paravirt.ring import blkif
+from paravirt.ring.blkif import Limits
 from paravirt.ring.grant import Granter, Mapper, entries_bytes, init_maptrack, maptrack_bytes
-from paravirt.ring.memory import Mapping, address_of, map_new
+from paravirt.ring.memory import address_of
 from paravirt.ring.shared import BackRing, FrontRing
 
 from ..faults import failing
-
-BASE, PAGES, SECTORS = 8, 32, 2048
-
-
-@dataclass
-class Pair:
-    """Granter and mapper of one chunk in one process, with a batch on the mapper's side."""
-
-    granter: Granter
-    mapper: Mapper
-    data: Mapping
-    batch: blkif.RequestBatch
-
-    def run(self, requests: np.ndarray, disk: bytearray | None = None) -> np.ndarray:
-        """Take requests through prepare, copy and finish; the responses."""
-        n = len(requests)
-        self.batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
-        self.batch.prepare(n)
-        if disk is not None:
-            self.batch.copy(n, address_of(disk)[0], len(disk))
-        self.batch.finish(n)
-        return np.frombuffer(bytes(self.batch.responses[: n * 16]), RESPONSE)
-
-
-@pytest.fixture
-def pair():
-    objects = [shared(n) for n in (entries_bytes(PAGES), PAGES * 4096, maptrack_bytes(PAGES))]
-    entries, data, maptrack = objects
-    init_maptrack(maptrack, BASE, PAGES)
-    granter = Granter(entries, base=BASE, n_pages=PAGES, peer=0)
-    mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=PAGES, domid=0)
-    batch = blkif.RequestBatch(mapper, data.view, 32)
-    batch.set_limits(sectors=SECTORS, sector_size=512, read_only=False, flush=True)
-    yield Pair(granter, mapper, data, batch)
-    del batch
-    mapper.close()
-    granter.close()
-    for mapping in objects:
-        mapping.close()
-
-
-def request(operation: int = Operation.READ, sector: int = 0, segments=((BASE, 0, 7),), id: int = 1) -> np.ndarray:
-    made = np.zeros(1, REQUEST)
-    made["operation"], made["sector"], made["id"], made["nr_segments"] = operation, sector, id, len(segments)
-    for i, segment in enumerate(segments[:MAX_SEGMENTS]):
-        made["seg"][0, i] = segment
-    return made
-
-
-def shared(n_bytes: int) -> Mapping:
-    """Memory of its own."""
-    fd, mapping = map_new("memfd", n_bytes)
-    os.close(fd)
-    return mapping
-
-
-def together(requests: list[np.ndarray]) -> np.ndarray:
-    """One array of several: np.concatenate would pack the fields."""
-    return np.frombuffer(b"".join(one.tobytes() for one in requests), REQUEST)
-
-
-def in_use(pair: Pair) -> int:
-    return pair.mapper.statistics().pinned_pages
+from .blkif_pair import BASE, PAGES, SECTORS, Pair, in_use, request, shared, together
 
 
 def test_read_and_write_move_the_right_bytes(pair: Pair) -> None:
@@ -157,7 +95,7 @@ def test_a_refused_request_takes_no_other_with_it(pair: Pair) -> None:
 
 def test_read_only_disk_refuses_writes_only(pair: Pair) -> None:
     pair.granter.access(0)
-    pair.batch.set_limits(sectors=SECTORS, sector_size=512, read_only=True, flush=True)
+    pair.batch.set_limits(Limits(SECTORS, read_only=True))
     disk = bytearray(SECTORS * 512)
     answers = pair.run(together([request(Operation.WRITE), request(), request(Operation.FLUSH_DISKCACHE)]), disk)
     assert answers["status"].tolist() == [Status.ERROR, Status.OKAY, Status.OKAY]
@@ -174,7 +112,7 @@ def test_a_page_granted_read_only_cannot_be_read_into(pair: Pair) -> None:
 
 def test_sectors_of_4096_bytes(pair: Pair) -> None:
     pair.granter.access(0)
-    pair.batch.set_limits(sectors=SECTORS, sector_size=4096, read_only=False, flush=True)
+    pair.batch.set_limits(Limits(SECTORS, sector_size=4096))
     batch = together(
         [request(sector=8), request(sector=1), request(segments=[(BASE, 0, 0)]), request(segments=[(BASE, 0, 7)])]
     )
@@ -192,7 +130,7 @@ def test_flush_ignores_its_segments(pair: Pair) -> None:
 
 
 def test_flush_that_was_not_offered(pair: Pair) -> None:
-    pair.batch.set_limits(sectors=SECTORS, sector_size=512, read_only=False, flush=False)
+    pair.batch.set_limits(Limits(SECTORS, flush=False))
     assert pair.run(request(Operation.FLUSH_DISKCACHE))["status"][0] == Status.EOPNOTSUPP
 
 
@@ -230,7 +168,7 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     for page in range(PAGES):
         granter.access(page)
     batch = blkif.RequestBatch(mapper, data.view, 8)
-    batch.set_limits(sectors=64, sector_size=512, read_only=False, flush=True)
+    batch.set_limits(Limits(64))
     n = len(raw) // 112
     # Few grefs and sectors, so that many requests are good.
     requests = np.frombuffer(raw[: n * 112], REQUEST).copy()
@@ -241,7 +179,8 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
     disk = bytearray(64 * 512)
     batch.prepare(n)
-    batch.copy(n, address_of(disk)[0], len(disk))
+    batch.set_disk(memory=address_of(disk)[0], n_bytes=len(disk))
+    batch.copy(n)
     batch.finish(n)
     answers = np.frombuffer(bytes(batch.responses[: n * 16]), RESPONSE)
     assert answers["id"].tolist() == requests["id"].tolist()
@@ -261,8 +200,8 @@ def run_file(pair: Pair, requests: np.ndarray, fd: int) -> tuple[list[int], int]
     with ring_of_answers() as ring:
         pair.batch.requests[: n * 112] = np.frombuffer(requests.tobytes(), np.uint8)
         pair.batch.set_disk(fd=fd)
-        error = pair.batch.serve(ring, n)
-    return np.frombuffer(bytes(pair.batch.responses[: n * 16]), RESPONSE)["status"].tolist(), error
+        assert pair.batch.serve(ring, n)
+    return np.frombuffer(bytes(pair.batch.responses[: n * 16]), RESPONSE)["status"].tolist(), pair.batch.error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 import paravirt
 from paravirt.backend.disks import Disk
-from paravirt.backend.engine import Connection, EngineStatistics
+from paravirt.backend.engine import Connection, EngineStatistics, Terms
 from paravirt.backend.service import BackendService
 from paravirt.backend.vbd import VbdBackend
 from paravirt.errors import ParavirtError
@@ -33,10 +33,9 @@ class FakeEngine:
 
     made: list["FakeEngine"] = []
 
-    def __init__(
-        self, connection: Connection, disk: Disk, *, spin_ns: int, on_failure: Callable[[ParavirtError], None]
-    ) -> None:
-        self.connection, self.on_failure = connection, on_failure
+    def __init__(self, connection: Connection, disk: Disk, terms: Terms) -> None:
+        self.connection, self.on_failure, self.terms = connection, terms.on_failure, terms
+        self.sectors = terms.offer.sectors
         self.started = self.stopped = 0
         FakeEngine.made.append(self)
 
@@ -45,6 +44,9 @@ class FakeEngine:
 
     def stop(self) -> None:
         self.stopped += 1
+
+    def resize(self, sectors: int) -> None:
+        self.sectors = sectors
 
     def statistics(self) -> EngineStatistics:
         raise AssertionError("nobody asks")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from paravirt.errors import InvalidRequest, PeerError
 from paravirt.protocol import blkif
-from paravirt.protocol.vbd import VbdConfig, VbdOffer, VbdRequest, device_name, device_number
+from paravirt.protocol.vbd import OFFER_KEYS, VbdConfig, VbdOffer, VbdRequest, device_name, device_number
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,7 @@ def test_no_frontend_keys_raise_anything_else(keys: dict[str, str]) -> None:
         pass
 
 
-@given(
-    st.dictionaries(st.sampled_from(["sectors", "sector-size", "info", "max-ring-page-order"]), st.text(max_size=12))
-)
+@given(st.dictionaries(st.sampled_from(OFFER_KEYS), st.text(max_size=12) | st.integers(0, 9000).map(str)))
 def test_no_backend_keys_raise_anything_else(keys: dict[str, str]) -> None:
     try:
         VbdOffer.from_keys(keys)
@@ -106,19 +104,61 @@ def test_no_backend_keys_raise_anything_else(keys: dict[str, str]) -> None:
 
 
 def test_offer_goes_both_ways() -> None:
-    offer = VbdOffer(sectors=2048, sector_size=4096, read_only=True)
+    offer = VbdOffer(sectors=2048, sector_size=4096, read_only=True, physical_sector_size=4096)
     assert VbdOffer.from_keys(offer.to_keys()) == offer
     assert offer.to_keys()["info"] == "4"
+    full = VbdOffer(
+        sectors=2048,
+        sector_size=512,
+        flush=False,
+        barrier=True,
+        discard=True,
+        discard_granularity=65536,
+        discard_alignment=4096,
+        discard_secure=True,
+        max_indirect_segments=4096,
+        physical_sector_size=4096,
+        removable=True,
+        cdrom=True,
+    )
+    assert VbdOffer.from_keys(full.to_keys()) == full
+    assert full.to_keys()["info"] == "3"
 
 
 def test_offer_defaults_are_blkifs() -> None:
     offer = VbdOffer.from_keys({"sectors": "8"})
-    assert (offer.sector_size, offer.flush, offer.max_ring_page_order, offer.read_only) == (512, False, 0, False)
+    assert offer == VbdOffer(
+        8, 512, flush=False, max_ring_page_order=0, max_indirect_segments=0, physical_sector_size=512
+    )
+    some = VbdOffer.from_keys({"sectors": "8", "sector-size": "4096", "feature-discard": "1"})
+    assert (some.discard, some.discard_granularity, some.discard_alignment) == (True, 4096, 0)
+    assert some.physical_sector_size == 4096
+
+
+def test_discard_has_to_be_enabled() -> None:
+    assert not VbdOffer.from_keys({"sectors": "8", "feature-discard": "1", "discard-enable": "0"}).discard
+    assert not VbdOffer.from_keys({"sectors": "8", "discard-secure": "1"}).discard_secure
+
+
+@pytest.mark.parametrize(("offered", "used"), [("0", 0), ("11", 0), ("12", 12), ("256", 256), ("100000", 4096)])
+def test_indirect_segments_that_are_a_gain(offered: str, used: int) -> None:
+    assert VbdOffer.from_keys({"sectors": "8", "feature-max-indirect-segments": offered}).max_indirect_segments == used
 
 
 def test_config_goes_both_ways() -> None:
-    config = VbdConfig("file", "/images/a:b.img", "xvda", "r")
+    config = VbdConfig("file", "/images/a:b.img", "xvda", "r", "cdrom", removable=True, discard=False)
     assert VbdConfig.from_keys(config.to_keys()) == config
+    assert VbdConfig.from_keys({"params": "null:1M"}).discard
+
+
+def test_device_types() -> None:
+    with pytest.raises(InvalidRequest, match="device-type is 'floppy'"):
+        VbdConfig.from_keys({"params": "null:1M", "device-type": "floppy"})
+
+
+@pytest.mark.parametrize("protocol", ["x86_64-abi", "x86_32-abi", "arm-abi"])
+def test_abis(protocol: str) -> None:
+    assert VbdRequest.from_keys({**GOOD, "protocol": protocol}).protocol == protocol
 
 
 @pytest.mark.parametrize("mode", ["r", "", "x", "R"])

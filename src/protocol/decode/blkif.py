@@ -1,10 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Entries of block devices, of the x86_64 ABI. Source: Xen public/io/blkif.h."""
+"""Entries of block devices, of the x86_64 and x86_32 ABIs. Source: Xen public/io/blkif.h."""
 
 import struct
 from typing import Any
 
-from paravirt.protocol.blkif import MAX_SEGMENTS, PAGE_BYTES, REQUEST, RESPONSE, SECTOR_BYTES, Operation, Status
+from paravirt.protocol.blkif import (
+    MAX_SEGMENTS,
+    PAGE_BYTES,
+    REQUEST,
+    RESPONSE,
+    SECTOR_BYTES,
+    X86_32_REQUEST,
+    Operation,
+    Status,
+)
 from paravirt.protocol.decode.entry import Decoder, Entry, fitted
 
 _HEAD = struct.Struct("<BBHIQQ")  # operation, segments or flag, handle, padding, id, sector
@@ -34,9 +43,12 @@ def _name(operation: int) -> tuple[str, list[str]]:
 
 
 class BlkifDecoder(Decoder):
-    """Requests of 112 bytes and responses of 16."""
+    """Requests of 112 or 108 bytes and responses of 16."""
 
     def request(self, message: bytes) -> Entry:
+        if len(message) == X86_32_REQUEST.itemsize:
+            # There the id follows at once; all else is the same.
+            message = message[:4] + bytes(4) + message[4:]
         message, short = fitted(message, REQUEST.itemsize)
         operation, n_segments, handle, _, identity, sector = _HEAD.unpack_from(message)
         name, wrong = _name(operation)
@@ -52,7 +64,7 @@ class BlkifDecoder(Decoder):
         flush = operation == Operation.FLUSH_DISKCACHE
         if n_segments > MAX_SEGMENTS:
             wrong.append(f"{n_segments} segments, of {MAX_SEGMENTS}")
-        elif n_segments == 0 and not flush:
+        elif n_segments == 0 and not flush and operation != Operation.WRITE_BARRIER:
             wrong.append("no segments")
         segments = self._segments(message, min(n_segments, MAX_SEGMENTS), wrong)
         if flush and not segments:

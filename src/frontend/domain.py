@@ -12,6 +12,7 @@ from paravirt.errors import AlreadyExists, Closed, HypervisorGone, NotFound, Xen
 from paravirt.frontend.driver import DeviceFrontend
 from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DEFAULT_SPIN_NS, Disk
 from paravirt.hypervisor.client import Hypervisor, PortState
+from paravirt.protocol.blkif import DEFAULT_INDIRECT_SEGMENTS
 from paravirt.protocol.vbd import device_name, device_number
 from paravirt.protocol.xenbus import DevicePath, XenbusState
 from paravirt.ring.waiting import Wait
@@ -98,6 +99,8 @@ class Domain:
         ring_page_order: int = DEFAULT_RING_PAGE_ORDER,
         spin_ns: int = DEFAULT_SPIN_NS,
         wait: Wait = "adaptive",
+        max_segments: int = DEFAULT_INDIRECT_SEGMENTS,
+        on_resize: Callable[[int], None] | None = None,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> Disk:
         """Connect to a disk; see `Disk` for the arguments and errors.
@@ -113,6 +116,8 @@ class Domain:
             ring_page_order=ring_page_order,
             spin_ns=spin_ns,
             wait=wait,
+            max_segments=max_segments,
+            on_resize=on_resize,
             timeout_s=timeout_s,
         )
         self._keep(disk)

@@ -9,16 +9,24 @@ from typing import Any
 
 from paravirt.errors import Closed
 from paravirt.hypervisor.client import Arena
-from paravirt.protocol.blkif import MAX_REQUEST_BYTES, MAX_SEGMENTS, Operation, Status
-from paravirt.ring.blkfront import Slots
+from paravirt.protocol.blkif import (
+    INDIRECT_PAGE_SEGMENTS,
+    MAX_INDIRECT_SEGMENTS,
+    MAX_REQUEST_BYTES,
+    MAX_SEGMENTS,
+    PAGE_BYTES,
+    Operation,
+    Status,
+)
+from paravirt.ring.blkfront import Slots, slots_of
 from paravirt.ring.memory import address_of
 from paravirt.ring.shared import FrontRing
 
 
 class Io:
-    """One request of at most 44 KiB: what was asked, and after completion what came of it."""
+    """One request: what was asked, and after completion what came of it."""
 
-    __slots__ = ("data", "into", "length", "offset", "operation", "status")
+    __slots__ = ("data", "flag", "into", "length", "offset", "operation", "status")
 
     def __init__(
         self,
@@ -27,13 +35,17 @@ class Io:
         length: int,
         data: memoryview | None = None,
         into: memoryview | None = None,
+        flag: int = 0,
     ) -> None:
-        """`offset` and `length` in bytes. `data`: what a write writes; `into`: where a read's bytes go, else `data`."""
+        """`offset` and `length` in bytes. `data`: what a write writes; `into`: where a read's bytes go, else `data`,
+        which is for at most 44 KiB; `flag`: of a discard.
+        """
         self.operation = operation
         self.offset = offset
         self.length = length
         self.data: memoryview | bytes | None = data
         self.into = into
+        self.flag = flag
         self.status: int | None = None  # None until answered
 
 
@@ -42,6 +54,7 @@ class RequestSlots:
 
     def __init__(self, arena: Arena, n_slots: int, backend_domid: int) -> None:
         self._arena = arena
+        self.n_slots = n_slots
         self._pages = arena.allocate(n_slots * MAX_SEGMENTS)
         self._memory = self._pages.view
         self._slots = Slots(arena.granter, self._pages.pointer(), self._pages.gref, n_slots, backend_domid)
@@ -54,7 +67,7 @@ class RequestSlots:
 
     @property
     def free(self) -> int:
-        """Requests that can be issued now."""
+        """Slots that can be used now."""
         return self._slots.free
 
     def reclaim(self) -> int:
@@ -72,7 +85,7 @@ class RequestSlots:
         return self._slots.core
 
     def issue(self, requests: Sequence[Io]) -> None:
-        """Send requests, at most `free` of them."""
+        """Send requests, which take at most `free` slots."""
         ring, kept = self._connected(), [self._ask(i, io) for i, io in enumerate(requests)]
         chosen = self._slots.issue(ring, len(requests))
         del kept
@@ -98,8 +111,8 @@ class RequestSlots:
 
     def _ask(self, i: int, io: Io) -> object:
         """Prepare the `i`th request; what must be kept until it is issued, so that a write's data stays in place."""
-        if io.operation is not Operation.WRITE or io.data is None:
-            self._slots.ask(i, io.operation, io.offset, io.length)
+        if io.data is None:
+            self._slots.ask(i, io.operation, io.offset, io.length, flag=io.flag)
             return None
         pointer, address = address_of(io.data)
         self._slots.ask(i, io.operation, io.offset, io.length, address)
@@ -110,6 +123,8 @@ class RequestSlots:
             start = slot * MAX_REQUEST_BYTES
             if io.into is None:
                 io.data = self._memory[start : start + io.length].tobytes()
+            elif io.length > MAX_REQUEST_BYTES:
+                self._slots.gather(slot, address_of(io.into)[0], io.length)
             else:
                 io.into[:] = self._memory[start : start + io.length]
         io.status = status
@@ -157,11 +172,34 @@ class RequestSlots:
         self._arena.free(self._pages)
 
 
-def split(operation: Operation, offset: int, view: memoryview) -> Iterable[Io]:
-    """A transfer of any length between disk and `view`, as requests of at most 44 KiB."""
-    for start in range(0, len(view), MAX_REQUEST_BYTES):
-        part = view[start : start + MAX_REQUEST_BYTES]
+def split(operation: Operation, offset: int, view: memoryview, max_bytes: int) -> Iterable[Io]:
+    """A transfer of any length between disk and `view`, as requests of at most `max_bytes`.
+
+    Of a write with a barrier the last one has it, and is small: it waits for the others.
+    """
+    end = len(view)
+    if operation is Operation.WRITE_BARRIER:
+        tail = min(end, MAX_REQUEST_BYTES)
+        yield from split(Operation.WRITE, offset, view[: end - tail], max_bytes)
+        yield Io(operation, offset + end - tail, tail, data=view[end - tail :])
+        return
+    for start in range(0, end, max_bytes):
+        part = view[start : start + max_bytes]
         if operation is Operation.WRITE:
             yield Io(operation, offset + start, len(part), data=part)
         else:
             yield Io(operation, offset + start, len(part), into=part)
+
+
+def max_request_bytes(n_slots: int, max_indirect_segments: int) -> int:
+    """The most one request moves: what the backend takes, but no more than a quarter of the slots, so that the next
+    ones are under way while it is served.
+    """
+    pages = n_slots // 4 * MAX_SEGMENTS
+    segments = min(max_indirect_segments, MAX_INDIRECT_SEGMENTS, pages - -(-pages // INDIRECT_PAGE_SEGMENTS))
+    return max(segments, MAX_SEGMENTS) * PAGE_BYTES
+
+
+def slots_needed(n_bytes: int) -> int:
+    """Slots of a request that moves so many bytes."""
+    return 1 if n_bytes <= MAX_REQUEST_BYTES else slots_of(n_bytes)

@@ -5,33 +5,37 @@ Source: Xen public/io/blkif.h. Calls may come from any thread. One of the waitin
 all of them; the device's own thread only follows xenstore.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
-from paravirt.errors import Closed, InvalidRequest, IoError, ParavirtError, PeerError, PeerGone, ReadOnly, TimedOut
+from paravirt.errors import Closed, InvalidRequest, IoError, ParavirtError, PeerError, PeerGone, TimedOut
 from paravirt.frontend.device import FrontendDevice
-from paravirt.frontend.requests import Io, RequestSlots, split
+from paravirt.frontend.geometry import Geometry
+from paravirt.frontend.requests import Io, RequestSlots, max_request_bytes, slots_needed, split
 from paravirt.frontend.ring_end import RingEnd
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol import blkif
 from paravirt.protocol.blkif import SECTOR_BYTES, Operation, Status
-from paravirt.protocol.keys import FENCE_KEY
-from paravirt.protocol.vbd import VbdOffer, VbdRequest
+from paravirt.protocol.keys import FENCE_KEY, number
+from paravirt.protocol.vbd import OFFER_KEYS, VbdOffer, VbdRequest
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.shared import RingStatistics
 from paravirt.ring.waiting import LEARNT, Wait, fence_for, spin_limit, take_spin
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
-OFFER_KEYS = ("sectors", "sector-size", "info", "mode", "feature-flush-cache", "max-ring-page-order")
+log = logging.getLogger(__name__)
+
 DEFAULT_SPIN_NS = 50_000
 LOCKED_SPIN_NS = 50_000  # at most, while other callers wait for the lock
 DEFAULT_RING_PAGE_ORDER = 2
 CONNECT_TIMEOUT_S = 10.0
+ORDER_KEY = "max-ring-page-order"
 
 Buffer = bytes | bytearray | memoryview
 
@@ -41,8 +45,9 @@ class DiskStatistics:
     """Counts since the disk was opened."""
 
     reads: int  # requests answered well
-    writes: int
+    writes: int  # with and without a barrier
     flushes: int
+    discards: int
     read_bytes: int
     written_bytes: int
     errors: int  # requests answered with an error
@@ -53,7 +58,7 @@ class DiskStatistics:
     ring: RingStatistics | None  # of the present ring; None while there is none
 
 
-class Disk:
+class Disk(Geometry):
     """An open block device. Offsets and lengths are in bytes, multiples of `sector_size`.
 
     Any number of threads may use it. A signal handler that raises in the middle of a call does no harm while the main
@@ -70,6 +75,8 @@ class Disk:
         ring_page_order: int = DEFAULT_RING_PAGE_ORDER,
         spin_ns: int = DEFAULT_SPIN_NS,
         wait: Wait = "adaptive",
+        max_segments: int = blkif.DEFAULT_INDIRECT_SEGMENTS,
+        on_resize: Callable[[int], None] | None = None,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Connect to the backend; errors as `FrontendDevice.start`.
@@ -77,13 +84,22 @@ class Disk:
         `ring_page_order`: the ring has 2**order pages if the backend takes that many (32 requests a page). `wait`: a
         caller watches the ring as long as pays, at most `spin_ns`, and then sleeps ("adaptive"); never sleeps ("spin");
         or sleeps at once ("sleep").
+
+        `max_segments`: pages of one request, if the backend takes so many; 11: never more than fit a slot of the ring.
+        `on_resize`: called with the new size in bytes, from the device's thread; it must not close the disk.
         """
+        if not blkif.MAX_SEGMENTS <= max_segments <= blkif.MAX_INDIRECT_SEGMENTS:
+            raise InvalidRequest(
+                f"max_segments is {max_segments}, not from {blkif.MAX_SEGMENTS} to {blkif.MAX_INDIRECT_SEGMENTS}"
+            )
         if not 0 <= ring_page_order <= blkif.MAX_RING_PAGE_ORDER:
             raise InvalidRequest(f"ring_page_order is {ring_page_order}, not from 0 to {blkif.MAX_RING_PAGE_ORDER}")
-        self.name = name
+        super().__init__(name)
         self._store = store
         self._path = path
         self._wanted_order = ring_page_order
+        self._max_segments = max_segments
+        self._on_resize = on_resize
         self._max_spin_ns = spin_limit(wait, spin_ns)
         self._spin_ns = take_spin(self._max_spin_ns)
         # With the lock held: not longer than that, however much it would pay.
@@ -94,8 +110,6 @@ class Disk:
         self._watching = False  # a caller watches the ring, for all of them
         self._others = 0  # callers and the device's thread that wait for _changed
         self._error: ParavirtError | None = None
-        self._closed = False
-        self._offer: VbdOffer | None = None
         self._slots: RequestSlots | None = None
         self._end = RingEnd(hypervisor, path, blkif.NAME)
         self._connects = self._reissued = 0
@@ -108,32 +122,6 @@ class Disk:
 
     # -- what the caller sees
 
-    @property
-    def _geometry(self) -> VbdOffer:
-        if self._offer is None or self._closed:
-            raise Closed(f"disk {self.name} is closed")
-        return self._offer
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the whole disk."""
-        return self._geometry.sectors * SECTOR_BYTES
-
-    @property
-    def sector_size(self) -> int:
-        """Bytes; every offset and length is a multiple of it."""
-        return self._geometry.sector_size
-
-    @property
-    def read_only(self) -> bool:
-        """Writes raise `ReadOnly`."""
-        return self._geometry.read_only
-
-    @property
-    def is_closed(self) -> bool:
-        """`close` was called."""
-        return self._closed
-
     def pread(self, n_bytes: int, offset: int, *, timeout_s: float | None = None) -> bytes:
         """`n_bytes` from `offset`. Raises `InvalidRequest` (range, alignment), `IoError`, `Closed`, `PeerGone`,
         `PeerError`, `TimedOut` (the read may still be under way)."""
@@ -144,21 +132,43 @@ class Disk:
             assert isinstance(io.data, bytes)
             return io.data
         out = bytearray(n_bytes)
-        self._run(list(split(Operation.READ, offset, memoryview(out))), timeout_s)
+        self._run(list(split(Operation.READ, offset, memoryview(out), self._max_bytes)), timeout_s, n_bytes)
         return bytes(out)
 
-    def pwrite(self, data: Buffer, offset: int, *, timeout_s: float | None = None) -> int:
-        """Write all of `data` at `offset`; its length. Raises as `pread`, and `ReadOnly`. Durable after `flush`."""
+    def pwrite(self, data: Buffer, offset: int, *, barrier: bool = False, timeout_s: float | None = None) -> int:
+        """Write all of `data` at `offset`; its length. Raises as `pread`, and `ReadOnly`. Durable after `flush`.
+
+        `barrier`: what was answered before is durable before it, and it is durable itself when it is answered; other
+        calls do not overtake it. `InvalidRequest` where the backend has none.
+        """
         view = memoryview(data).cast("B")
         self._check(offset, len(view))
         self._check_writable()
-        self._run(list(split(Operation.WRITE, offset, view)), timeout_s)
+        if barrier and not self._geometry.barrier:
+            raise InvalidRequest(f"the backend of disk {self.name} has no barriers")
+        operation = Operation.WRITE_BARRIER if barrier else Operation.WRITE
+        self._run(list(split(operation, offset, view, self._max_bytes)), timeout_s, len(view))
         return len(view)
 
     def flush(self, *, timeout_s: float | None = None) -> None:
         """Return when every write that was answered before is on stable storage."""
         if self._geometry.flush:
             self._run([Io(Operation.FLUSH_DISKCACHE, 0, 0)], timeout_s)
+        elif self._geometry.barrier:
+            self._run([Io(Operation.WRITE_BARRIER, 0, 0)], timeout_s)
+
+    def discard(self, offset: int, n_bytes: int, *, secure: bool = False, timeout_s: float | None = None) -> None:
+        """Tell that these bytes are not needed: they read as zeroes or as they were, until they are written again.
+
+        `secure`: nobody can read the old ones afterwards. `InvalidRequest` where the backend has none of that; raises
+        as `pwrite`, too.
+        """
+        self._check(offset, n_bytes)
+        self._check_writable()
+        if not self._geometry.discard or (secure and not self._geometry.discard_secure):
+            raise InvalidRequest(f"the backend of disk {self.name} has no {'secure ' if secure else ''}discard")
+        flag = blkif.DISCARD_SECURE if secure else 0
+        self._run([Io(Operation.DISCARD, offset, n_bytes, flag=flag)], timeout_s)
 
     def read_many(self, offsets: Sequence[int], n_bytes: int, *, timeout_s: float | None = None) -> list[bytes]:
         """`n_bytes` (at most 44 KiB) from each offset, all in flight together as far as the ring holds them."""
@@ -174,11 +184,13 @@ class Disk:
         """Write each (offset, data), all in flight together; the bytes written. Overlapping ones in undefined order."""
         self._check_writable()
         ios: list[Io] = []
+        longest = 0
         for offset, data in writes:
             view = memoryview(data).cast("B")
             self._check(offset, len(view))
-            ios.extend(split(Operation.WRITE, offset, view))
-        self._run(ios, timeout_s)
+            ios.extend(split(Operation.WRITE, offset, view, self._max_bytes))
+            longest = max(longest, len(view))
+        self._run(ios, timeout_s, longest)
         return sum(io.length for io in ios)
 
     def statistics(self) -> DiskStatistics:
@@ -192,6 +204,7 @@ class Disk:
                 reads=done.reads,
                 writes=done.writes,
                 flushes=done.flushes,
+                discards=done.discards,
                 read_bytes=done.read_bytes,
                 written_bytes=done.written_bytes,
                 errors=done.errors,
@@ -231,32 +244,24 @@ class Disk:
 
     # -- requests
 
-    def _check(self, offset: int, n_bytes: int) -> None:
-        geometry = self._geometry
-        size = geometry.sectors * SECTOR_BYTES
-        if n_bytes <= 0 or offset < 0 or offset + n_bytes > size:
-            raise InvalidRequest(f"{n_bytes} bytes at {offset} are not inside disk {self.name} of {size} bytes")
-        if (offset | n_bytes) & (geometry.sector_size - 1):
-            raise InvalidRequest(f"{n_bytes} bytes at {offset} are not whole sectors of {geometry.sector_size} bytes")
+    def _run(self, ios: Sequence[Io], timeout_s: float | None, longest: int = 0) -> None:
+        """Issue requests and wait for all; raises for the first that failed, when all are answered.
 
-    def _check_writable(self) -> None:
-        if self._geometry.read_only:
-            raise ReadOnly(f"disk {self.name} is read-only")
-
-    def _run(self, ios: Sequence[Io], timeout_s: float | None) -> None:
-        """Issue requests and wait for all; raises for the first that failed, when all are answered."""
+        `longest`: bytes of the longest transfer they are parts of.
+        """
+        each = slots_needed(min(longest, self._max_bytes))  # slots
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         issued = answered = 0
         n = len(ios)
         spin_ns = self._spin_ns
         with self._lock:
             try:
-                if n == 1 and self._exchange(ios[0]):
+                if n == 1 and self._exchange(ios[0], each):
                     issued, answered = 1, int(ios[0].status is not None)
                     if spin_ns == LEARNT:
                         spin_ns = 0  # it has spun as long as pays
                 while answered < n:
-                    issued += self._issue(ios, issued)
+                    issued += self._issue(ios, issued, each)
                     self._wait(deadline, spin_ns)
                     while answered < n and ios[answered].status is not None:
                         answered += 1
@@ -267,16 +272,30 @@ class Disk:
                 raise
         for io in ios:
             if io.status:
+                if io.status == Status.EOPNOTSUPP:
+                    self._forget_feature(io.operation)
                 raise IoError(
                     f"{io.operation.name} of {io.length} bytes at {io.offset} failed: "
                     f"the backend answered {Status(io.status).name}",
                     io.status,
                 )
 
-    def _exchange(self, io: Io) -> bool:
+    def _forget_feature(self, operation: Operation) -> None:
+        """The backend does not have it, whatever it has offered."""
+        with self._lock:
+            if self._offer is None:
+                return
+            if operation is Operation.FLUSH_DISKCACHE:
+                self._offer = replace(self._offer, flush=False)
+            elif operation is Operation.WRITE_BARRIER:
+                self._offer = replace(self._offer, barrier=False)
+            elif operation is Operation.DISCARD:
+                self._offer = replace(self._offer, discard=False, discard_secure=False)
+
+    def _exchange(self, io: Io, each: int) -> bool:
         """The short way for one request when nothing else is in flight: one call into C; whether it was issued."""
         slots = self._slots
-        if not self._ready or self._watching or slots is None or slots.in_flight or not slots.free:
+        if not self._ready or self._watching or slots is None or slots.in_flight or slots.free < each:
             return False
         try:
             slots.exchange(io, self._locked_spin_ns)
@@ -284,8 +303,8 @@ class Disk:
             self._fail_soon(error)
         return True
 
-    def _issue(self, ios: Sequence[Io], start: int) -> int:
-        """Issue what fits of `ios` from `start` on; how many."""
+    def _issue(self, ios: Sequence[Io], start: int, each: int) -> int:
+        """Issue what fits of `ios` from `start` on, `each` taking so many slots at most; how many."""
         if self._error is not None:
             raise self._error
         if self._closed:
@@ -294,7 +313,7 @@ class Disk:
         left = len(ios) - start
         if not (left and self._ready and slots is not None):
             return 0
-        n = min(left, slots.free or slots.reclaim())
+        n = min(left, slots.free // each or slots.reclaim() // each)
         if n == len(ios):
             slots.issue(ios)
         elif n:
@@ -358,15 +377,16 @@ class Disk:
 
     def negotiate(self, backend: str) -> dict[str, str]:
         """A new ring and port, as the backend's offer allows."""
-        offer = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
-        n_slots = blkif.ring_entries(min(self._wanted_order, offer.max_ring_page_order))
+        max_order = number(xenbus.read_keys(self._store, backend, (ORDER_KEY,)), ORDER_KEY, 0)
+        max_order = min(max_order, blkif.MAX_RING_PAGE_ORDER)
+        n_slots = blkif.ring_entries(min(self._wanted_order, max_order))
         word = xenbus.read_key(self._store, f"{backend}/{FENCE_KEY}") or ""
         fence = fence_for(word)
         refs, port = self._end.make(
             blkif.REQUEST,
             blkif.RESPONSE,
             wanted_order=self._wanted_order,
-            max_order=offer.max_ring_page_order,
+            max_order=max_order,
             data_pages=n_slots * blkif.MAX_SEGMENTS,
             fence=fence,
             max_spin_ns=self._max_spin_ns,
@@ -382,16 +402,47 @@ class Disk:
         offer = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
         if self._slots is None or self._end.ring is None:
             raise PeerError("the backend connected before it was asked to")
+        max_bytes = max_request_bytes(self._slots.n_slots, min(offer.max_indirect_segments, self._max_segments))
+        if max_bytes < self._max_bytes:
+            raise PeerError(f"a new backend takes requests of {max_bytes} bytes, the last one of {self._max_bytes}")
+        if self._offer is not None and offer.sector_size != self._offer.sector_size:
+            raise PeerError(f"a new backend has sectors of {offer.sector_size} bytes, not {self._offer.sector_size}")
         with self._changed:
-            self._offer = offer
+            before, self._offer = self._offer, offer
+            self._max_bytes = max_bytes
             self._slots.ring = self._end.ring
             self._reissued += self._slots.reissue()
             self._connects += 1
             self._ready = True
             self._changed.notify_all()
+        self._tell_size(before)
 
     def refresh(self, backend: str) -> None:
-        """Nothing a connected disk takes over."""
+        """Take over another size, and what the disk can no longer do."""
+        new = VbdOffer.from_keys(xenbus.read_keys(self._store, backend, OFFER_KEYS))
+        with self._changed:
+            before = self._offer
+            assert before is not None
+            self._offer = replace(
+                before,
+                sectors=new.sectors,
+                read_only=new.read_only,
+                flush=new.flush,
+                barrier=new.barrier,
+                discard=new.discard,
+                discard_secure=new.discard_secure,
+            )
+        self._tell_size(before)
+
+    def _tell_size(self, before: VbdOffer | None) -> None:
+        """Of a size that is another one than it was."""
+        now = self._offer
+        if self._on_resize is None or before is None or now is None or before.sectors == now.sectors:
+            return
+        try:
+            self._on_resize(now.sectors * SECTOR_BYTES)
+        except Exception:
+            log.exception("%s: on_resize failed", self._path.frontend)
 
     def pause(self) -> None:
         """Let go of ring and port; what is in flight stays in the shadow."""

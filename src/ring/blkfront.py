@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The frontend's half of blkif in C: slots, their grants, and the shadow of what is in flight.
 
-A slot is a place for one request with eleven pages of its own. Source: Xen public/io/blkif.h.
+A slot is a place for one request with eleven pages of its own; a larger request borrows those of other slots. Source:
+Xen public/io/blkif.h.
 """
 
 import errno
@@ -21,13 +22,19 @@ CData = Any
 
 SLOT_PAGES = lib.PV_BLKIF_MAX_SEGMENTS
 
-_ASK = struct.Struct("<QQII")  # struct pv_blkfront_ask: offset, data, length, operation
+_ASK = struct.Struct("<QQQII")  # struct pv_blkfront_ask: offset, data, length, operation, flag
 _VIOLATIONS = {
     lib.PV_BLKFRONT_UNKNOWN_ID: "request {0}, which is not in flight",
     lib.PV_BLKFRONT_WRONG_OPERATION: "request {0} with operation {1}, which is not what was asked",
     lib.PV_BLKFRONT_UNKNOWN_STATUS: "request {0} with status {2}",
 }
 _issue, _exchange, _complete = lib.pv_blkfront_issue, lib.pv_blkfront_exchange, lib.pv_blkfront_complete
+
+
+def slots_of(n_bytes: int) -> int:
+    """Slots that a request of so many bytes takes."""
+    n: int = lib.pv_blkfront_slots_of(n_bytes)
+    return n
 
 
 class Slots:
@@ -39,7 +46,7 @@ class Slots:
         self._arrays = {
             "shadow": ffi.new("struct pv_blkif_request[]", n_slots),
             "batch": ffi.new("struct pv_blkif_request[]", n_slots),
-            "sequence": ffi.new("uint64_t[]", n_slots),
+            "slots": ffi.new("struct pv_blkfront_slot[]", n_slots),
             "free": ffi.new("uint32_t[]", n_slots),
             "held": ffi.new("uint32_t[]", n_slots),
         }
@@ -65,7 +72,7 @@ class Slots:
 
     @property
     def free(self) -> int:
-        """Requests that can be issued now."""
+        """Slots that can be used now."""
         free: int = self._core.n_free
         return free
 
@@ -85,12 +92,18 @@ class Slots:
         free: int = lib.pv_blkfront_reclaim(self._core)
         return free
 
-    def ask(self, i: int, operation: int, offset: int, length: int, data: int = 0) -> None:
-        """Prepare the `i`th request of the next `issue`: bytes on the disk, and the address of what a write writes."""
-        _ASK.pack_into(self._asks_view, i * _ASK.size, offset, data, length, operation)
+    def ask(self, i: int, operation: int, offset: int, length: int, data: int = 0, flag: int = 0) -> None:
+        """Prepare the `i`th request of the next `issue`: bytes on the disk, the address of what a write writes, and a
+        discard's flag.
+        """
+        _ASK.pack_into(self._asks_view, i * _ASK.size, offset, data, length, operation, flag)
+
+    def gather(self, slot: int, into: CData, n_bytes: int) -> None:
+        """Copy out the first bytes of an answered read, before anything else is issued."""
+        lib.pv_blkfront_gather(self._core, slot, into, n_bytes)
 
     def issue(self, ring: FrontRing, n: int) -> CData:
-        """Send the first `n` prepared requests, at most `free`; a C array with the slot of each."""
+        """Send the first `n` prepared requests, which take at most `free` slots; a C array with the slot of each."""
         status = _issue(self._core, ring.core, self._asks, n, self._chosen)
         if status != n:
             self._settle(ring, status)

@@ -8,6 +8,8 @@ import pytest
 import paravirt
 from tests.echo_device import EchoBack, EchoFront
 
+from .blkfront_stage import Stage, make_stage
+
 
 @pytest.fixture
 def host() -> Iterator[paravirt.Host]:
@@ -26,3 +28,9 @@ def device(host: paravirt.Host, domain: paravirt.Domain) -> Iterator[EchoFront]:
     host.attach(domain, EchoBack)
     with domain.open(EchoFront) as opened:
         yield opened
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with make_stage() as made:
+        yield made

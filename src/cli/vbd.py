@@ -35,8 +35,21 @@ def vbd() -> None:
     show_default=True,
     help="What IMAGE is: a path (file), or a size such as 64M (memory, null).",
 )
+@click.option("--cdrom", is_flag=True, help="It is to be taken for a CD-ROM.")
+@click.option("--removable", is_flag=True, help="Its medium can be taken out.")
+@click.option("--no-discard", is_flag=True, help="The domain cannot give space back.")
 @pass_context
-def attach(context: Context, domain: str, image: str, device: str, mode: str, driver: str) -> None:
+def attach(
+    context: Context,
+    domain: str,
+    image: str,
+    device: str,
+    mode: str,
+    driver: str,
+    cdrom: bool,
+    removable: bool,
+    no_discard: bool,
+) -> None:
     """Give DOMAIN (a name or number) the disk IMAGE."""
     from paravirt.host import domains
     from paravirt.host import vbd as toolstack
@@ -45,7 +58,17 @@ def attach(context: Context, domain: str, image: str, device: str, mode: str, dr
         hypervisor = stack.enter_context(context.hypervisor())
         store = stack.enter_context(context.store())
         found = domains.find(hypervisor, domain)
-        toolstack.attach(store, found.domid, image, device=device, driver=driver, mode="r" if mode == "r" else "w")
+        toolstack.attach(
+            store,
+            found.domid,
+            image,
+            device=device,
+            driver=driver,
+            mode="r" if mode == "r" else "w",
+            device_type="cdrom" if cdrom else "disk",
+            removable=removable,
+            discard=not no_discard,
+        )
     click.echo(f"{device} of domain {found.name} is {driver}:{image}")
 
 
@@ -62,6 +85,21 @@ def detach(context: Context, domain: str, device: str) -> None:
         hypervisor = stack.enter_context(context.hypervisor())
         store = stack.enter_context(context.store())
         toolstack.detach(store, domains.find(hypervisor, domain).domid, device)
+
+
+@vbd.command()
+@click.argument("domain")
+@click.argument("device")
+@pass_context
+def resize(context: Context, domain: str, device: str) -> None:
+    """Tell DOMAIN, which may be using it, that the image of DEVICE (xvda, xvdb ...) has another size."""
+    from paravirt.host import domains
+    from paravirt.host import vbd as toolstack
+
+    with ExitStack() as stack:
+        hypervisor = stack.enter_context(context.hypervisor())
+        store = stack.enter_context(context.store())
+        toolstack.resize(store, domains.find(hypervisor, domain).domid, device)
 
 
 @vbd.command("list")

@@ -22,7 +22,7 @@ from paravirt.host import domains, vbd
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.server import BrokerServer
 from paravirt.protocol.device import to_keys
-from paravirt.protocol.vbd import Mode
+from paravirt.protocol.vbd import DeviceType, Mode
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore.client import XenstoreClient
@@ -98,10 +98,28 @@ class Host:
         device: str = "xvda",
         driver: str = "file",
         mode: Mode = "w",
+        device_type: DeviceType = "disk",
+        removable: bool = False,
+        discard: bool = True,
     ) -> DevicePath:
         """Give a domain a disk; arguments and errors as `paravirt.host.vbd.attach`."""
         self._check_open()
-        return vbd.attach(self.store, domain.domid, os.fspath(spec), device=device, driver=driver, mode=mode)
+        return vbd.attach(
+            self.store,
+            domain.domid,
+            os.fspath(spec),
+            device=device,
+            driver=driver,
+            mode=mode,
+            device_type=device_type,
+            removable=removable,
+            discard=discard,
+        )
+
+    def resize_disk(self, domain: Domain, device: str = "xvda") -> None:
+        """The image has grown or shrunk: its domain shall hear of it. `NotFound` when there is none."""
+        self._check_open()
+        vbd.resize(self.store, domain.domid, device)
 
     def detach_disk(self, domain: Domain, device: str = "xvda") -> None:
         """Take it away; `NotFound` when there is none."""

@@ -5,15 +5,16 @@ Source: Xen public/io/blkif.h for the keys.
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 from paravirt.backend.disks import absolute
-from paravirt.errors import InvalidRequest
+from paravirt.errors import InvalidRequest, NotFound
 from paravirt.host import device as devices
 from paravirt.host.device import ATTACH_TIMEOUT_S, DETACH_TIMEOUT_S
-from paravirt.protocol.vbd import Mode, VbdConfig, device_name, device_number
+from paravirt.protocol.vbd import DeviceType, Mode, VbdConfig, device_name, device_number
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.xenstore import xenbus
-from paravirt.xenstore.client import XenstoreClient
+from paravirt.xenstore.client import Transaction, XenstoreClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,18 @@ def attach(
     device: str = "xvda",
     driver: str = "file",
     mode: Mode = "w",
+    device_type: DeviceType = "disk",
+    removable: bool = False,
+    discard: bool = True,
     timeout_s: float = ATTACH_TIMEOUT_S,
 ) -> DevicePath:
     """Attach a disk to a domain and wait until the backend has accepted it.
 
     `driver` may have options and stand behind filters (`docs/disks.md`); `spec` is its argument: a path for `file`, a
-    size for `memory` and `null`. Raises `NotFound` (no such domain), `AlreadyExists` (device in use), `InvalidRequest`
-    with the backend's reason, `TimedOut` (no backend runs).
+    size for `memory` and `null`. `discard`: let the domain give space back, where the disk can.
+
+    Raises `NotFound` (no such domain), `AlreadyExists` (device in use), `InvalidRequest` with the backend's reason,
+    `TimedOut` (no backend runs).
     """
     path = DevicePath("vbd", domid, device_number(device))
     if mode not in ("r", "w"):
@@ -53,8 +59,10 @@ def attach(
         f"{driver}:{spec}".encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"{driver}:{spec!r} is not UTF-8, which xenstore's values are here") from error
-    config = VbdConfig(*absolute(driver, spec), device, mode)
-    frontend_keys = {"virtual-device": str(path.device_id), "device-type": "disk", "trusted": "1"}
+    if device_type not in get_args(DeviceType):
+        raise InvalidRequest(f"device type {device_type!r} is not disk or cdrom")
+    config = VbdConfig(*absolute(driver, spec), device, mode, device_type, removable, discard)
+    frontend_keys = {"virtual-device": str(path.device_id), "device-type": device_type, "trusted": "1"}
     name = f"disk {device}"
     return devices.attach(store, path, config.to_keys(), name=name, frontend_keys=frontend_keys, timeout_s=timeout_s)
 
@@ -63,6 +71,22 @@ def detach(store: XenstoreClient, domid: int, device: str, *, timeout_s: float =
     """Take a disk away; by force when the domain does not answer in time. `NotFound` when there is none."""
     path = DevicePath("vbd", domid, device_number(device))
     devices.detach(store, path, name=f"disk {device}", timeout_s=timeout_s)
+
+
+def resize(store: XenstoreClient, domid: int, device: str) -> None:
+    """Have the backend look at the size of the disk, which may be open; its domain hears of a new one. `NotFound` when
+    there is none.
+    """
+    path = DevicePath("vbd", domid, device_number(device))
+
+    def touch(transaction: Transaction) -> None:
+        params = xenbus.read_key(transaction, f"{path.backend}/params")
+        if params is None:
+            raise NotFound(f"domain {domid} has no disk {device}")
+        # What is written does not matter: the backend looks whenever something in its directory is.
+        transaction.write(f"{path.backend}/params", params)
+
+    store.transact(touch)
 
 
 def list_vbds(store: XenstoreClient, domid: int | None = None) -> list[VbdInfo]:

@@ -37,14 +37,14 @@ def file(image: Path) -> Iterator[FileDisk]:
     disk.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(disk_model.steps(SIZE // 512, *EVERYTHING, "reopen", longest=100))
 def test_a_file_is_what_was_written(image: Path, todo: list[Step]) -> None:
     image.write_bytes(bytes(SIZE))
     disk_model.follow(FileDisk(str(image), False), todo, bytearray(SIZE), lambda: FileDisk(str(image), False)).close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(disk_model.steps(SIZE // 512, *EVERYTHING, "reopen", longest=100))
 def test_a_file_past_the_page_cache_is_what_was_written(image: Path, todo: list[Step]) -> None:
     image.write_bytes(bytes(SIZE))
@@ -60,7 +60,7 @@ def test_a_file_past_the_page_cache_is_what_was_written(image: Path, todo: list[
     disk_model.follow(disk, todo, bytearray(SIZE), reopen).close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(disk_model.steps(SIZE // 512, *EVERYTHING, longest=100))
 def test_memory_is_what_was_written(todo: list[Step]) -> None:
     disk_model.follow(MemoryDisk("256k", False), todo, bytearray(SIZE)).close()

@@ -7,6 +7,12 @@ from functools import partial
 
 from paravirt.backend.disks.base import Disk
 from paravirt.backend.disks.file import FileDisk
+from paravirt.backend.disks.filters.cow import CowFilter
+from paravirt.backend.disks.filters.delay import DelayFilter
+from paravirt.backend.disks.filters.error import ErrorFilter
+from paravirt.backend.disks.filters.rate import RateFilter
+from paravirt.backend.disks.filters.readahead import ReadaheadFilter
+from paravirt.backend.disks.filters.stats import StatsFilter
 from paravirt.backend.disks.memory import MemoryDisk
 from paravirt.backend.disks.null import NullDisk
 from paravirt.backend.disks.spec import Layer, Opening, Options, parse
@@ -23,11 +29,18 @@ DRIVERS: dict[str, Driver] = {
 }
 
 # Their argument is the disk below.
-FILTERS: dict[str, Driver] = {}
+FILTERS: dict[str, Driver] = {
+    "cow": CowFilter.open,
+    "delay": DelayFilter.open,
+    "error": ErrorFilter.open,
+    "rate": RateFilter.open,
+    "readahead": ReadaheadFilter.open,
+    "stats": StatsFilter.open,
+}
 
 # Drivers whose argument is a path, and options that are one: the backend stands in another directory than its user.
 PATHS = {"file"}
-PATH_OPTIONS: set[tuple[str, str]] = set()
+PATH_OPTIONS = {("cow", "overlay"), ("stats", "file")}
 
 
 def open_disk(driver: str, spec: str, *, read_only: bool) -> Disk:

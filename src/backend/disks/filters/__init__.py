@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Disks on top of another disk."""

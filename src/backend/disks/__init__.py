@@ -14,6 +14,7 @@ from paravirt.backend.disks.filters.rate import RateFilter
 from paravirt.backend.disks.filters.readahead import ReadaheadFilter
 from paravirt.backend.disks.filters.stats import StatsFilter
 from paravirt.backend.disks.memory import MemoryDisk
+from paravirt.backend.disks.nbd import NbdDisk
 from paravirt.backend.disks.null import NullDisk
 from paravirt.backend.disks.spec import Layer, Opening, Options, parse
 from paravirt.errors import InvalidRequest
@@ -25,6 +26,7 @@ Driver = Callable[[Opening], Disk]
 DRIVERS: dict[str, Driver] = {
     "file": FileDisk.open,
     "memory": MemoryDisk.open,
+    "nbd": NbdDisk.open,
     "null": NullDisk.open,
 }
 
@@ -89,4 +91,15 @@ def _open(layers: list[Layer], read_only: bool) -> Disk:
     return driver(Opening(layer.argument, options, read_only, partial(_open, layers[1:])))
 
 
-__all__ = ["DRIVERS", "FILTERS", "Disk", "Driver", "FileDisk", "MemoryDisk", "NullDisk", "absolute", "open_disk"]
+__all__ = [
+    "DRIVERS",
+    "FILTERS",
+    "Disk",
+    "Driver",
+    "FileDisk",
+    "MemoryDisk",
+    "NbdDisk",
+    "NullDisk",
+    "absolute",
+    "open_disk",
+]

@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: MIT
+"""Disks behind NBD: real servers, servers that come and go, and servers that lie."""
+
+import errno
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paravirt.backend.disks import Disk, open_disk
+from paravirt.backend.disks.nbd import parse_address
+from paravirt.errors import InvalidRequest, PeerError
+from paravirt.protocol import nbd
+from paravirt.protocol.nbd import Chunk, Export, Option, Reply
+from tests import needs
+from tests.backend import disk_model, nbd_servers
+from tests.backend.disk_model import Step, data_of, raises, read, write
+from tests.backend.nbd_servers import chunk, nbdkit, reply, running, scripted, shake_hands, simple, take_option
+
+SIZE = 256 << 10
+SERVERS = {
+    "nbdkit": ("memory", "256k"),
+    "simple replies": ("--no-sr", "memory", "256k"),
+    "small blocks": ("--filter=blocksize-policy", "memory", "256k", "blocksize-maximum=4k", "blocksize-preferred=4k"),
+    "no zeroes": ("--filter=nozero", "memory", "256k", "zeromode=none"),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("nbd") / "s"
+    with running(path, *nbdkit(path, *SERVERS[request.param])):
+        yield path
+
+
+def connect(path: Path, options: str = "", *, read_only: bool = False) -> Disk:
+    return open_disk(f"nbd{options}", f"unix:{path}", read_only=read_only)
+
+
+@settings(max_examples=20, deadline=None)
+@given(todo=disk_model.steps(SIZE // 512, "write", "read", "discard", "zeroes", "flush", "reopen", longest=200))
+def test_it_is_what_was_written(served: Path, todo: list[Step]) -> None:
+    disk = connect(served)
+    assert (disk.size_bytes, disk.sector_size, disk.can_discard) == (SIZE, 512, True)
+    disk.write_zeroes(0, SIZE)
+    disk_model.follow(disk, todo, bytearray(SIZE), lambda: connect(served)).close()
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "vpc", "raw"])
+def test_images_of_qemu(tmp_path: Path, path: Path, kind: str) -> None:
+    if shutil.which("qemu-img") is None:
+        needs.missing("qemu-img is not installed")
+    image = str(tmp_path / "image")
+    options = ["-o", "force_size=on"] if kind == "vpc" else []
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, *options, image, "4M"], check=True)
+    with running(path, "qemu-nbd", "--persistent", "--shared=0", "-k", str(path), "-f", kind, image):
+        disk = connect(path)
+        assert disk.size_bytes == 4 << 20
+        data = data_of(1, 1 << 20)
+        write(disk, data, at=1 << 20)
+        disk.discard(0, 1 << 20)
+        disk.write_zeroes((1 << 20) + 512, 512)
+        disk.flush()
+        disk.close()
+        disk = connect(path, read_only=True)
+        assert read(disk, 4 << 20, at=0) == bytes(1 << 20) + data[:512] + bytes(512) + data[1024:] + bytes(2 << 20)
+        disk.close()
+
+
+def test_tcp_and_the_name_of_an_export() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serving = ("memory", "1M", "exportname=a/b c", "exportname-strict=true")
+    command = ("nbdkit", "-f", "--exit-with-parent", "-i127.0.0.1", f"-p{port}", "--filter=exportname", *serving)
+    if shutil.which(command[0]) is None:
+        needs.missing("nbdkit is not installed")
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + nbd_servers.DEADLINE_S
+        while True:
+            try:
+                disk = open_disk("nbd", f"127.0.0.1:{port}/a/b c", read_only=False)
+                break
+            except InvalidRequest:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        assert disk.size_bytes == 1 << 20
+        disk.close()
+        open_disk("nbd,export=a/b c", f"127.0.0.1:{port}", read_only=False).close()
+        with pytest.raises(InvalidRequest, match="does not give us export 'other'"):
+            open_disk("nbd", f"127.0.0.1:{port}/other", read_only=False)
+        with pytest.raises(InvalidRequest, match="has two names"):
+            open_disk("nbd,export=x", f"127.0.0.1:{port}/other", read_only=False)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_read_only_export(path: Path) -> None:
+    with running(path, *nbdkit(path, "--readonly", "memory", "1M")):
+        with pytest.raises(InvalidRequest, match="is read-only"):
+            connect(path)
+        disk = connect(path, read_only=True)
+        assert not disk.can_discard
+        assert raises(disk.discard, 0, 512) == errno.EOPNOTSUPP
+        disk.close()
+
+
+def test_sizes_that_are_none(path: Path) -> None:
+    with running(path, *nbdkit(path, "memory", "1000")), pytest.raises(InvalidRequest, match="has 1000 bytes, not a"):
+        connect(path)
+
+
+def test_errors_of_the_server_have_their_number(path: Path) -> None:
+    filters = ("--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%")
+    with running(path, *nbdkit(path, *filters)):
+        disk = connect(path)
+        for _ in range(3):
+            assert raises(disk.pwritev, [memoryview(bytes(4096))], 0) == errno.ENOSPC
+            assert read(disk, 512, at=0) == bytes(512)  # the connection is as it was
+        disk.close()
+
+
+def test_an_old_handshake_is_refused_clearly(path: Path) -> None:
+    with running(path, *nbdkit(path, "--mask-handshake=0", "memory", "1M")):
+        with pytest.raises(InvalidRequest, match="does not speak fixed newstyle"):
+            connect(path)
+
+
+@pytest.fixture
+def file_server(tmp_path: Path, path: Path) -> Iterator[nbd_servers.Server]:
+    (tmp_path / "image").write_bytes(bytes(SIZE))
+    with running(path, *nbdkit(path, "file", str(tmp_path / "image"))) as server:
+        yield server
+
+
+def test_a_server_that_is_killed_and_comes_back_is_a_pause(file_server: nbd_servers.Server) -> None:
+    disk = connect(file_server.path)
+    model = bytearray(SIZE)
+    writes = 0
+    stopping = threading.Event()
+    failed: list[OSError] = []
+
+    def use() -> None:
+        nonlocal writes
+        try:
+            while not stopping.is_set():
+                offset = writes * 7919 % (SIZE // 512) * 512
+                model[offset : offset + 512] = data = bytes([writes % 251]) * 512
+                write(disk, data, at=offset)
+                writes += 1
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    # The server is started from here: it ends with the thread that has started it.
+    for _ in range(5):
+        seen = writes
+        while writes < seen + 10 and not failed:
+            time.sleep(0.001)
+        file_server.kill()
+        file_server.start()
+    stopping.set()
+    thread.join()
+    assert not failed
+    assert read(disk, SIZE, at=0) == model
+    disk.close()
+
+
+def test_patience_ends(file_server: nbd_servers.Server) -> None:
+    disk = connect(file_server.path, ",patience=50ms")
+    file_server.kill()
+    assert raises(disk.preadv, [memoryview(bytearray(512))], 0) == errno.EIO
+    file_server.start()
+    assert read(disk, 512, at=0) == bytes(512)
+    disk.close()
+
+
+def test_close_ends_waiting(file_server: nbd_servers.Server) -> None:
+    disk = connect(file_server.path, ",patience=1000s")
+    file_server.kill()
+    found: list[int | None] = []
+    thread = threading.Thread(target=lambda: found.append(raises(disk.flush)))
+    thread.start()
+    time.sleep(0.05)
+    disk.close()
+    thread.join(nbd_servers.DEADLINE_S)
+    assert found in ([errno.EIO], [errno.EBADF])
+    assert raises(disk.flush) == errno.EBADF
+    disk.close()
+
+
+def test_a_silent_server_is_left(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(SIZE))
+    with running(path, *nbdkit(path, "file", str(tmp_path / "image"))) as server:
+        disk = connect(path, ",timeout=100ms,patience=1ms")
+        assert server._process is not None
+        server._process.send_signal(signal.SIGSTOP)
+        assert raises(disk.flush) == errno.EIO
+        server._process.send_signal(signal.SIGCONT)
+        deadline = time.monotonic() + nbd_servers.DEADLINE_S
+        while raises(disk.flush) is not None:
+            assert time.monotonic() < deadline
+        disk.close()
+
+
+def test_an_export_that_grows_is_seen_after_a_new_connection(file_server: nbd_servers.Server, tmp_path: Path) -> None:
+    disk = connect(file_server.path, ",patience=10ms")
+    file_server.kill()
+    os.truncate(tmp_path / "image", 2 * SIZE)
+    file_server.start()
+    assert read(disk, 512, at=0) == bytes(512)
+    assert disk.current_size() == 2 * SIZE
+    file_server.kill()
+    os.truncate(tmp_path / "image", SIZE)
+    file_server.start()
+    assert raises(disk.flush) == errno.EIO  # it is smaller than a guest knows it
+    assert disk.current_size() == 2 * SIZE
+    disk.close()
+
+
+def test_nothing_leaks(file_server: nbd_servers.Server) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        connect(file_server.path).close()
+        with pytest.raises(InvalidRequest):
+            connect(file_server.path.parent / "none")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("argument", "address", "export"),
+    [
+        ("unix:/a:b/c", "/a:b/c", ""),
+        ("localhost:10809", ("localhost", 10809), ""),
+        ("localhost:1/", ("localhost", 1), ""),
+        ("10.0.0.1:65535/a:b/c", ("10.0.0.1", 65535), "a:b/c"),
+        ("[::1]:7/x", ("::1", 7), "x"),
+    ],
+)
+def test_addresses(argument: str, address: object, export: str) -> None:
+    assert parse_address(argument) == (address, export)
+
+
+@pytest.mark.parametrize("argument", ["", "localhost", "localhost:0", "localhost:65536", ":1", "a b:1", "::1:7"])
+def test_addresses_that_are_none(argument: str) -> None:
+    with pytest.raises(InvalidRequest, match="is neither HOST:PORT"):
+        open_disk("nbd", argument, read_only=False)
+
+
+@pytest.mark.parametrize(
+    ("driver", "argument", "wrong"),
+    [
+        ("nbd", "unix:s", "is not unix: and an absolute path"),
+        ("nbd", "unix:/\0", "is not unix: and an absolute path"),
+        ("nbd", "unix:/" + "x" * 200, "no NBD server answers: AF_UNIX path too long"),
+        ("nbd", "unix:/none", "NBD export '' of unix:/none: no NBD server answers: No such file"),
+        ("nbd,timeout=0s", "unix:/none", "option timeout of nbd: is '0s', not longer than nothing"),
+        ("nbd,export=" + "x" * 4097, "unix:/none", "has at most 4096 bytes"),
+        ("nbd,tls=1", "unix:/none", "nbd: has no option 'tls'; there are export, timeout, patience"),
+    ],
+)
+def test_what_is_wrong_is_named(driver: str, argument: str, wrong: str) -> None:
+    with pytest.raises(InvalidRequest, match=wrong):
+        open_disk(driver, argument, read_only=False)
+
+
+# -- servers that are old, or lie
+
+
+def test_a_server_without_go(path: Path) -> None:
+    def talk(client: socket.socket) -> None:
+        nbd_servers.greet(client, flags=1)
+        for option in (Option.STRUCTURED_REPLY, Option.GO):
+            take_option(client)
+            reply(client, option, Reply.UNSUPPORTED)
+        assert take_option(client) == (Option.EXPORT_NAME, b"name")
+        client.sendall(nbd.EXPORT.pack(1 << 20, 1) + bytes(124))
+        _, cookie, _, length = nbd_servers.take_request(client)
+        client.sendall(simple(cookie, b"d" * length))
+        nbd_servers.take_request(client)
+
+    with scripted(path, talk):
+        disk = connect(path, ",export=name")
+        assert read(disk, 1024, at=0) == b"d" * 1024
+        disk.flush()  # which it does not know: nothing is sent
+        assert not disk.can_discard
+        disk.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "wrong"),
+    [
+        (Reply.TLS_REQUIRED, b"", "it wants TLS"),
+        (Reply.POLICY, b"go \n away\xff", r"it does not let us \(go  away�\)"),
+        (Reply.SHUTDOWN, b"", "it is shutting down"),
+        ((1 << 31) + 99, b"", "error 99"),
+        (Reply.ACK, b"", "says nothing of its export"),
+        (Reply.INFO, b"", "error 3"),
+        (Reply.INFO, b"\0\0abc", "does not come to the end"),
+    ],
+)
+def test_exports_that_are_not_given(path: Path, kind: int, data: bytes, wrong: str) -> None:
+    def talk(client: socket.socket) -> None:
+        nbd_servers.greet(client)
+        take_option(client)
+        reply(client, Option.STRUCTURED_REPLY, Reply.ACK)
+        take_option(client)
+        while True:
+            reply(client, Option.GO, kind, data)
+
+    with scripted(path, talk), pytest.raises(InvalidRequest, match=wrong):
+        connect(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size", "blocks", "wrong"),
+    [
+        (1, 1 << 63, None, "an export of 9223372036854775808 bytes"),
+        (1, 0, None, "has 0 bytes, not a positive multiple"),
+        (1, 1 << 20, (3, 512, 512), "block sizes 3 and 512"),
+        (1, 1 << 20, (1, 0, 512), "block sizes 1 and 0"),
+        (1, 1 << 20, (1, 4096, 512), "a largest block of 512"),
+        (1, 1 << 20, (8192, 8192, 1 << 20), "has blocks of 8192 bytes; 4096 are the most"),
+        (1, (1 << 20) + 512, (4096, 4096, 1 << 20), "not a positive multiple of 4096"),
+    ],
+)
+def test_exports_that_cannot_be(
+    path: Path, flags: int, size: int, blocks: tuple[int, int, int] | None, wrong: str
+) -> None:
+    with scripted(path, lambda client: shake_hands(client, size_bytes=size, flags=flags, blocks=blocks)):
+        with pytest.raises(InvalidRequest, match=wrong):
+            connect(path)
+
+
+def test_large_blocks_are_sectors_of_4096(path: Path) -> None:
+    with scripted(path, lambda client: shake_hands(client, blocks=(4096, 65536, 1 << 20))):
+        disk = connect(path)
+        assert (disk.sector_size, disk.physical_sector_size) == (4096, 65536)
+        disk.close()
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"", b"HTTP/1.1 400 Bad Request", b"NBDMAGIC" + nbd.OLD_MAGIC + bytes(200), bytes(1000)]
+)
+def test_who_is_no_nbd_server(path: Path, greeting: bytes) -> None:
+    with scripted(path, lambda client: client.sendall(greeting)):
+        with pytest.raises(InvalidRequest, match=r"not an NBD server|fixed newstyle|closed the connection"):
+            connect(path)
+
+
+OFFSET = struct.pack(">Q", 4096)
+LIES: dict[str, Callable[[int], bytes]] = {
+    "another magic": lambda cookie: b"abcd" + bytes(12),
+    "another cookie": lambda cookie: chunk(Chunk.NONE, cookie + 1),
+    "a simple reply to a read": lambda cookie: simple(cookie, bytes(1024)),
+    "nothing of a read": lambda cookie: chunk(Chunk.NONE, cookie),
+    "half of a read": lambda cookie: chunk(Chunk.OFFSET_DATA, cookie, OFFSET + bytes(512)),
+    "too much": lambda cookie: chunk(Chunk.OFFSET_DATA, cookie, OFFSET + bytes(2048)),
+    "before": lambda cookie: chunk(Chunk.OFFSET_DATA, cookie, struct.pack(">Q", 4095) + bytes(1024)),
+    "behind": lambda cookie: chunk(Chunk.OFFSET_DATA, cookie, struct.pack(">Q", 1 << 63) + bytes(1024)),
+    "twice": lambda cookie: 2 * chunk(Chunk.OFFSET_DATA, cookie, OFFSET + bytes(512), done=False),
+    "a hole of nothing": lambda cookie: chunk(Chunk.OFFSET_HOLE, cookie, struct.pack(">QI", 4096, 0)),
+    "a hole too large": lambda cookie: chunk(Chunk.OFFSET_HOLE, cookie, struct.pack(">QI", 4096, 1 << 31)),
+    "no data": lambda cookie: chunk(Chunk.OFFSET_DATA, cookie, OFFSET),
+    "a short error": lambda cookie: chunk(Chunk.ERROR, cookie, b"\0"),
+    "an error without end": lambda cookie: chunk(Chunk.ERROR, cookie, bytes(1 << 20)),
+    "an unknown chunk": lambda cookie: chunk(77, cookie),
+    "the end of the connection": lambda cookie: b"",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_server_that_lies_is_left_and_asked_again(path: Path, lie: str) -> None:
+    """The next connection is honest: what came before is not taken for data."""
+
+    def lying(client: socket.socket) -> None:
+        shake_hands(client)
+        _, cookie, _, _ = nbd_servers.take_request(client)
+        client.sendall(LIES[lie](cookie))
+
+    def honest(client: socket.socket) -> None:
+        shake_hands(client)
+        _, cookie, _, _ = nbd_servers.take_request(client)
+        client.sendall(chunk(Chunk.OFFSET_HOLE, cookie, struct.pack(">QI", 4096 + 512, 512), done=False))
+        client.sendall(chunk(Chunk.OFFSET_DATA, cookie, OFFSET + b"h" * 512, done=False))
+        client.sendall(chunk(Chunk.NONE, cookie))
+
+    with scripted(path, lying, honest):
+        disk = connect(path)
+        assert read(disk, 100, 924, at=4096) == b"h" * 512 + bytes(512)
+        disk.close()
+
+
+@pytest.mark.parametrize(("code", "number"), [(5, errno.EIO), (28, errno.ENOSPC), (95, errno.EOPNOTSUPP), (4711, 22)])
+@pytest.mark.parametrize("structured", [True, False])
+def test_numbers_of_errors(path: Path, code: int, number: int, structured: bool) -> None:
+    def talk(client: socket.socket) -> None:
+        shake_hands(client, structured=structured)
+        for _ in range(2):
+            _, cookie, _, _ = nbd_servers.take_request(client)
+            answer = chunk(Chunk.ERROR, cookie, nbd.ERROR.pack(code, 0)) if structured else simple(cookie, error=code)
+            client.sendall(answer)
+
+    with scripted(path, talk):
+        disk = connect(path)
+        assert raises(disk.preadv, [memoryview(bytearray(512))], 0) == number
+        assert raises(disk.flush) == number
+        disk.close()
+
+
+def test_a_large_transfer_is_in_flight_at_once_and_answered_in_any_order(path: Path) -> None:
+    data = data_of(9, 64 << 10)
+
+    def talk(client: socket.socket) -> None:
+        shake_hands(client, blocks=(1, 512, 4096))
+        requests = [nbd_servers.take_request(client) for _ in range(16)]
+        for _, cookie, offset, length in reversed(requests):
+            client.sendall(chunk(Chunk.OFFSET_DATA, cookie, struct.pack(">Q", offset) + data[offset : offset + length]))
+
+    with scripted(path, talk):
+        disk = connect(path)
+        assert read(disk, 512, 65024, at=0) == data
+        disk.close()
+
+
+def test_long_ranges_are_cut(path: Path) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def talk(client: socket.socket) -> None:
+        shake_hands(client, size_bytes=5 << 30)
+        for _ in range(10):
+            command, cookie, offset, length = nbd_servers.take_request(client)
+            asked.append((command, offset, length))
+            client.sendall(chunk(Chunk.NONE, cookie))
+
+    with scripted(path, talk):
+        disk = connect(path)
+        disk.discard(512, 3 << 30)
+        disk.write_zeroes(0, 5 << 30)
+        disk.close()
+    assert asked[:4] == [
+        (4, 512, 1 << 30),
+        (4, 512 + (1 << 30), 1 << 30),
+        (4, 512 + (2 << 30), 1 << 30),
+        (6, 0, 1 << 30),
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.builds(
+                chunk,
+                st.sampled_from([0, 1, 2, 32769, 32770, 9]),
+                st.integers(0, 2),
+                st.one_of(
+                    st.binary(max_size=20),
+                    st.builds(lambda o, d: struct.pack(">Q", o) + d, st.integers(0, 600), st.binary(max_size=300)),
+                ),
+                done=st.booleans(),
+            ),
+            st.builds(simple, st.integers(0, 2), st.binary(max_size=512), st.integers(0, 100)),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_a_server_sends(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
+    """A read ends well or with an `OSError`, whatever comes."""
+    path = tmp_path_factory.getbasetemp() / "whatever"
+
+    def talk(client: socket.socket) -> None:
+        shake_hands(client)
+        nbd_servers.take_request(client)
+        client.sendall(b"".join(pieces))
+
+    with scripted(path, talk):
+        disk = connect(path, ",patience=0s")
+        raises(disk.preadv, [memoryview(bytearray(512))], 0)
+        disk.close()
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=20), st.none() | st.binary(max_size=20))
+def test_whatever_a_server_says_of_its_export(export: bytes, blocks: bytes | None) -> None:
+    try:
+        found = Export.from_wire(export, blocks)
+    except PeerError:
+        return
+    assert 0 <= found.size_bytes < 1 << 63
+    assert found.least_block_bytes <= found.preferred_block_bytes <= found.most_bytes or found.most_bytes == 32 << 20

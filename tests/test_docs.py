@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from paravirt.backend.disks import DRIVERS, FILTERS, open_disk
+from paravirt.errors import InvalidRequest
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "c_ext/README.md")),
@@ -50,6 +53,31 @@ def test_device_guide_shows_the_example_as_it_is() -> None:
     assert len(pieces) > 4
     for piece in pieces:
         assert piece in example
+
+
+def test_disk_guide_example(tmp_path: Path) -> None:
+    said = run(["-c", example_of("docs/disks.md")[1]], tmp_path).splitlines()
+    assert said == ["bytearray(b'base') bytearray(b'new!') 1", r"b'\x00\x00\x00\x00'"]
+
+
+def test_disk_guide_shows_the_example_as_it_is() -> None:
+    guide, example = (ROOT / "docs/disks.md").read_text(), (ROOT / "examples/pattern_disk.py").read_text()
+    pieces = re.findall(r"```python\n(.*?)```", guide, re.S)[1:]
+    assert len(pieces) == 3
+    for piece in pieces:
+        assert piece in example
+
+
+def test_disk_guide_has_every_driver_and_option() -> None:
+    rows = dict(re.findall(r"^\| `([a-z]+)` \| (.*)$", (ROOT / "docs/disks.md").read_text(), re.M))
+    assert set(rows) == {*DRIVERS, *FILTERS}
+    for name, row in rows.items():
+        with pytest.raises(InvalidRequest) as caught:
+            open_disk(f"{name},no-such-option=1", "null:1M", read_only=False)
+        known = str(caught.value).partition("there are ")[2].split(", ")
+        assert known
+        for option in known:
+            assert f"`{option}`" in row, f"{option} of {name}"
 
 
 def test_a_device_takes_about_60_lines() -> None:

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The service that finds the devices of a declared class and gives each a `DeviceBackend`."""
 
-import importlib
 import logging
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
+from paravirt.backend import plugin
 from paravirt.backend.connection import Connection
 from paravirt.backend.device import BackendDevice, RingPolicy
 from paravirt.backend.driver import DeviceBackend
 from paravirt.backend.driver_engine import DriverEngine, DriverStatistics
 from paravirt.backend.service import DEFAULT_SPIN_NS, DeviceService
-from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, ParavirtError
+from paravirt.errors import AlreadyExists, InvalidRequest, ParavirtError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.device import RESERVED, DeviceOffer, DeviceRequest, from_keys, key_names
 from paravirt.protocol.xenbus import DevicePath
@@ -128,15 +127,7 @@ class DriverService(DeviceService[DriverStatistics]):
 
 def load_driver(name: str) -> type[DeviceBackend]:
     """The `DeviceBackend` that "module:Class" names, also in the directory we are in. `NotFound`, `InvalidRequest`."""
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise InvalidRequest(f"{name!r} is not of the form module:Class")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise NotFound(f"there is no driver {name}: {error}") from error
+    found = plugin.load(name)
     if not (isinstance(found, type) and issubclass(found, DeviceBackend)):
         raise InvalidRequest(f"{name} is no DeviceBackend")
     return found

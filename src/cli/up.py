@@ -25,6 +25,14 @@ memory_option = click.option(
     help="Shared memory that all domains together may have (else half of what is available).",
 )
 
+disk_driver_option = click.option(
+    "--disk-driver",
+    "disk_drivers",
+    multiple=True,
+    metavar="NAME=MODULE:CLASS",
+    help="Serve disks of this class, found in the directory you are in, too, as NAME; may be given several times.",
+)
+
 
 @click.command()
 @memory_option
@@ -41,8 +49,15 @@ memory_option = click.option(
     metavar="MODULE:CLASS",
     help="Serve the devices of this DeviceBackend, too; may be given several times.",
 )
+@disk_driver_option
 @pass_context
-def up(context: Context, memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...]) -> None:
+def up(
+    context: Context,
+    memory_mib: int | None,
+    journal: Path | None,
+    drivers: tuple[str, ...],
+    disk_drivers: tuple[str, ...],
+) -> None:
     """Start a host: hypervisor, xenstored and backends, in the foreground.
 
     One line on standard output says that it is ready. Ctrl-C or SIGTERM stops it and leaves nothing behind.
@@ -59,7 +74,7 @@ def up(context: Context, memory_mib: int | None, journal: Path | None, drivers: 
             rundir.sweep()
             stack.callback(rundir.sweep)
             stack.callback(supervisor.stop)
-            for daemon in _daemons(memory_mib, journal, drivers):
+            for daemon in _daemons(memory_mib, journal, drivers, disk_drivers):
                 _start(supervisor, daemon)
             if not supervisor.stopping:
                 click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
@@ -69,14 +84,17 @@ def up(context: Context, memory_mib: int | None, journal: Path | None, drivers: 
         sys.exit(EXIT_LOST)
 
 
-def _daemons(memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...]) -> tuple[Daemon, ...]:
+def _daemons(
+    memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...], disk_drivers: tuple[str, ...]
+) -> tuple[Daemon, ...]:
     """In the order in which they are started."""
     memory = () if memory_mib is None else ("--memory", str(memory_mib))
     kept = () if journal is None else ("--journal", str(journal.absolute()))
+    disks = [argument for driver in disk_drivers for argument in ("--disk-driver", driver)]
     return (
         Daemon("hypervisor", ("hypervisor", *memory)),
         Daemon("xenstored", ("xenstored", *kept), restart=journal is not None),
-        Daemon("backend", ("backend",), restart=True),
+        Daemon("backend", ("backend", *disks), restart=True),
         *(Daemon(f"backend {driver}", ("backend", "--device", driver), restart=True) for driver in drivers),
     )
 
@@ -130,9 +148,14 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
     metavar="MODULE:CLASS",
     help="Serve the devices of this DeviceBackend (found in the directory you are in, too) instead of disks.",
 )
+@disk_driver_option
 @pass_context
-def backend(context: Context, spin_us: float, fence: Fence, device: str | None) -> None:
+def backend(context: Context, spin_us: float, fence: Fence, device: str | None, disk_drivers: tuple[str, ...]) -> None:
     """Run one backend alone: of disks, or of a device class of your own."""
+    from paravirt.backend.disks import own
+
+    for disk_driver in disk_drivers:
+        own.load(disk_driver)
     driver, role, spin_ns = None, "backend", int(spin_us * 1000)
     if device is not None:
         from paravirt.backend.driver_service import DriverService, load_driver

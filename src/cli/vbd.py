@@ -33,7 +33,8 @@ def vbd() -> None:
     "--driver",
     default="file",
     show_default=True,
-    help="What IMAGE is: a path (file), or a size such as 64M (memory, null).",
+    help="What IMAGE is: a path (file), a size such as 64M (memory, null), unix:/PATH or HOST:PORT/EXPORT (nbd); with "
+    "options and behind filters, too: file,direct=1 or delay,read=1ms:file (docs/disks.md).",
 )
 @click.option("--cdrom", is_flag=True, help="It is to be taken for a CD-ROM.")
 @click.option("--removable", is_flag=True, help="Its medium can be taken out.")

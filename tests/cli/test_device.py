@@ -50,3 +50,21 @@ def test_a_driver_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.returncode == 2
         assert "there is no driver compressor:Nothing" in done.stderr
         assert not place.run.exists()
+
+
+def test_disks_of_ones_own_as_daemons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    own = [f"{name}=pattern_disk:{kind}" for name, kind in (("pattern", "PatternDisk"), ("upper", "UpperFilter"))]
+    with RunningHost("--disk-driver", own[0], "--disk-driver", own[1]) as host:
+        host.ask("domain", "create", "--shared", "guest")
+        host.ask("vbd", "attach", "guest", "64M", "--driver", "upper:pattern")
+        program = (
+            "import paravirt\nprint(paravirt.Domain.from_environment().open_disk('xvda').pread(512, 4096)[8:16].hex())"
+        )
+        said = host.ask("run", "--shared", "guest", "--", sys.executable, "-c", program)
+        assert said.strip() == (4096 + 8).to_bytes(8, "big").hex()
+        assert host.stop() == 0
+    with Place() as place:
+        done = place.attempt("up", "--disk-driver", "x=pattern_disk:Nothing")
+        assert done.returncode == 2
+        assert "there is no driver pattern_disk:Nothing" in done.stderr

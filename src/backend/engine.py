@@ -37,6 +37,10 @@ MAX_BUFFERS = 1024  # of one call to a disk, which may be one to the kernel (IOV
 
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS)
 
+# How long a disk may go on with what it does when the engine stops, and how often it is told to leave it.
+STOP_PATIENCE_S = 0.2
+STOP_RETRY_S = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
@@ -100,6 +104,7 @@ class PythonEngine:
         self._batch.set_disk(memory=self._memory, n_bytes=disk.size_bytes, fd=-1 if disk.fd is None else disk.fd)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vbd-engine", daemon=True)
+        self._abandoned = False  # a batch that the stop has interrupted is not answered
         self._batches = 0
         self._errors: set[int] = set()  # errno of what has been complained of
         self._changing = threading.Lock()  # guards _wanted_limits against two threads that change it
@@ -111,7 +116,10 @@ class PythonEngine:
         self._stopping.set()
         self._waiter.kick()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(STOP_PATIENCE_S)
+            while self._thread.is_alive():
+                self._disk.interrupt()
+                self._thread.join(STOP_RETRY_S)
         self._batch.set_disk()
         self._memory = None
 
@@ -181,7 +189,8 @@ class PythonEngine:
             if batch.is_pending(i):
                 batch.complete(i, self._one(i))
         batch.finish(n)
-        self._ring.push(batch.responses, n)
+        if not self._abandoned:
+            self._ring.push(batch.responses, n)
 
     def _one(self, i: int) -> int:
         operation = Operation(self._batch.operation(i))
@@ -189,6 +198,8 @@ class PythonEngine:
         try:
             self._do(i, operation, offset, length)
         except OSError as error:
+            # What is not done because we stop is not an error: unanswered, the frontend sends it again to the next.
+            self._abandoned = self._abandoned or self._stopping.is_set()
             log.debug("request at byte %d: %s", offset, error)
             if error.errno in UNSUPPORTED and operation not in (Operation.READ, Operation.WRITE):
                 self._withdraw(operation)

@@ -93,7 +93,7 @@ def scripted(path: Path, *conversations: Conversation) -> Iterator[None]:
             while thread.is_alive():
                 is_listening(path)  # nobody came: its turn is over
                 thread.join(0.01)
-    path.unlink()
+    path.unlink(missing_ok=True)
 
 
 def receive(client: socket.socket, n_bytes: int) -> bytes:

@@ -3,7 +3,7 @@
 
 import errno
 import json
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paravirt.backend.disks import FILTERS, Disk, MemoryDisk, open_disk
+from paravirt.backend.disks.filters.around import OPERATIONS
 from paravirt.backend.disks.filters.base import Filter
 from paravirt.backend.disks.filters.delay import DelayFilter
 from paravirt.backend.disks.filters.error import ErrorFilter, Failures
@@ -114,18 +115,33 @@ def test_growth_is_seen_through_a_filter() -> None:
     assert disk.current_size() == disk.size_bytes == 2 << 20
 
 
-def test_delay_waits_before_the_named_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delay_waits_before_the_named_operation() -> None:
     waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    disk = open_disk("delay,read=1ms,all=2s", "memory:1M", read_only=False)
-    assert isinstance(disk, DelayFilter)
+    disk = DelayFilter(MemoryDisk("1M", False), {"read": 0.001, "flush": 2}, wait=waited.append)
     read(disk, 512, at=0)
     assert waited == [0.001]
     write(disk, b"x" * 512, at=0)
     disk.flush()
-    disk.discard(0, 512)
-    disk.write_zeroes(0, 512)
-    assert waited == [0.001, 2, 2, 2, 2]
+    assert waited == [0.001, 2]
+
+
+def test_all_is_for_operations_that_are_not_named() -> None:
+    disk = open_disk("delay,read=1ms,all=2s", "memory:1M", read_only=False)
+    assert isinstance(disk, DelayFilter)
+    assert [disk.wait_s(operation, 0) for operation in OPERATIONS] == [0.001, 2, 2, 2, 2]
+
+
+def test_a_wait_can_be_interrupted() -> None:
+    disk = open_disk("stats:delay,flush=1000s", "memory:1M", read_only=False)
+    found: list[int | None] = []
+    thread = threading.Thread(target=lambda: found.append(raises(disk.flush)))
+    thread.start()
+    while thread.is_alive():
+        disk.interrupt()
+        thread.join(0.01)
+    assert found == [errno.ECANCELED]
+    write(disk, b"x" * 512, at=0)
+    disk.close()
 
 
 def failing(options: str, calls: int = 12) -> list[int]:
@@ -263,7 +279,7 @@ def test_rate_of_operations_and_bytes() -> None:
         MemoryDisk("1M", False),
         operations=TokenBucket(10, 1, clock=clock),
         n_bytes=TokenBucket(512, 512, clock=clock),
-        sleep=clock.sleep,
+        wait=clock.sleep,
     )
     start = clock.now
     for _ in range(11):

@@ -193,18 +193,51 @@ def test_patience_ends(file_server: nbd_servers.Server) -> None:
     disk.close()
 
 
-def test_close_ends_waiting(file_server: nbd_servers.Server) -> None:
-    disk = connect(file_server.path, ",patience=1000s")
-    file_server.kill()
+def interrupted(disk: Disk, *, when: Callable[[], None] = lambda: None) -> int | None:
+    """The errno of a flush that waits for ever, interrupted again and again as an engine does it."""
     found: list[int | None] = []
     thread = threading.Thread(target=lambda: found.append(raises(disk.flush)))
     thread.start()
-    time.sleep(0.05)
+    when()
+    deadline = time.monotonic() + nbd_servers.DEADLINE_S
+    while thread.is_alive() and time.monotonic() < deadline:
+        disk.interrupt()
+        thread.join(0.01)
+    (error,) = found
+    return error
+
+
+def test_waiting_for_a_server_can_be_interrupted(file_server: nbd_servers.Server) -> None:
+    disk = connect(file_server.path, ",patience=1000s")
+    file_server.kill()
+    assert interrupted(disk) == errno.ECANCELED
+    file_server.start()
+    disk.flush()  # the next call is as always
     disk.close()
-    thread.join(nbd_servers.DEADLINE_S)
-    assert found in ([errno.EIO], [errno.EBADF])
+    disk.interrupt()
     assert raises(disk.flush) == errno.EBADF
     disk.close()
+
+
+def test_waiting_for_an_answer_can_be_interrupted(path: Path) -> None:
+    asked = threading.Event()
+
+    def silent(client: socket.socket) -> None:
+        shake_hands(client)
+        nbd_servers.take_request(client)
+        asked.set()
+        client.recv(1)
+
+    with scripted(path, silent):
+        disk = connect(path, ",timeout=1000s,patience=1000s")
+        # The connection is cut; there is no other to be had, and waiting for one is cut as well.
+        assert interrupted(disk, when=lambda: path_gone(asked, path)) == errno.ECANCELED
+        disk.close()
+
+
+def path_gone(asked: threading.Event, path: Path) -> None:
+    assert asked.wait(nbd_servers.DEADLINE_S)
+    path.unlink()
 
 
 def test_a_silent_server_is_left(tmp_path: Path, path: Path) -> None:

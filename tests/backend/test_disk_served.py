@@ -2,7 +2,10 @@
 """Disks of every kind as a guest sees them: through the ring, from the backend that serves them."""
 
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ import paravirt
 from paravirt.backend.disks import DRIVERS, FILTERS, Disk, MemoryDisk, own
 from paravirt.backend.disks.filters.base import Filter
 from paravirt.backend.disks.spec import Opening
-from paravirt.errors import AlreadyExists, InvalidRequest, IoError, NotFound
+from paravirt.backend.service import BackendService
+from paravirt.errors import AlreadyExists, InvalidRequest, IoError, NotFound, TimedOut
 from tests.backend.disk_model import data_of
 from tests.backend.nbd_servers import nbdkit, running
 
@@ -126,6 +130,44 @@ def test_an_overlay_is_found_from_where_the_user_is(
         disk.pwrite(b"x" * 512, 0)
     host.detach_disk(domain)
     assert sorted(os.listdir()) == ["a,b.json", "changes", "disk.img"]
+
+
+def test_what_a_stop_interrupts_is_done_by_the_next_backend(tmp_path: Path) -> None:
+    """A guest writes while the server is away, and the backend is replaced meanwhile: it sees a pause."""
+    path = tmp_path / "s"
+    (tmp_path / "image").write_bytes(bytes(MIB))
+    serving = nbdkit(path, "file", str(tmp_path / "image"))
+    with running(path, *serving) as server, paravirt.Host() as host, ExitStack() as services:
+        domain = host.create_domain("guest")
+        host.attach_disk(domain, f"unix:{path}", driver="nbd,patience=3600s")
+        with domain.open_disk() as disk, ThreadPoolExecutor(1) as pool:
+            server.kill()
+            written = pool.submit(disk.pwrite, b"x" * 4096, 8192)
+            while not disk.statistics().in_flight:
+                time.sleep(0.001)
+            time.sleep(0.05)  # it is the server that is waited for
+            host._backend.stop()
+            server.start()
+            services.enter_context(BackendService(host.hypervisor, host.store))
+            written.result(30)
+            assert disk.pread(4096, 8192) == b"x" * 4096
+    assert (tmp_path / "image").read_bytes()[8192:12288] == b"x" * 4096
+
+
+def test_a_disk_that_waits_holds_nobody_up(host: paravirt.Host, domain: paravirt.Domain, tmp_path: Path) -> None:
+    """A guest goes while its disk waits for a server that does not come back; other disks go on."""
+    path = tmp_path / "s"
+    with running(path, *nbdkit(path, "memory", "1M")) as server:
+        host.attach_disk(domain, f"unix:{path}", driver="nbd,patience=3600s")
+        disk = domain.open_disk()
+        server.kill()
+        with pytest.raises(TimedOut):
+            disk.pread(512, 0, timeout_s=0.1)
+        disk.close()
+    host.detach_disk(domain)
+    host.attach_disk(domain, "1M", driver="memory", device="xvdb")
+    with domain.open_disk("xvdb") as other:
+        assert other.pread(512, 0) == bytes(512)
 
 
 class Backwards(Filter):

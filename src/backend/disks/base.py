@@ -3,6 +3,7 @@
 
 import errno
 import re
+import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
@@ -19,7 +20,8 @@ class Disk(Protocol):
     checked them.
 
     A call does all of it or raises `OSError`; the guest then sees an I/O error (of EOPNOTSUPP: that there is no such
-    operation) and other requests go on. One thread calls at a time, but any may call `current_size`.
+    operation) and other requests go on. One thread calls at a time, but any may call `current_size` and
+    `interrupt`.
 
     Subclass it: what has a value here is optional.
     """
@@ -69,8 +71,30 @@ class Disk(Protocol):
         """Look whether the size has changed, in whole sectors; from now on `size_bytes` is this."""
         return self.size_bytes
 
+    def interrupt(self) -> None:
+        """From any thread: a call that is waiting for something that may never come is to fail soon. It is repeated
+        until that is so, and means nothing to later calls.
+        """
+
     def close(self) -> None:
         """Free it; harmless when repeated."""
+
+
+class Pause:
+    """Waiting that `interrupt` can end."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """`OSError` when interrupted meanwhile."""
+        self._ended.clear()
+        if self._ended.wait(seconds):
+            raise OSError(errno.ECANCELED, "the device is being stopped")
+
+    def interrupt(self) -> None:
+        """End the wait of another thread, if there is one."""
+        self._ended.set()
 
 
 def parse_size(text: str, what: str, multiple: int = 512) -> int:

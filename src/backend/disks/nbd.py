@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from paravirt.backend.disks.base import SECTOR_SIZES, Disk, take, total
+from paravirt.backend.disks.base import SECTOR_SIZES, Disk, Pause, take, total
 from paravirt.backend.disks.nbd_client import Address, NbdConnection, Request
 from paravirt.backend.disks.spec import Opening
 from paravirt.errors import InvalidRequest, ParavirtError, PeerError, PeerGone
@@ -41,7 +41,9 @@ class NbdDisk(Disk):
     ) -> None:
         self._address, self._name = address, export
         self._timeout_s, self._patience_s = timeout_s, patience_s
-        self._closed = threading.Event()
+        self._closed = False
+        self._pause = Pause()
+        self._lock = threading.Lock()  # guards _connection against `interrupt` of another thread
         self.read_only = read_only
         try:
             self._connection: NbdConnection | None = NbdConnection(address, export, timeout_s=timeout_s)
@@ -137,12 +139,13 @@ class NbdDisk(Disk):
                 self._disconnect()
                 now = time.monotonic()
                 deadline = now + self._patience_s if deadline is None else deadline
-                if now >= deadline or self._closed.wait(min(pause, deadline - now)):
+                if now >= deadline:
                     raise OSError(errno.EIO, f"{self}: {error}") from error
+                self._pause.wait(min(pause, deadline - now))
                 pause = min(2 * pause, longest)
 
     def _connected(self) -> NbdConnection:
-        if self._closed.is_set():
+        if self._closed:
             raise OSError(errno.EBADF, f"{self} is closed")
         if self._connection is None:
             connection = NbdConnection(self._address, self._name, timeout_s=self._timeout_s)
@@ -165,12 +168,19 @@ class NbdDisk(Disk):
         self.sector_size, self.physical_sector_size = sector_size, physical
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def interrupt(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                self._connection.abort()
+        self._pause.interrupt()
 
     def close(self) -> None:
-        self._closed.set()
+        self._closed = True
         self._disconnect()
 
 

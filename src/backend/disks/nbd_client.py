@@ -42,8 +42,8 @@ class _Call:
 
 
 class NbdConnection:
-    """For one thread. `PeerGone` when the connection breaks or the server is silent for longer than `timeout_s`,
-    `PeerError` when it breaks the protocol. Either way it is of no more use: close it.
+    """For one thread; another may `abort`. `PeerGone` when the connection breaks or the server is silent for longer
+    than `timeout_s`, `PeerError` when it breaks the protocol. Either way it is of no more use: close it.
     """
 
     def __init__(self, address: Address, export: str, *, timeout_s: float) -> None:
@@ -74,6 +74,11 @@ class NbdConnection:
         for call in calls:
             if call.error:
                 raise OSError(call.error, f"the NBD server says: {os.strerror(call.error)}")
+
+    def abort(self) -> None:
+        """From any thread: a call in progress ends in `PeerGone`."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Say goodbye, if that takes no time, and close. Harmless when repeated."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""A filter that does something around each call, the same for all operations."""
+"""Filters that do something around each call, the same for all operations."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
-from paravirt.backend.disks.base import total
+from paravirt.backend.disks.base import Disk, Pause, total
 from paravirt.backend.disks.filters.base import Filter
 
 Operation = Literal["read", "write", "flush", "discard", "zeroes"]
@@ -39,3 +39,25 @@ class AroundEach(Filter):
     def write_zeroes(self, offset: int, length: int) -> None:
         with self.around("zeroes", offset, length):
             self.below.write_zeroes(offset, length)
+
+
+class WaitBeforeEach(AroundEach):
+    """Operations wait as long as `wait_s` says before they are done."""
+
+    def __init__(self, below: Disk, wait: Callable[[float], None] | None = None) -> None:
+        super().__init__(below)
+        self._pause = Pause()
+        self._wait = self._pause.wait if wait is None else wait
+
+    @abstractmethod
+    def wait_s(self, operation: Operation, length: int) -> float:
+        """Seconds for this one."""
+
+    def around(self, operation: Operation, offset: int, length: int) -> AbstractContextManager[object]:
+        if (seconds := self.wait_s(operation, length)) > 0:
+            self._wait(seconds)
+        return nullcontext()
+
+    def interrupt(self) -> None:
+        self._pause.interrupt()
+        super().interrupt()

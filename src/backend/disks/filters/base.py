@@ -42,5 +42,8 @@ class Filter(Disk):
         self.size_bytes = self.below.current_size()
         return self.size_bytes
 
+    def interrupt(self) -> None:
+        self.below.interrupt()
+
     def close(self) -> None:
         self.below.close()

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: MIT
 """A disk that is allowed so many operations and bytes a second."""
 
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 from paravirt.backend.disks.base import Disk
-from paravirt.backend.disks.filters.around import AroundEach, Operation
+from paravirt.backend.disks.filters.around import Operation, WaitBeforeEach
 from paravirt.backend.disks.spec import Opening
 from paravirt.backend.token_bucket import TokenBucket
 from paravirt.errors import InvalidRequest
 
 
-class RateFilter(AroundEach):
+class RateFilter(WaitBeforeEach):
     """`rate,iops=1000,bytes=100M:DISK`: calls wait for their turn. `iops-burst` and `bytes-burst` are what may come at
     once after a pause, a tenth of a second's worth if not given. Of zeroes and discards only the operation is counted.
     """
@@ -24,12 +22,11 @@ class RateFilter(AroundEach):
         *,
         operations: TokenBucket | None = None,
         n_bytes: TokenBucket | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        wait: Callable[[float], None] | None = None,
     ) -> None:
-        super().__init__(below)
+        super().__init__(below, wait)
         self._operations = operations
         self._bytes = n_bytes
-        self._sleep = sleep
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
@@ -47,12 +44,10 @@ class RateFilter(AroundEach):
             n_bytes=None if n_bytes is None else TokenBucket(n_bytes, bytes_burst),
         )
 
-    def around(self, operation: Operation, offset: int, length: int) -> AbstractContextManager[object]:
-        wait_s = 0.0
+    def wait_s(self, operation: Operation, length: int) -> float:
+        seconds = 0.0
         if self._operations is not None:
-            wait_s = self._operations.take(1)
+            seconds = self._operations.take(1)
         if self._bytes is not None and operation in ("read", "write"):
-            wait_s = max(wait_s, self._bytes.take(length))
-        if wait_s > 0:
-            self._sleep(wait_s)
-        return nullcontext()
+            seconds = max(seconds, self._bytes.take(length))
+        return seconds

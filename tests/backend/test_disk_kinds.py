@@ -122,6 +122,11 @@ def test_secure_discard_is_not_promised(driver: str, image: Path) -> None:
     disk.close()
 
 
+def test_secure_discard_of_a_file_is_refused(image: Path) -> None:
+    with pytest.raises(InvalidRequest, match="is a file, which has no secure discard"):
+        open_disk("file,secure-discard=1", str(image), read_only=False)
+
+
 def test_a_disk_to_read_only_offers_no_discard(image: Path) -> None:
     disk = FileDisk(str(image), True)
     assert not disk.can_discard

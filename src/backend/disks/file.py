@@ -39,8 +39,11 @@ class FileDisk(Disk):
         sector_size: int | None = None,
         removable: bool = False,
         cdrom: bool = False,
+        secure_discard: bool = False,
     ) -> None:
-        """`sector_size`: None for that of the device, or 512 for a file. A cdrom is removable and read-only."""
+        """`sector_size`: None for that of the device, or 512 for a file. A cdrom is removable and read-only.
+        `secure_discard`: the device can do it, of which Linux does not tell.
+        """
         self._path = spec
         self.read_only = read_only or cdrom
         self.direct, self.removable, self.cdrom = direct, removable or cdrom, cdrom
@@ -48,7 +51,7 @@ class FileDisk(Disk):
         try:
             self._is_device = _is_block_device(fd, spec)
             self._take_sizes(fd, sector_size)
-            self._take_discard(fd)
+            self._take_discard(fd, secure_discard)
             lock(fd, spec, self.read_only)
         except BaseException:
             os.close(fd)
@@ -62,6 +65,7 @@ class FileDisk(Disk):
         options = opening.options
         direct, sector_size = options.flag("direct"), options.sector_size()
         removable, cdrom = options.flag("removable"), options.flag("cdrom")
+        secure_discard = options.flag("secure-discard")
         options.end()
         return cls(
             opening.argument,
@@ -70,6 +74,7 @@ class FileDisk(Disk):
             sector_size=sector_size,
             removable=removable,
             cdrom=cdrom,
+            secure_discard=secure_discard,
         )
 
     def _take_sizes(self, fd: int, sector_size: int | None) -> None:
@@ -84,12 +89,15 @@ class FileDisk(Disk):
             raise InvalidRequest(f"image {self._path} has sectors of {least} bytes, not of {self.sector_size}")
         self.size_bytes = _size(fd, self._path, self.sector_size)
 
-    def _take_discard(self, fd: int) -> None:
+    def _take_discard(self, fd: int, secure: bool) -> None:
+        if secure and not self._is_device:
+            raise InvalidRequest(f"image {self._path} is a file, which has no secure discard")
         if self.read_only:
             return
         if self._is_device:
             self.discard_granularity_bytes, self.discard_alignment_bytes = block_device.discard_limits(fd)
             self.can_discard = self.discard_granularity_bytes > 0
+            self.can_discard_secure = secure and self.can_discard
         else:
             self.can_discard = block_device.can_punch_holes(fd, self.size_bytes)
             self.discard_granularity_bytes = os.fstatvfs(fd).f_frsize

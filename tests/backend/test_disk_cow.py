@@ -171,7 +171,9 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     return another
 
 
-def test_after_a_stop_of_the_machine_what_was_flushed_counts(base: Path, reboot: Callable[[], None]) -> None:
+def test_after_a_stop_of_the_machine_what_was_flushed_counts(
+    base: Path, reboot: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
     disk = cow(base)
     write(disk, b"a" * 4096, at=0)
     disk.flush()
@@ -187,6 +189,7 @@ def test_after_a_stop_of_the_machine_what_was_flushed_counts(base: Path, reboot:
         disk = cow(base, read_only=read_only)
         assert read(disk, SIZE, at=0) == b"a" * 4096 + BASE[4096:]
         disk.close()
+    assert caplog.text.count("the machine has stopped") == 2
     disk = cow(base)
     write(disk, b"c" * 512, at=4096)  # a part of the lost block: the rest is from the base
     disk.flush()

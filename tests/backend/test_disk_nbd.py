@@ -383,10 +383,11 @@ def test_exports_that_cannot_be(
             connect(path)
 
 
-def test_large_blocks_are_sectors_of_4096(path: Path) -> None:
-    with scripted(path, lambda client: shake_hands(client, blocks=(4096, 65536, 1 << 20))):
+@pytest.mark.parametrize(("preferred", "physical"), [(4096, 4096), (65536, 65536), (1 << 20, 65536)])
+def test_large_blocks_are_sectors_of_4096(path: Path, preferred: int, physical: int) -> None:
+    with scripted(path, lambda client: shake_hands(client, blocks=(4096, preferred, 1 << 20))):
         disk = connect(path)
-        assert (disk.sector_size, disk.physical_sector_size) == (4096, 65536)
+        assert (disk.sector_size, disk.physical_sector_size) == (4096, physical)
         disk.close()
 
 

@@ -18,6 +18,7 @@ from paravirt.protocol.nbd import Command, Export, TransmissionFlag
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_PATIENCE_S = 30.0
 RETRY_S = (0.02, 1.0)  # the first pause and the longest
+MAX_PHYSICAL_BYTES = 1 << 16
 MAX_RANGE_BYTES = 1 << 30  # of one command without data
 
 
@@ -92,7 +93,7 @@ class NbdDisk(Disk):
             raise InvalidRequest(f"{self} has {export.size_bytes} bytes, not a positive multiple of {sector_size}")
         self.size_bytes = export.size_bytes
         self.sector_size = sector_size
-        self.physical_sector_size = max(sector_size, export.preferred_block_bytes)
+        self.physical_sector_size = min(max(sector_size, export.preferred_block_bytes), MAX_PHYSICAL_BYTES)
         self.can_discard = not self.read_only and bool(export.flags & TransmissionFlag.SEND_TRIM)
         self.discard_granularity_bytes = self.physical_sector_size
         self._zeroes = bool(export.flags & TransmissionFlag.SEND_WRITE_ZEROES)

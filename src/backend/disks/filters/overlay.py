@@ -12,14 +12,17 @@ in; in another one the stable map counts, and what was not flushed is as if it h
 cleared, so a stable map of which only a part reached the disk is right as well.
 """
 
-import mmap
+import logging
 import os
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
-from paravirt.backend.disks.file import lock, open_image
+from paravirt.backend.disks.file import lock, open_image, transfer
 from paravirt.errors import InvalidRequest, NotFound, ResourceLimit
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"paravirt overlay"
 VERSION = 1
@@ -53,15 +56,11 @@ class Overlay:
                 raise InvalidRequest(
                     f"overlay {path} is damaged: it has {os.fstat(self.fd).st_size} bytes, not {self.end}"
                 )
-            access = mmap.ACCESS_READ if read_only else mmap.ACCESS_WRITE
-            self._maps = mmap.mmap(self.fd, 2 * self._map_bytes, access=access, offset=PAGE)
+            self._load(boot != boot_id() or boot == NO_BOOT)
         except BaseException:
             os.close(self.fd)
             raise
         self._closed = False
-        self._base = 0  # where in `_maps` the map that counts begins
-        if boot != boot_id() or boot == NO_BOOT:
-            self._forget_what_was_not_flushed()
 
     def _read_header(self) -> tuple[int, bytes]:
         """Bytes of a block, and the boot it was last written in."""
@@ -81,21 +80,33 @@ class Overlay:
             raise InvalidRequest(f"overlay {self.path} is damaged: it has blocks of {block_bytes} bytes")
         return block_bytes, boot
 
-    def _forget_what_was_not_flushed(self) -> None:
-        if self.read_only:
-            self._base = self._map_bytes  # the stable map as it is
-            return
-        self._maps[: self._map_bytes] = self._maps[self._map_bytes :]
-        self._maps.flush()
-        _write_header(self.fd, self.size_bytes, self.block_bytes)
+    def _load(self, stopped: bool) -> None:
+        """Take the map that counts. `stopped`: the machine has, since the overlay was written; then that is made so."""
+        working, stable = (bytearray(self._map_bytes) for _ in range(2))
+        for content, position in ((working, PAGE), (stable, PAGE + self._map_bytes)):
+            transfer(os.preadv, self.fd, [memoryview(content)], position, self.path)
+        if stopped and working != stable:
+            log.warning("overlay %s: the machine has stopped; what was not flushed is left out", self.path)
+        if stopped and not self.read_only:
+            transfer(os.pwritev, self.fd, [memoryview(stable)], PAGE, self.path)
+            os.fsync(self.fd)
+            _write_header(self.fd, self.size_bytes, self.block_bytes)
+        self._map = stable if stopped else working
+        pages = range(0, self._map_bytes, PAGE)
+        self._unstable = {page for page in pages if self._map[page : page + PAGE] != stable[page : page + PAGE]}
 
     def has(self, block: int) -> bool:
         """Whether the block is here, not below."""
-        return bool(self._maps[self._base + block // 8] >> block % 8 & 1)
+        return bool(self._map[block // 8] >> block % 8 & 1)
 
     def mark(self, block: int) -> None:
         """The block is here from now on; its data has been written."""
-        self._maps[block // 8] |= 1 << block % 8
+        place = block // 8
+        byte = self._map[place] | 1 << block % 8
+        if byte != self._map[place]:
+            os.pwrite(self.fd, bytes([byte]), PAGE + place)
+            self._map[place] = byte
+            self._unstable.add(place // PAGE * PAGE)
 
     def position(self, offset: int) -> int:
         """Where in the file a byte of the disk is."""
@@ -106,18 +117,17 @@ class Overlay:
         if self.read_only:
             return
         os.fdatasync(self.fd)
-        for start in range(0, self._map_bytes, PAGE):
-            working = self._maps[start : start + PAGE]
-            stable = slice(self._map_bytes + start, self._map_bytes + start + PAGE)
-            if self._maps[stable] != working:
-                self._maps[stable] = working
-                self._maps.flush(stable.start, PAGE)
+        if self._unstable:
+            for page in self._unstable:
+                content = memoryview(self._map)[page : page + PAGE]
+                transfer(os.pwritev, self.fd, [content], PAGE + self._map_bytes + page, self.path)
+            os.fdatasync(self.fd)
+            self._unstable.clear()
 
     def close(self) -> None:
         """Harmless when repeated. Does not flush."""
         if not self._closed:
             self._closed = True
-            self._maps.close()
             os.close(self.fd)
 
 
@@ -153,19 +163,19 @@ def _open(path: str, read_only: bool) -> int:
 
 def _create(path: str, size_bytes: int, block_bytes: int) -> None:
     """Whole or not at all: under another name until it is complete."""
-    new = f"{path}.{os.getpid()}.new"
+    directory, name = os.path.split(os.path.abspath(path))
     try:
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd, new = tempfile.mkstemp(".new", f"{name}.", directory)
     except (OSError, ValueError) as error:
         raise InvalidRequest(f"overlay {path!r} cannot be made: {getattr(error, 'strerror', None) or error}") from None
     try:
         start = _data_start(size_bytes, block_bytes)
-        # Maps are written as memory: they must have their space, or a full file system would kill the process.
+        # The maps have their space from the start: what has found room for a block must not fail to say so.
         os.posix_fallocate(fd, 0, start)
         os.ftruncate(fd, start + size_bytes)
         _write_header(fd, size_bytes, block_bytes)
         os.link(new, path)
-        _sync_directory(path)
+        _sync_directory(directory)
     except FileExistsError:
         pass  # somebody else has just made one
     except OSError as error:
@@ -175,9 +185,9 @@ def _create(path: str, size_bytes: int, block_bytes: int) -> None:
         os.unlink(new)
 
 
-def _sync_directory(path: str) -> None:
+def _sync_directory(directory: str) -> None:
     """What is flushed to a file is lost if the file's name is."""
-    fd = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

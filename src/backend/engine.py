@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -185,9 +185,12 @@ class PythonEngine:
                     if batch.unsupported >> operation & 1:
                         self._withdraw(operation)
             return
-        for i in range(n):
-            if batch.is_pending(i):
-                batch.complete(i, self._one(i))
+        pending = [i for i in range(n) if batch.is_pending(i)]
+        for run in self._runs(pending) if self._disk.many_in_flight else ([i] for i in pending):
+            if len(run) > 1:
+                self._several(run)
+            else:
+                batch.complete(run[0], self._one(run[0]))
         batch.finish(n)
         if not self._abandoned:
             self._ring.push(batch.responses, n)
@@ -198,15 +201,49 @@ class PythonEngine:
         try:
             self._do(i, operation, offset, length)
         except OSError as error:
-            # What is not done because we stop is not an error: unanswered, the frontend sends it again to the next.
-            self._abandoned = self._abandoned or self._stopping.is_set()
             log.debug("request at byte %d: %s", offset, error)
-            if error.errno in UNSUPPORTED and operation not in (Operation.READ, Operation.WRITE):
-                self._withdraw(operation)
-                return blkif.EOPNOTSUPP
-            self._complain(error.errno or errno.EIO)
-            return blkif.ERROR
+            return self._failed(operation, error.errno or errno.EIO)
         return blkif.OKAY
+
+    def _failed(self, operation: Operation, error: int) -> int:
+        """The status of a request that the disk has failed."""
+        # What is not done because we stop is not an error: unanswered, the frontend sends it again to the next.
+        self._abandoned = self._abandoned or self._stopping.is_set()
+        if error in UNSUPPORTED and operation not in (Operation.READ, Operation.WRITE):
+            self._withdraw(operation)
+            return blkif.EOPNOTSUPP
+        self._complain(error)
+        return blkif.ERROR
+
+    def _runs(self, pending: Sequence[int]) -> Iterator[list[int]]:
+        """Requests in order, those together that may be done in any: reads, and writes that do not overlap."""
+        run: list[int] = []
+        for i in pending:
+            if run and not self._goes_beside(run, i):
+                yield run
+                run = []
+            run.append(i)
+        if run:
+            yield run
+
+    def _goes_beside(self, run: Sequence[int], i: int) -> bool:
+        batch = self._batch
+        operation = batch.operation(i)
+        if operation not in (Operation.READ, Operation.WRITE) or operation != batch.operation(run[0]):
+            return False
+        offset, length = batch.place(i)
+        places = (batch.place(other) for other in run)
+        return operation == Operation.READ or all(
+            offset + length <= start or start + n_bytes <= offset for start, n_bytes in places
+        )
+
+    def _several(self, run: Sequence[int]) -> None:
+        batch, disk = self._batch, self._disk
+        operation = Operation(batch.operation(run[0]))
+        call = disk.preadv_many if operation == Operation.READ else disk.pwritev_many
+        errors = call([(batch.buffers(i), batch.place(i)[0]) for i in run])
+        for i, error in zip(run, errors, strict=True):
+            batch.complete(i, self._failed(operation, error) if error else blkif.OKAY)
 
     def _do(self, i: int, operation: Operation, offset: int, length: int) -> None:
         disk, batch = self._disk, self._batch

@@ -475,6 +475,29 @@ def test_a_large_transfer_is_in_flight_at_once_and_answered_in_any_order(path: P
         disk.close()
 
 
+def test_several_transfers_are_in_flight_together_and_each_has_its_own_end(path: Path) -> None:
+    def talk(client: socket.socket) -> None:
+        shake_hands(client, blocks=(1, 512, 4096))
+        for _ in range(2):
+            requests = [nbd_servers.take_request(client) for _ in range(3)]
+            for _, cookie, offset, length in reversed(requests):
+                if offset == 3584 + 4096:
+                    client.sendall(chunk(Chunk.ERROR, cookie, nbd.ERROR.pack(errno.ENOSPC, 0)))
+                else:
+                    client.sendall(chunk(Chunk.OFFSET_DATA, cookie, struct.pack(">Q", offset) + b"d" * length))
+
+    with scripted(path, talk):
+        disk = connect(path, ",patience=0s")
+        pages = [bytearray(length) for length in (512, 8192)]
+        for _ in range(2):
+            # The second is two requests for this server, of which one fails.
+            ends = disk.preadv_many([([memoryview(pages[0])], 0), ([memoryview(pages[1])], 3584)])
+            assert ends == [0, errno.ENOSPC]
+            assert pages[0] == b"d" * 512
+        assert disk.preadv_many([([memoryview(pages[0])], 0)] * 2) == [errno.EIO] * 2  # the server is gone
+        disk.close()
+
+
 def test_long_ranges_are_cut(path: Path) -> None:
     asked: list[tuple[int, int, int]] = []
 

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT
 """Disks of every kind as a guest sees them: through the ring, from the backend that serves them."""
 
+import errno
 import os
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 import paravirt
 from paravirt.backend.disks import DRIVERS, FILTERS, Disk, MemoryDisk, own
+from paravirt.backend.disks.base import Transfer, total
 from paravirt.backend.disks.filters.base import Filter
 from paravirt.backend.disks.spec import Opening
 from paravirt.backend.service import BackendService
@@ -168,6 +172,69 @@ def test_a_disk_that_waits_holds_nobody_up(host: paravirt.Host, domain: paravirt
     host.attach_disk(domain, "1M", driver="memory", device="xvdb")
     with domain.open_disk("xvdb") as other:
         assert other.pread(512, 0) == bytes(512)
+
+
+class Together(Filter):
+    """Notes what comes together; what begins with the sector `bad` fails."""
+
+    many_in_flight = True
+    reads: ClassVar[list[list[int]]] = []  # first sectors
+    writes: ClassVar[list[list[int]]] = []  # all sectors
+    bad = 100 * 512
+
+    @classmethod
+    def open(cls, opening: Opening) -> Disk:
+        return cls(opening.below(opening.read_only))
+
+    def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
+        if offset == self.bad:
+            raise OSError(errno.EIO, "bad")
+        super().preadv(buffers, offset)
+
+    def preadv_many(self, transfers: Sequence[Transfer]) -> list[int]:
+        self.reads.append([offset // 512 for _, offset in transfers])
+        return super().preadv_many(transfers)
+
+    def pwritev_many(self, transfers: Sequence[Transfer]) -> list[int]:
+        places = [(offset // 512, total(buffers) // 512) for buffers, offset in transfers]
+        self.writes.append([sector for first, n in places for sector in range(first, first + n)])
+        return super().pwritev_many(transfers)
+
+
+@pytest.fixture
+def together(host: paravirt.Host, domain: paravirt.Domain) -> Iterator[paravirt.Disk]:
+    own.register("together", Together)
+    try:
+        host.attach_disk(domain, "1M", driver="together:delay,all=1ms:memory")  # so that more comes meanwhile
+        with domain.open_disk() as disk:
+            yield disk
+        host.detach_disk(domain)
+    finally:
+        own.unregister("together")
+        Together.reads.clear()
+        Together.writes.clear()
+
+
+def test_what_comes_together_goes_together_unless_writes_overlap(together: paravirt.Disk) -> None:
+    chance = random.Random(1)
+    for _ in range(5):
+        places = [(chance.randrange(64), chance.randrange(1, 8)) for _ in range(16)]
+        together.write_many([(first * 512, bytes(n * 512)) for first, n in places])
+    data = data_of(3, 96 * 512)
+    together.write_many([(offset, data[offset : offset + 512]) for offset in range(0, len(data), 512)])
+    assert b"".join(together.read_many(list(range(0, len(data), 512)), 512)) == data
+    assert max(map(len, Together.reads)) > 4
+    assert max(map(len, Together.writes)) > 4
+    assert all(len(set(sectors)) == len(sectors) for sectors in Together.writes)
+
+
+def test_one_that_fails_fails_alone(together: paravirt.Disk) -> None:
+    with pytest.raises(IoError):
+        together.read_many([sector * 512 for sector in range(90, 110)], 512)
+    assert any(100 in group and len(group) > 1 for group in Together.reads)
+    assert together.pread(512, 99 * 512) == bytes(512)
+    counters = together.statistics()
+    assert counters.in_flight == 0
 
 
 class Backwards(Filter):

@@ -5,7 +5,7 @@ import errno
 import re
 import threading
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from paravirt.errors import InvalidRequest
@@ -13,6 +13,9 @@ from paravirt.errors import InvalidRequest
 SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SECTOR_SIZES = (512, 4096)
 ZEROES = memoryview(bytes(1 << 16))
+
+
+Transfer = tuple[Sequence[memoryview], int]  # buffers, offset
 
 
 class Disk(Protocol):
@@ -38,6 +41,7 @@ class Disk(Protocol):
     removable: bool = False
     cdrom: bool = False
     direct: bool = False  # passes the page cache of this machine by
+    many_in_flight: bool = False  # `preadv_many` and `pwritev_many` are better than one after the other
 
     # Two kinds of disk are served in C, a batch in one call, which does not ask the methods to read, write and flush:
     # one that is plain memory says where, one that is a file (its own `preadv` would do just that) has a descriptor.
@@ -51,6 +55,14 @@ class Disk(Protocol):
     @abstractmethod
     def pwritev(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Write all buffers at `offset`."""
+
+    def preadv_many(self, transfers: Sequence[Transfer]) -> list[int]:
+        """Several reads, in any order or at once; the errno of each, 0 when it is done."""
+        return [_errno_of(self.preadv, *transfer) for transfer in transfers]
+
+    def pwritev_many(self, transfers: Sequence[Transfer]) -> list[int]:
+        """Several writes, none of which touches what another does; as `preadv_many`."""
+        return [_errno_of(self.pwritev, *transfer) for transfer in transfers]
 
     @abstractmethod
     def flush(self) -> None:
@@ -78,6 +90,14 @@ class Disk(Protocol):
 
     def close(self) -> None:
         """Free it; harmless when repeated."""
+
+
+def _errno_of(call: Callable[[Sequence[memoryview], int], None], buffers: Sequence[memoryview], offset: int) -> int:
+    try:
+        call(buffers, offset)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 class Pause:

@@ -2,13 +2,15 @@
 """A disk that an NBD server has: nbdkit, qemu-nbd (so qcow2, VHD, VMDK), nbd-server ..."""
 
 import errno
+import os
 import re
 import threading
 import time
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Self
 
-from paravirt.backend.disks.base import SECTOR_SIZES, Disk, Pause, take, total
+from paravirt.backend.disks.base import SECTOR_SIZES, Disk, Pause, Transfer, take, total
 from paravirt.backend.disks.nbd_client import Address, NbdConnection, Request
 from paravirt.backend.disks.spec import Opening
 from paravirt.errors import InvalidRequest, ParavirtError, PeerError, PeerGone
@@ -25,11 +27,13 @@ MAX_RANGE_BYTES = 1 << 30  # of one command without data
 class NbdDisk(Disk):
     """`nbd:HOST:PORT/EXPORT` or `nbd,export=NAME:unix:/PATH`.
 
-    A transfer larger than the server takes at once is sent as several requests, all in flight together. When the
+    What comes together, and a transfer larger than the server takes at once, is in flight together. When the
     connection is lost, or the server is silent for `timeout`, the disk connects again and repeats what was not
     answered, for `patience`; then the call fails. A server that forgets what it has answered when it is started anew
     (without a flush it may) breaks that.
     """
+
+    many_in_flight = True
 
     def __init__(
         self,
@@ -101,10 +105,25 @@ class NbdDisk(Disk):
         self._most_bytes = max(sector_size, export.most_bytes // sector_size * sector_size)
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
-        self._run(self._transfer(Command.READ, buffers, offset))
+        self._do(self._transfer(Command.READ, buffers, offset))
 
     def pwritev(self, buffers: Sequence[memoryview], offset: int) -> None:
-        self._run(self._transfer(Command.WRITE, buffers, offset))
+        self._do(self._transfer(Command.WRITE, buffers, offset))
+
+    def preadv_many(self, transfers: Sequence[Transfer]) -> list[int]:
+        return self._many(Command.READ, transfers)
+
+    def pwritev_many(self, transfers: Sequence[Transfer]) -> list[int]:
+        return self._many(Command.WRITE, transfers)
+
+    def _many(self, command: Command, transfers: Sequence[Transfer]) -> list[int]:
+        requests = [self._transfer(command, *transfer) for transfer in transfers]
+        try:
+            errors = iter(self._run(list(chain.from_iterable(requests))))
+        except OSError as error:
+            return [error.errno or errno.EIO] * len(transfers)
+        found = [list(islice(errors, len(pieces))) for pieces in requests]
+        return [next(filter(None, pieces), 0) for pieces in found]
 
     def _transfer(self, command: Command, buffers: Sequence[memoryview], offset: int) -> list[Request]:
         length = total(buffers)
@@ -115,28 +134,31 @@ class NbdDisk(Disk):
 
     def flush(self) -> None:
         if self._flush:
-            self._run([Request(Command.FLUSH, 0, 0)])
+            self._do([Request(Command.FLUSH, 0, 0)])
 
     def discard(self, offset: int, length: int, secure: bool = False) -> None:
         if secure or not self.can_discard:
             raise OSError(errno.EOPNOTSUPP, f"{self} has no {'secure ' if secure else ''}discard")
-        self._run(_ranges(Command.TRIM, offset, length))
+        self._do(_ranges(Command.TRIM, offset, length))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         if self._zeroes:
-            self._run(_ranges(Command.WRITE_ZEROES, offset, length))
+            self._do(_ranges(Command.WRITE_ZEROES, offset, length))
         else:
             super().write_zeroes(offset, length)
 
-    def _run(self, requests: Sequence[Request]) -> None:
-        """Have all of them done, over as many connections as it takes."""
+    def _do(self, requests: Sequence[Request]) -> None:
+        for error in filter(None, self._run(requests)):
+            raise OSError(error, f"{self}: {os.strerror(error)}")
+
+    def _run(self, requests: Sequence[Request]) -> list[int]:
+        """Have all of them done, over as many connections as it takes; the server's errno for each."""
         deadline: float | None = None
         pause, longest = RETRY_S
         while True:
             try:
-                self._connected().call(requests)
-                return
-            except ParavirtError as error:  # not what the server answered: a plain OSError
+                return self._connected().call(requests)
+            except ParavirtError as error:
                 self._disconnect()
                 now = time.monotonic()
                 deadline = now + self._patience_s if deadline is None else deadline

@@ -2,7 +2,6 @@
 """One connection to an NBD server."""
 
 import itertools
-import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -58,22 +57,22 @@ class NbdConnection:
             self._socket.close()
             raise
 
-    def call(self, requests: Sequence[Request]) -> None:
-        """Send all, then wait for all; `OSError` with the server's errno for the first that failed."""
-        calls = []
+    def call(self, requests: Sequence[Request]) -> list[int]:
+        """Send all, then wait for all; the server's errno for each, 0 when it is done."""
+        calls: list[_Call] = []
+        pieces: list[memoryview] = []
         for request in requests:
             is_read = request.command == Command.READ
             cookie = next(self._cookies)
             call = _Call(request.buffers if is_read else (), request.offset, request.length if is_read else 0)
             self._calls[cookie] = call
             calls.append(call)
-            header = memoryview(nbd.request(request.command, cookie, request.offset, request.length))
-            self._send([header] if is_read else [header, *request.buffers])
+            pieces.append(memoryview(nbd.request(request.command, cookie, request.offset, request.length)))
+            pieces.extend(() if is_read else request.buffers)
+        self._send(pieces)
         while self._calls:
             self._receive()
-        for call in calls:
-            if call.error:
-                raise OSError(call.error, f"the NBD server says: {os.strerror(call.error)}")
+        return [call.error for call in calls]
 
     def abort(self) -> None:
         """From any thread: a call in progress ends in `PeerGone`."""
@@ -99,13 +98,16 @@ class NbdConnection:
 
     def _receive(self) -> None:
         """One reply, or one chunk of one."""
-        magic = self._read(4)
-        if magic == _SIMPLE:
-            self._simple_reply(*_REST_OF_SIMPLE.unpack(self._read(_REST_OF_SIMPLE.size)))
-        elif magic == _STRUCTURED and self._structured:
-            self._structured_reply(*_REST_OF_STRUCTURED.unpack(self._read(_REST_OF_STRUCTURED.size)))
+        head = self._read(nbd.SIMPLE_REPLY.size)
+        if head[:4] == _SIMPLE:
+            _, error, cookie = nbd.SIMPLE_REPLY.unpack(head)
+            self._simple_reply(error, cookie)
+        elif head[:4] == _STRUCTURED and self._structured:
+            head += self._read(nbd.STRUCTURED_REPLY.size - len(head))
+            _, flags, kind, cookie, length = nbd.STRUCTURED_REPLY.unpack(head)
+            self._structured_reply(flags, kind, cookie, length)
         else:
-            raise PeerError(f"the NBD server sent {magic.hex()} where a reply begins")
+            raise PeerError(f"the NBD server sent {head[:4].hex()} where a reply begins")
 
     def _simple_reply(self, error: int, cookie: int) -> None:
         call = self._call_of(cookie)
@@ -217,8 +219,6 @@ class NbdConnection:
 
 _SIMPLE = nbd.SIMPLE_REPLY_MAGIC.to_bytes(4)
 _STRUCTURED = nbd.STRUCTURED_REPLY_MAGIC.to_bytes(4)
-_REST_OF_SIMPLE = struct.Struct(">IQ")
-_REST_OF_STRUCTURED = struct.Struct(">HHQI")
 
 
 def _place(call: _Call, offset: int, length: int) -> list[memoryview]:

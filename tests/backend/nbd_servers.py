@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from paravirt.backend.disks import Disk, open_disk
 from paravirt.protocol import nbd
 from paravirt.protocol.nbd import Option, Reply
 from tests import needs
 
 DEADLINE_S = 30
 Conversation = Callable[[socket.socket], None]
+
+
+def connect(path: Path, options: str = "", *, read_only: bool = False) -> Disk:
+    return open_disk(f"nbd{options}", f"unix:{path}", read_only=read_only)
 
 
 class Server:

@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 
 from paravirt.backend.disks import Disk, FileDisk, MemoryDisk, NullDisk, block_device, open_disk
 from paravirt.backend.disks.base import skip, take
+from paravirt.backend.disks.filters.readahead import ReadaheadFilter
+from paravirt.backend.disks.filters.stats import StatsFilter
 from paravirt.errors import InvalidRequest
 from tests.backend import disk_model
 from tests.backend.disk_model import Step, data_of, read, write
@@ -154,6 +157,30 @@ def test_a_file_that_grows_and_shrinks(file: FileDisk, image: Path) -> None:
     assert file.current_size() == SIZE // 2
     with pytest.raises(OSError, match="shorter"):
         read(file, 4096, at=SIZE - 4096)
+
+
+def test_the_size_is_asked_for_while_others_read_and_write(file: FileDisk, image: Path) -> None:
+    disk = StatsFilter(ReadaheadFilter(file, 8192))
+    sizes: set[int] = set()
+    stopping = threading.Event()
+
+    def look() -> None:
+        while not stopping.is_set():
+            sizes.add(disk.current_size())
+            disk.interrupt()  # nothing waits here: it means nothing
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for i in range(300):
+        offset = i % 16 * 4096
+        write(disk, bytes([i % 256]) * 4096, at=offset)
+        assert read(disk, 4096, at=offset) == bytes([i % 256]) * 4096
+        if i % 100 == 50:
+            os.truncate(image, SIZE + i * 4096)
+    stopping.set()
+    thread.join()
+    assert disk.current_size() == SIZE + 250 * 4096
+    assert sizes <= {SIZE, *(SIZE + i * 4096 for i in (50, 150, 250))}
 
 
 def test_a_cdrom_is_removable_and_not_written(image: Path) -> None:

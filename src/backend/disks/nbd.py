@@ -55,7 +55,8 @@ class NbdDisk(Disk):
         except (PeerGone, PeerError) as error:
             raise InvalidRequest(f"{self}: {error}") from error
         try:
-            self._take(self._connection.export)
+            self._take_shape(self._connection.export)
+            self._take_terms(self._connection.export)
         except BaseException:
             self._connection.close()
             raise
@@ -86,23 +87,26 @@ class NbdDisk(Disk):
             patience_s=DEFAULT_PATIENCE_S if patience_s is None else patience_s,
         )
 
-    def _take(self, export: Export) -> None:
-        """What the server says of the disk, if it can be one."""
-        if export.flags & TransmissionFlag.READ_ONLY and not self.read_only:
-            raise InvalidRequest(f"{self} is read-only")
+    def _take_shape(self, export: Export) -> None:
+        """What stays as it is, whoever serves the disk later."""
         sector_size = next((size for size in SECTOR_SIZES if size >= export.least_block_bytes), None)
         if sector_size is None:
             raise InvalidRequest(f"{self} has blocks of {export.least_block_bytes} bytes; 4096 are the most")
-        if export.size_bytes == 0 or export.size_bytes % sector_size:
-            raise InvalidRequest(f"{self} has {export.size_bytes} bytes, not a positive multiple of {sector_size}")
-        self.size_bytes = export.size_bytes
         self.sector_size = sector_size
         self.physical_sector_size = min(max(sector_size, export.preferred_block_bytes), MAX_PHYSICAL_BYTES)
         self.can_discard = not self.read_only and bool(export.flags & TransmissionFlag.SEND_TRIM)
         self.discard_granularity_bytes = self.physical_sector_size
+
+    def _take_terms(self, export: Export) -> None:
+        """What each connection says anew."""
+        if export.flags & TransmissionFlag.READ_ONLY and not self.read_only:
+            raise InvalidRequest(f"{self} is read-only")
+        if export.size_bytes == 0 or export.size_bytes % self.sector_size:
+            raise InvalidRequest(f"{self} has {export.size_bytes} bytes, not a positive multiple of {self.sector_size}")
+        self.size_bytes = export.size_bytes
         self._zeroes = bool(export.flags & TransmissionFlag.SEND_WRITE_ZEROES)
         self._flush = bool(export.flags & TransmissionFlag.SEND_FLUSH)
-        self._most_bytes = max(sector_size, export.most_bytes // sector_size * sector_size)
+        self._most_bytes = max(self.sector_size, export.most_bytes // self.sector_size * self.sector_size)
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
         self._do(self._transfer(Command.READ, buffers, offset))
@@ -186,9 +190,7 @@ class NbdDisk(Disk):
             raise PeerError(f"it came back with {export.size_bytes} bytes instead of {self.size_bytes}")
         if export.least_block_bytes > self.sector_size:
             raise PeerError(f"it came back with blocks of {export.least_block_bytes} bytes")
-        sector_size, physical = self.sector_size, self.physical_sector_size
-        self._take(export)
-        self.sector_size, self.physical_sector_size = sector_size, physical
+        self._take_terms(export)
 
     def _disconnect(self) -> None:
         with self._lock:

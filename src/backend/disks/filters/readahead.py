@@ -25,6 +25,7 @@ class ReadaheadFilter(Filter):
         self._window = memoryview(bytearray(max(window_bytes, below.sector_size)))
         self._start = self._end = 0  # on the disk, of what the window has
         self._next = -1  # where a sequential read would begin
+        self._size = below.size_bytes  # as it was at the last read
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
@@ -35,7 +36,10 @@ class ReadaheadFilter(Filter):
         return cls(opening.below(opening.read_only), window)
 
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
-        length = total(buffers)
+        length, size = total(buffers), self.size_bytes
+        if size != self._size:
+            self._size = size
+            self._start = self._end = 0  # what is behind an end that has moved is another
         sequential, self._next = offset == self._next, offset + length
         if not self._has(offset, length) and not (sequential and self._fill(offset, length)):
             self.below.preadv(buffers, offset)
@@ -51,7 +55,7 @@ class ReadaheadFilter(Filter):
         n_bytes = min(len(self._window), self.size_bytes - offset)
         if n_bytes <= length:
             return False
-        self._forget(0, self.size_bytes)
+        self._start = self._end = 0
         try:
             self.below.preadv([self._window[:n_bytes]], offset)
         except OSError:
@@ -74,8 +78,3 @@ class ReadaheadFilter(Filter):
     def write_zeroes(self, offset: int, length: int) -> None:
         self._forget(offset, length)
         super().write_zeroes(offset, length)
-
-    def current_size(self) -> int:
-        size = super().current_size()
-        self._end = min(self._end, size)
-        return size

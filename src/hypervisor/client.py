@@ -30,8 +30,8 @@ from paravirt.hypervisor.events import VIRQ_DOM_EXC, PortState, Virq
 from paravirt.hypervisor.foreign import ForeignArena, MappedPages
 from paravirt.hypervisor.info import DomainInfo, HypervisorInfo, domain_info
 from paravirt.hypervisor.link import Link
-from paravirt.hypervisor.looking import OwnRecords
 from paravirt.hypervisor.messages import MAGIC, NAME_BYTES, NO_UID, VERSION, Op, put_text
+from paravirt.hypervisor.own_records import OwnRecords
 from paravirt.hypervisor.rules import DOM0, DOMID_SELF
 from paravirt.hypervisor.store import StoreRegistration
 from paravirt.ring._core import lib

@@ -9,7 +9,6 @@ slows what it looks at, and nothing is counted against anybody.
 
 import os
 import struct
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,18 +19,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from paravirt.errors import InvalidRequest, NotFound, ParavirtError
+from paravirt.errors import InvalidRequest, NotFound
 from paravirt.hypervisor.messages import Op, get_text
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.grant import ENTRY_BYTES, NOTE_BYTES
-from paravirt.ring.looking import LookedObject, Record, Records, RingLabel, parse_layout
+from paravirt.ring.looking import LookedObject, parse_layout
 from paravirt.ring.looking import Wish as Wish
 from paravirt.ring.memory import PAGE_BYTES
 from paravirt.ring.ring_statistics import RingStatistics, statistics_of
 
 if TYPE_CHECKING:
     from paravirt.hypervisor.client import Hypervisor
-    from paravirt.hypervisor.link import Link
 
 CData = Any
 
@@ -40,39 +38,6 @@ BUCKETS_NS: tuple[int, ...] = tuple(lib.pv_look_bucket_ns(bucket) for bucket in 
 """Where the buckets of a latency histogram begin; the last one is where the last bucket ends."""
 WISH_S = 3.0
 """What a tool wants of a record is wanted so long; it says so again in time, and a dead tool need not take it back."""
-
-
-class OwnRecords:
-    """The statistics objects of this process, made when they are needed. Thread-safe."""
-
-    def __init__(self, link: "Link") -> None:
-        self._link = link
-        self._lock = threading.Lock()
-        self._objects: list[Records] = []
-
-    def claim(self, label: RingLabel) -> Record | None:
-        """A record; None when the broker is gone or gives no more memory."""
-        with self._lock:
-            for records in self._objects:
-                if record := records.claim(label):
-                    return record
-            with suppress(ParavirtError, OSError):
-                self._objects.append(self._make())
-                return self._objects[-1].claim(label)
-        return None
-
-    def close(self) -> None:
-        """The memory goes with the last ring in it."""
-        with self._lock:
-            self._objects = []
-
-    def _make(self) -> Records:
-        with self._link.call(Op.LOOK_CREATE) as reply:
-            fd = reply.take_fd()
-        try:
-            return Records(fd)
-        finally:
-            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

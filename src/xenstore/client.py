@@ -25,7 +25,8 @@ from paravirt.errors import (
     TimedOut,
     XenstoreError,
 )
-from paravirt.xenstore.calls import DomainCalls, StoreCalls, TransactionConflict
+from paravirt.xenstore.calls import DomainCalls, TransactionConflict
+from paravirt.xenstore.client_transaction import Transaction
 from paravirt.xenstore.pipeline import Pipeline
 from paravirt.xenstore.protocol_state import (
     RECONNECT_TIMEOUT_S,
@@ -219,7 +220,7 @@ class XenstoreClient(DomainCalls):
 
     # -- transactions
 
-    def transaction(self, *, attempts: int = 1) -> "Transaction":
+    def transaction(self, *, attempts: int = 1) -> Transaction:
         """A new transaction: `with client.transaction() as t:` commits at the end, or aborts on an exception.
 
         A `with` block cannot run twice. With more `attempts`, a conflict at its end makes the requests of the block
@@ -240,7 +241,7 @@ class XenstoreClient(DomainCalls):
             raise AssertionError("a start is one request")
         return Transaction(self, steps)
 
-    def transact(self, function: Callable[["Transaction"], T], *, attempts: int = ATTEMPTS) -> T:
+    def transact(self, function: Callable[[Transaction], T], *, attempts: int = ATTEMPTS) -> T:
         """Run `function` in a transaction and commit; again, up to `attempts` times, when there was a conflict.
 
         Returns what the last run returned. `TransactionConflict` when no attempt came through. EIO inside a transaction
@@ -468,56 +469,3 @@ class XenstoreClient(DomainCalls):
         protocol = self._protocol
         watches = f"{len(protocol.subscriptions)} watches"
         return f"<XenstoreClient: {protocol.ended or f'{protocol.n_under_way} calls under way, {watches}'}>"
-
-
-class Transaction(StoreCalls):
-    """The calls of a client, all done at once at the end or not at all."""
-
-    def __init__(self, client: XenstoreClient, steps: TransactionSteps) -> None:
-        """Made, and started, by `XenstoreClient.transaction`."""
-        self._client = client
-        self._steps = steps
-
-    def request(self, op: Op, payload: bytes, what: str = "") -> bytes:
-        return self._client.follow(self._steps.ask(op, payload, what))
-
-    def pipeline(self) -> Pipeline:
-        """Many requests at once inside this transaction; as `XenstoreClient.pipeline`."""
-        return Pipeline(self)
-
-    def make(self, op: Op, payload: bytes, what: str) -> Request:
-        """For a pipeline: a request that is not sent yet."""
-        return self._steps.make(op, payload, what)
-
-    def send(self, requests: list[Request]) -> None:
-        self._client.send(requests)
-
-    def wait(self, request: Request) -> None:
-        self._client.wait(request)
-
-    def commit(self) -> None:
-        """Make it real. `TransactionConflict`: something it has seen was changed meanwhile, nothing was done."""
-        self._client.follow(self._steps.commit())
-
-    def abort(self) -> None:
-        """Give it up."""
-        self._client.follow(self._steps.abort())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._steps.number:
-            return
-        if kind is None:
-            self.commit()
-            return
-        try:
-            self.abort()
-        except ParavirtError:
-            pass  # the first error tells more; the daemon forgets the transaction with the connection
-
-    def __repr__(self) -> str:
-        return f"<Transaction {self._steps.number or 'over'}>"

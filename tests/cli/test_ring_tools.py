@@ -210,6 +210,21 @@ def test_a_front_end_gets_recorded_answers(host: Disk, tmp_path: Path) -> None:
     assert json.loads(out)["requests"] == 4
 
 
+def test_a_recorder_whose_host_ends(tmp_path: Path) -> None:
+    """It says that the host is gone, not that something is wrong with the file, which has what came until then."""
+    file = tmp_path / "host.pcapng"
+    with Disk() as host, host.worker() as worker:
+        host.work(worker, 1)
+        with host.spawn("ring", "record", RING, "-o", str(file), stderr=subprocess.PIPE) as recorder:
+            deadline = time.monotonic() + DEADLINE_S
+            while not file.exists() or not is_logging(host, worker, file):
+                assert time.monotonic() < deadline
+            assert host.stop() == 0
+            said = recorder.communicate(timeout=DEADLINE_S)[1].decode()
+        assert (recorder.returncode, said) == (2, "paravirt: the hypervisor is gone, or has closed this connection\n")
+        assert "write id" in host.ask("ring", "show", str(file))
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

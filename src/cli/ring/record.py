@@ -74,6 +74,8 @@ def _opened(output: Path, *, force: bool) -> Iterator[BinaryIO]:
     try:
         with output.open("wb" if force else "xb") as file:
             yield file
+    except ParavirtError:
+        raise  # not the file: some of these are an OSError, too
     except FileExistsError:
         raise InvalidRequest(f"{output} exists already; --force writes over it") from None
     except OSError as error:

@@ -2,6 +2,7 @@
 """What every command gets: which host is meant, connections to it, and one way to print."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from paravirt.errors import NotFound
 from paravirt.host.rundir import RunDir
 
 
@@ -33,7 +35,7 @@ class Context:
         """A new connection to this host's broker as Dom0; the caller closes it. `NotFound` if the host does not run."""
         from paravirt.hypervisor.client import Hypervisor
 
-        self.rundir.require_running()
+        self._require_running()
         return Hypervisor.connect(self.rundir.hypervisor_socket)
 
     def store(self, *, reconnect: bool = False) -> "XenstoreClient":
@@ -45,8 +47,13 @@ class Context:
 
         if self.store_socket is not None:
             return XenstoreClient.connect(self.store_socket, reconnect=reconnect)
-        self.rundir.require_running()
+        self._require_running()
         return XenstoreClient.connect(self.rundir.xenstored_socket, reconnect=reconnect)
+
+    def _require_running(self) -> None:
+        if os.environ.get("PARAVIRT_FD") and not self.rundir.running:
+            raise NotFound("no host is in sight of this process, which is a domain's: only Dom0 may do this")
+        self.rundir.require_running()
 
 
 if TYPE_CHECKING:

@@ -127,6 +127,11 @@ class TestMistakes:
         text = complaint("--host", "one", "--run", str(short_path), *arguments, PARAVIRT_FD="")
         assert text == f"host one is not running (run directory {short_path}); start it with: paravirt up"
 
+    def test_no_host_in_sight_of_a_domain(self, short_path: Path) -> None:
+        for command in (["ring", "list"], ["grant", "list"], ["xenstore", "ls"]):
+            text = complaint("--run", str(short_path), *command, PARAVIRT_FD="3")
+            assert text == "no host is in sight of this process, which is a domain's: only Dom0 may do this"
+
     def test_a_run_directory_open_to_others(self, short_path: Path) -> None:
         short_path.chmod(0o755)
         for command in (["up"], ["hypervisor"], ["domain", "list"]):

@@ -252,12 +252,12 @@ SESSIONS = {
 
 
 @pytest.fixture
-def both(tmp_path: Path) -> Iterator[tuple[Shell, Shell]]:
+def both(short_path: Path) -> Iterator[tuple[Shell, Shell]]:
     """Ours and Debian's daemon."""
     with ExitStack() as stack:
-        theirs = stack.enter_context(start_reference("c", tmp_path / "reference"))
-        stack.enter_context(XenstoreServer(tmp_path / "s").start())
-        yield Shell(tmp_path / "s"), Shell(theirs.socket_path)
+        theirs = stack.enter_context(start_reference("c", short_path / "reference"))
+        stack.enter_context(XenstoreServer(short_path / "s").start())
+        yield Shell(short_path / "s"), Shell(theirs.socket_path)
 
 
 @pytest.mark.parametrize("session", SESSIONS.values(), ids=SESSIONS)

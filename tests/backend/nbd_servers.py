@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from paravirt.backend.disks import Disk, open_disk
+from paravirt.errors import InvalidRequest
 from paravirt.protocol import nbd
 from paravirt.protocol.nbd import Option, Reply
 from tests import needs
@@ -21,7 +22,14 @@ Conversation = Callable[[socket.socket], None]
 
 
 def connect(path: Path, options: str = "", *, read_only: bool = False) -> Disk:
-    return open_disk(f"nbd{options}", f"unix:{path}", read_only=read_only)
+    """The disk of the server at `path`; with a short `timeout`, when the machine is not too busy for that."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return open_disk(f"nbd{options}", f"unix:{path}", read_only=read_only)
+        except InvalidRequest as error:
+            if "timed out" not in str(error) or time.monotonic() > deadline:
+                raise
 
 
 class Server:
@@ -41,6 +49,11 @@ class Server:
             assert self._process.poll() is None, f"{self._command[0]} has ended"
             assert time.monotonic() < deadline, f"{self._command[0]} does not listen"
             time.sleep(0.005)
+
+    def send(self, number: int) -> None:
+        """A signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         if self._process is not None:

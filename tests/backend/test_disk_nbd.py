@@ -232,18 +232,15 @@ def path_gone(asked: threading.Event, path: Path) -> None:
     path.unlink()
 
 
-def test_a_silent_server_is_left(tmp_path: Path, path: Path) -> None:
-    (tmp_path / "image").write_bytes(bytes(SIZE))
-    with running(path, *nbdkit(path, "file", str(tmp_path / "image"))) as server:
-        disk = connect(path, ",timeout=100ms,patience=1ms")
-        assert server._process is not None
-        server._process.send_signal(signal.SIGSTOP)
-        assert raises(disk.flush) == errno.EIO
-        server._process.send_signal(signal.SIGCONT)
-        deadline = time.monotonic() + nbd_servers.DEADLINE_S
-        while raises(disk.flush) is not None:
-            assert time.monotonic() < deadline
-        disk.close()
+def test_a_silent_server_is_left(file_server: nbd_servers.Server) -> None:
+    disk = connect(file_server.path, ",timeout=300ms,patience=1ms")
+    file_server.send(signal.SIGSTOP)
+    assert raises(disk.flush) == errno.EIO
+    file_server.send(signal.SIGCONT)
+    deadline = time.monotonic() + nbd_servers.DEADLINE_S
+    while raises(disk.flush) is not None:
+        assert time.monotonic() < deadline
+    disk.close()
 
 
 def test_an_export_that_grows_is_seen_after_a_new_connection(file_server: nbd_servers.Server, tmp_path: Path) -> None:

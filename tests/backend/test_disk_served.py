@@ -133,7 +133,10 @@ def test_an_overlay_is_found_from_where_the_user_is(
     with domain.open_disk() as disk:
         disk.pwrite(b"x" * 512, 0)
     host.detach_disk(domain)
-    assert sorted(os.listdir()) == ["a,b.json", "changes", "disk.img"]
+    deadline = time.monotonic() + 30
+    while sorted(os.listdir()) != ["a,b.json", "changes", "disk.img"]:
+        assert time.monotonic() < deadline  # the backend may still be closing it
+        time.sleep(0.001)
 
 
 def test_what_a_stop_interrupts_is_done_by_the_next_backend(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ demo: $(STAMP) ## Set everything up, then: a guest process reads and writes a re
 	@$(BIN)/paravirt demo
 
 test: $(STAMP) ## Set everything up, then run the tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-sanitized: $(STAMP) ## Run the tests with a C core that looks for errors of memory and arithmetic (TESTS=...)
 	@scripts/test-sanitized $(VENV) address $(or $(TESTS),tests)

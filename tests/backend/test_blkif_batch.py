@@ -269,6 +269,35 @@ def test_a_disk_that_fails(pair: Pair, disk_fd: int) -> None:
     assert in_use(pair) == 0
 
 
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_that_cannot_be_flushed(pair: Pair, disk_fd: int, error: int) -> None:
+    """Which is no failure of the disk: the operation is not there, and the caller is told which."""
+    pair.granter.access(0)
+    pair.batch.set_limits(Limits(SECTORS, barrier=True))
+    before = os.pread(disk_fd, 4096, 0)
+    pair.data.view[:4096] = b"b" * 4096
+    mixed = together([request(Operation.FLUSH_DISKCACHE), request(Operation.WRITE_BARRIER), request(sector=8)])
+    with failing("fdatasync", error):
+        assert run_file(pair, mixed, disk_fd) == ([Status.EOPNOTSUPP, Status.EOPNOTSUPP, Status.OKAY], 0)
+    assert pair.batch.unsupported == 1 << Operation.FLUSH_DISKCACHE | 1 << Operation.WRITE_BARRIER
+    assert os.pread(disk_fd, 4096, 0) == before, "what cannot be ordered is not written"
+    assert run_file(pair, request(Operation.FLUSH_DISKCACHE), disk_fd) == ([Status.OKAY], 0)
+    assert pair.batch.unsupported == 0
+
+
+@pytest.mark.parametrize(("call", "written"), [(1, False), (2, True)])
+def test_a_barrier_whose_flush_fails(pair: Pair, disk_fd: int, call: int, written: bool) -> None:
+    pair.granter.access(0)
+    pair.batch.set_limits(Limits(SECTORS, barrier=True))
+    pair.data.view[:4096] = b"b" * 4096
+    with failing("fdatasync", errno.EIO, at=call):
+        assert run_file(pair, request(Operation.WRITE_BARRIER), disk_fd) == ([Status.ERROR], errno.EIO)
+    assert (os.pread(disk_fd, 4096, 0) == b"b" * 4096) is written
+    with failing("fdatasync", errno.EIO) as flushes:
+        assert run_file(pair, request(Operation.WRITE_BARRIER, segments=[]), disk_fd) == ([Status.ERROR], errno.EIO)
+    assert flushes.calls == 1
+
+
 def test_a_batch_with_nothing_to_do_does_not_touch_the_disk(pair: Pair) -> None:
     assert run_file(pair, together([request(99), request(sector=SECTORS)]), -1) == (
         [Status.EOPNOTSUPP, Status.ERROR],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paravirt.errors import ResourceLimit
 from paravirt.protocol.blkif import (
     DISCARD_REQUEST,
     INDIRECT_REQUEST,
@@ -17,8 +18,9 @@ from paravirt.protocol.blkif import (
     Operation,
     Status,
 )
-from paravirt.ring.blkif import Limits
+from paravirt.ring.blkif import Limits, RequestBatch
 
+from ..faults import failing
 from .blkif_pair import BASE, PAGES, SECTORS, Pair, in_use, indirect, make_pair, request, together, write_segments
 
 ALL = Limits(SECTORS, barrier=True, discard=True, max_indirect_segments=256)
@@ -255,3 +257,28 @@ def test_requests_of_x86_32(narrow: Pair) -> None:
 def test_message_sizes() -> None:
     assert (DISCARD_REQUEST.itemsize, INDIRECT_REQUEST.itemsize, X86_32_REQUEST.itemsize) == (112, 112, 108)
     assert SEGMENT.itemsize == 8
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_segments_that_find_no_memory_are_refused(pair: Pair, call: int) -> None:
+    """Those that fit into what there is are served; so is everything once there is memory again."""
+    pair.batch.set_limits(ALL)
+    grant(pair, 0, PAGES - 1)
+    many, few = indirect(pair, [(BASE, 0, 7)] * 256), request(segments=[(BASE, 0, 7)] * 11)
+    disk = bytearray(os.urandom(SECTORS * 512))
+    with failing("realloc", at=call) as fault:
+        answers = pair.run(together([many, many, *[few] * 9, request()]), disk)
+    assert fault.happened
+    assert answers["status"].tolist() == [Status.OKAY, Status.ERROR, *[Status.OKAY] * 8, Status.ERROR, Status.OKAY]
+    assert pair.batch.refusal(2) == "no memory for its segments"
+    assert pair.batch.counters.refused == 2
+    assert in_use(pair) == 0
+    assert pair.run(together([many, many]), disk)["status"].tolist() == [Status.OKAY] * 2
+    assert bytes(pair.data.view[:4096]) == disk[255 * 4096 : 256 * 4096]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_batch_that_finds_no_memory(pair: Pair, call: int) -> None:
+    with failing("calloc", at=call) as fault, pytest.raises(ResourceLimit, match="32 requests"):
+        RequestBatch(pair.mapper, pair.data.view, 32)
+    assert fault.happened

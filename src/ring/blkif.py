@@ -70,12 +70,12 @@ class RequestBatch:
         self._requests = ffi.new("struct pv_blkif_request[]", capacity)
         self._plans = ffi.new("struct pv_blkif_plan[]", capacity)
         self._responses = ffi.new("struct pv_blkif_response[]", capacity)
-        self._core = ffi.new("struct pv_blkif_batch *")
+        self._core = ffi.gc(ffi.new("struct pv_blkif_batch *"), _free_pool)
         self._core.mapper = mapper.core
         self._core.requests, self._core.plans, self._core.responses = self._requests, self._plans, self._responses
         self._core.fd = -1
         self._limits = ffi.addressof(self._core, "limits")
-        self._pool = ffi.gc(ffi.addressof(self._core, "pool"), lib.pv_blkif_pool_free)
+        self._pool = ffi.addressof(self._core, "pool")
         if lib.pv_blkif_pool_init(self._pool, capacity * MAX_SEGMENTS):
             raise ResourceLimit(f"no memory for a batch of {capacity} requests")
         self.counters = ffi.addressof(self._core, "counters")
@@ -172,6 +172,10 @@ class RequestBatch:
     def refusal(self, n: int) -> str | None:
         """Why the first refused one of the first `n` requests was refused; None when none was."""
         return next((REFUSED[self._plans[i].reason] for i in range(n) if self._plans[i].reason), None)
+
+
+def _free_pool(batch: CData) -> None:
+    lib.pv_blkif_pool_free(ffi.addressof(batch, "pool"))
 
 
 def bytes_of(messages: CData) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@
 #define X86_32_BYTES 108
 #define X86_32_HEAD 4        /* bytes before the id, which has a gap before it in the other ABI */
 
-/* A request as far as it is the same for direct and indirect ones. */
+/* The segments of a request, in the pool, and how many sectors they are. */
 struct asked {
 	const struct pv_blkif_segment *segments;
 	uint32_t n;
@@ -152,32 +152,41 @@ static int fetch(struct pv_mapper *mapper, const struct pv_blkif_indirect *indir
 	return 1;
 }
 
-/* The segments of a request of any kind, and the operation it is underneath. */
-static int find_segments(struct pv_mapper *mapper, const struct pv_blkif_limits *limits,
+/* How many segments a request has. */
+static int count_segments(const struct pv_blkif_limits *limits, const struct pv_blkif_request *request,
+			  const struct pv_blkif_indirect *indirect, struct pv_blkif_plan *plan, uint32_t *n)
+{
+	uint32_t most = PV_BLKIF_MAX_SEGMENTS;
+
+	*n = request->nr_segments;
+	if (request->operation == PV_BLKIF_OP_INDIRECT) {
+		*n = indirect->nr_segments;
+		most = limits->max_indirect_segments < PV_BLKIF_MAX_INDIRECT_SEGMENTS ? limits->max_indirect_segments :
+											PV_BLKIF_MAX_INDIRECT_SEGMENTS;
+	}
+	/* Old frontends flush by an empty barrier. */
+	if ((*n == 0 && plan->operation != PV_BLKIF_OP_WRITE_BARRIER) || *n > most)
+		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_SEGMENTS);
+	return 1;
+}
+
+/* The segments of a request of either kind, in the pool. */
+static int take_segments(struct pv_mapper *mapper, const struct pv_blkif_limits *limits,
 			 const struct pv_blkif_request *request, struct pv_blkif_plan *plan, struct pv_blkif_pool *pool,
 			 struct asked *asked)
 {
 	struct pv_blkif_indirect indirect;
 
-	asked->segments = request->seg;
-	asked->n = request->nr_segments;
-	if (request->operation != PV_BLKIF_OP_INDIRECT) {
-		/* Old frontends flush by an empty barrier. */
-		if ((asked->n == 0 && plan->operation != PV_BLKIF_OP_WRITE_BARRIER) || asked->n > PV_BLKIF_MAX_SEGMENTS)
-			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_SEGMENTS);
-		if (reserve(pool, asked->n))
-			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_MEMORY);
-		return 1;
-	}
 	memcpy(&indirect, request, sizeof(indirect));
-	if (indirect.nr_segments == 0 || indirect.nr_segments > limits->max_indirect_segments ||
-	    indirect.nr_segments > PV_BLKIF_MAX_INDIRECT_SEGMENTS)
-		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_SEGMENTS);
-	if (reserve(pool, indirect.nr_segments))
+	if (!count_segments(limits, request, &indirect, plan, &asked->n))
+		return 0;
+	if (reserve(pool, asked->n))
 		return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_MEMORY);
-	asked->n = indirect.nr_segments;
 	asked->segments = pool->segments + plan->first;
-	return fetch(mapper, &indirect, plan, pool);
+	if (request->operation == PV_BLKIF_OP_INDIRECT)
+		return fetch(mapper, &indirect, plan, pool);
+	memcpy(pool->segments + plan->first, request->seg, asked->n * sizeof(*request->seg));
+	return 1;
 }
 
 /* The bounds of all segments, and how many sectors they are. */
@@ -266,7 +275,7 @@ static int prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limit
 			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_RANGE);
 		return check_place(limits, discard.sector, discard.nr_sectors, plan);
 	}
-	if (!find_segments(mapper, limits, request, plan, pool, &asked))
+	if (!take_segments(mapper, limits, request, plan, pool, &asked))
 		return 0;
 	/* An empty barrier is nowhere on the disk. */
 	if (asked.n == 0)
@@ -319,9 +328,7 @@ void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *re
 		     struct pv_blkif_counters *counters)
 {
 	for (uint32_t i = 0; i < n; i++) {
-		int indirect = requests[i].operation == PV_BLKIF_OP_INDIRECT;
-
-		unpin(mapper, indirect ? pool->segments + plans[i].first : requests[i].seg, &plans[i]);
+		unpin(mapper, pool->segments + plans[i].first, &plans[i]);
 		if (plans[i].status == PV_BLKIF_PENDING)
 			plans[i].status = PV_BLKIF_RSP_ERROR;
 		count(counters, &plans[i]);

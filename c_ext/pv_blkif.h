@@ -84,6 +84,7 @@ struct pv_blkif_indirect {
 	uint16_t handle;
 	uint16_t pad2;
 	uint32_t indirect_grefs[PV_BLKIF_INDIRECT_PAGES];
+	uint32_t pad3;
 };
 
 /* 16 bytes; every byte is written (XSA-216). */
@@ -120,7 +121,7 @@ struct pv_blkif_extent {
  */
 struct pv_blkif_pool {
 	struct pv_blkif_extent *extents;
-	struct pv_blkif_segment *segments;   /* copies, of indirect requests only */
+	struct pv_blkif_segment *segments;
 	uint32_t used;
 	uint32_t capacity;
 };

@@ -168,7 +168,7 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     for page in range(PAGES):
         granter.access(page)
     batch = blkif.RequestBatch(mapper, data.view, 8)
-    batch.set_limits(Limits(64))
+    batch.set_limits(Limits(64, barrier=True, discard=True, max_indirect_segments=600))
     n = len(raw) // 112
     # Few grefs and sectors, so that many requests are good.
     requests = np.frombuffer(raw[: n * 112], REQUEST).copy()
@@ -303,6 +303,29 @@ def test_a_batch_with_nothing_to_do_does_not_touch_the_disk(pair: Pair) -> None:
         [Status.EOPNOTSUPP, Status.ERROR],
         0,
     )
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_that_cannot_be_flushed(pair: Pair, disk_fd: int, error: int) -> None:
+    """It says so of flushes and barriers; it is no error of the disk."""
+    pair.granter.access(0)
+    pair.batch.set_limits(Limits(SECTORS, barrier=True))
+    mixed = together([request(Operation.FLUSH_DISKCACHE), request(Operation.WRITE_BARRIER), request()])
+    with failing("fdatasync", error):
+        statuses, first = run_file(pair, mixed, disk_fd)
+    assert statuses == [Status.EOPNOTSUPP, Status.EOPNOTSUPP, Status.OKAY]
+    assert first == 0
+    assert pair.batch.unsupported == 1 << Operation.FLUSH_DISKCACHE | 1 << Operation.WRITE_BARRIER
+    assert in_use(pair) == 0
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_barrier_whose_flush_fails_has_failed(pair: Pair, disk_fd: int, when: int) -> None:
+    pair.granter.access(0)
+    pair.batch.set_limits(Limits(SECTORS, barrier=True))
+    with failing("fdatasync", errno.EIO, times=1, at=when) as synced:
+        assert run_file(pair, request(Operation.WRITE_BARRIER), disk_fd) == ([Status.ERROR], errno.EIO)
+    assert synced.calls == when
 
 
 @pytest.mark.parametrize("sector", [8, 20])

@@ -48,8 +48,9 @@ PROOFS = {
     ("event", "take_gives_slots"): Proof(4),
     ("event", "notify_rings_a_sleeper"): Proof(3, quick=True),
     ("event", "any_slot_is_cut_to_the_table"): Proof(3),
-    ("blkif", "checks_sectors_of_512"): Proof(12, quick=True),
+    ("blkif", "checks_sectors_of_512"): Proof(12),
     ("blkif", "checks_sectors_of_4096"): Proof(12),
+    ("blkif", "fetches_into_its_place"): Proof(9, quick=True),
     ("blkif", "maps_sectors_of_512"): Proof(4),
     ("blkif", "maps_sectors_of_4096"): Proof(4),
     ("blkfront", "answers_only_what_was_asked"): Proof(4),
@@ -79,14 +80,15 @@ SEEDED = {
     ),
     ("event", "notify_rings_a_sleeper"): ("return pv_load_ordered(&inbox->asleep) != 0;", "return 1;"),
     ("blkif", "checks_sectors_of_512"): (
-        "request->sector > limits->sectors || sectors > limits->sectors - request->sector",
-        "request->sector + sectors > limits->sectors",
+        "sector > limits->sectors || sectors > limits->sectors - sector",
+        "sector + sectors > limits->sectors",
     ),
     ("blkif", "maps_sectors_of_512"): (
-        "unpin(mapper, request, plan);\n\t\t\trefuse",
-        "refuse",
+        "unpin(mapper, asked->segments, plan);\n\t\t\treturn refuse",
+        "return refuse",
     ),
-    ("blkfront", "answers_only_what_was_asked"): (" || !front->sequence[response->id]", ""),
+    ("blkif", "fetches_into_its_place"): ("left < PV_BLKIF_INDIRECT_PAGE_SEGMENTS ? left", "1 ? left"),
+    ("blkfront", "answers_only_what_was_asked"): (" || !front->slots[response->id].sequence", ""),
 }
 
 

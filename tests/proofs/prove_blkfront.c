@@ -9,7 +9,7 @@
 #define FEW_SEGMENTS 2u
 
 static struct pv_blkif_request shadow[SLOTS], batch[SLOTS];
-static uint64_t sequence[SLOTS];
+static struct pv_blkfront_slot slots[SLOTS];
 static uint32_t free_slots[SLOTS], held[SLOTS];
 static struct pv_blkfront front;
 
@@ -30,51 +30,70 @@ uint32_t pv_ring_room(const struct pv_ring *ring) { return SLOTS; }
 int64_t pv_ring_push(struct pv_ring *ring, const void *messages, uint32_t n) { return n; }
 int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, int64_t spin_ns) { return 0; }
 
-/* Each slot is free, held, or in flight with a request of its own. */
+/*
+ * Each slot is free, held, or in flight with a request of its own; or it is the last one and lends its pages to the first,
+ * whose request is large then.
+ */
 static void make_front(void)
 {
-	front = (struct pv_blkfront){ .shadow = shadow, .batch = batch, .sequence = sequence, .free = free_slots,
+	int lent = nondet_any() & 1;
+
+	front = (struct pv_blkfront){ .shadow = shadow, .batch = batch, .slots = slots, .free = free_slots,
 				      .held = held, .n_slots = SLOTS, .first_gref = FIRST_GREF };
 	for (uint32_t slot = 0; slot < SLOTS; slot++) {
 		uint8_t n = (uint8_t)nondet_any(), operation = (uint8_t)nondet_any();
+		int large = lent && slot == 0;
 
 		assume(n <= FEW_SEGMENTS);
 		assume(operation == PV_BLKIF_OP_READ || operation == PV_BLKIF_OP_WRITE ||
-		       operation == PV_BLKIF_OP_FLUSH_DISKCACHE);
-		shadow[slot].operation = operation;
-		shadow[slot].nr_segments = n;
+		       operation == PV_BLKIF_OP_WRITE_BARRIER || operation == PV_BLKIF_OP_FLUSH_DISKCACHE ||
+		       operation == PV_BLKIF_OP_DISCARD);
+		assume(!large || operation == PV_BLKIF_OP_READ || operation == PV_BLKIF_OP_WRITE);
+		shadow[slot].operation = large ? PV_BLKIF_OP_INDIRECT : operation;
+		shadow[slot].nr_segments = large ? operation : n;
 		shadow[slot].id = slot;
-		for (uint32_t i = 0; i < FEW_SEGMENTS; i++) {
-			shadow[slot].seg[i].gref = FIRST_GREF + slot * SLOT_PAGES + i;
-			shadow[slot].seg[i].last_sect = 7;
-		}
-		sequence[slot] = 0;
-		if (nondet_any() & 1) {
+		slots[slot] = (struct pv_blkfront_slot){ .n_pages = n,
+							 .next = large ? SLOTS - 1 : PV_BLKFRONT_NONE };
+		if (lent && slot == SLOTS - 1)
+			continue;
+		if (!large && nondet_any() & 1) {
 			front.free[front.n_free++] = slot;
 		} else if (nondet_any() & 1) {
 			front.held[front.n_held++] = slot;
 		} else {
-			sequence[slot] = slot + 1;
+			slots[slot].sequence = slot + 1;
 			front.n_in_flight++;
 		}
 	}
 }
 
+static uint32_t chain(uint32_t slot)
+{
+	return 1u << slot | (slots[slot].next == PV_BLKFRONT_NONE ? 0 : 1u << slots[slot].next);
+}
+
+/* None is lost, and none is in two places. */
 static void must_account_for_each_slot(void)
 {
 	uint32_t n_in_flight = 0, seen = 0;
 
 	must(front.n_free <= SLOTS && front.n_held <= SLOTS);
 	for (uint32_t i = 0; i < SLOTS; i++) {
-		n_in_flight += sequence[i] != 0;
-		seen |= sequence[i] ? 1u << i : 0;
+		if (!slots[i].sequence)
+			continue;
+		n_in_flight++;
+		must(!(seen & chain(i)));
+		seen |= chain(i);
 	}
-	for (uint32_t i = 0; i < front.n_free; i++)
+	for (uint32_t i = 0; i < front.n_free; i++) {
+		must(!(seen & 1u << front.free[i]));
 		seen |= 1u << front.free[i];
-	for (uint32_t i = 0; i < front.n_held; i++)
-		seen |= 1u << front.held[i];
-	must(n_in_flight == front.n_in_flight && front.n_free + front.n_held + n_in_flight == SLOTS);
-	must(seen == (1u << SLOTS) - 1);
+	}
+	for (uint32_t i = 0; i < front.n_held; i++) {
+		must(!(seen & chain(front.held[i])));
+		seen |= chain(front.held[i]);
+	}
+	must(n_in_flight == front.n_in_flight && seen == (1u << SLOTS) - 1);
 }
 
 void answers_only_what_was_asked(void)
@@ -89,13 +108,13 @@ void answers_only_what_was_asked(void)
 		responses[i] = (struct pv_blkif_response){ .id = nondet_any(), .operation = (uint8_t)nondet_any(),
 							   .status = (int16_t)nondet_any() };
 	for (uint32_t i = 0; i < SLOTS; i++)
-		before[i] = sequence[i];
+		before[i] = slots[i].sequence;
 	n = pv_blkfront_complete(&front, responses, RESPONSES, answers);
 	must(n <= RESPONSES && (n < RESPONSES) == (front.violation != 0));
 	for (uint32_t i = 0; i < n; i++) {
 		must(answers[i].slot < SLOTS && answers[i].slot == responses[i].id);
-		must(before[answers[i].slot] && !sequence[answers[i].slot]);
-		must(responses[i].operation == shadow[answers[i].slot].operation);
+		must(before[answers[i].slot] && !slots[answers[i].slot].sequence);
+		must(responses[i].operation == operation_of(&shadow[answers[i].slot]));
 		must(answers[i].status == responses[i].status && answers[i].status <= 0 && answers[i].status >= -2);
 		for (uint32_t j = 0; j < i; j++)
 			must(answers[j].slot != answers[i].slot);

@@ -167,3 +167,12 @@ def test_out_of_memory_budget(tmp_path: Path) -> None:
         assert len(done.stdout.splitlines()) == 1
         done = paravirt(host, "run", "poor", "--", "python3", "-c", program, "0")
         assert done.stdout == "1048576\n", done
+
+
+def test_a_disk_that_grows(host: TemporaryHost, guest: str, image: Path) -> None:
+    assert paravirt(host, "vbd", "attach", guest, str(image), "--cdrom", "--removable", "--no-discard").returncode == 0
+    os.truncate(image, 2 << 20)
+    done = paravirt(host, "vbd", "resize", guest, "xvda")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "no disk xvdb" in complaint(host, "vbd", "resize", guest, "xvdb")
+    assert paravirt(host, "vbd", "detach", guest, "xvda").returncode == 0

@@ -18,8 +18,9 @@ from paravirt.backend.device import DEFAULT_SPIN_NS as DEFAULT_SPIN_NS
 from paravirt.backend.device import BackendDevice, RingPolicy, S
 from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
 from paravirt.backend.vbd import Policy, VbdBackend
-from paravirt.errors import ParavirtError, StoreGone, XenstoreError
+from paravirt.errors import InvalidRequest, ParavirtError, StoreGone, XenstoreError
 from paravirt.hypervisor.client import Hypervisor
+from paravirt.protocol.blkif import DEFAULT_INDIRECT_SEGMENTS, MAX_INDIRECT_SEGMENTS
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore.client import WatchEvent, XenstoreClient
@@ -192,9 +193,16 @@ class BackendService(DeviceService[EngineStatistics]):
         spin_ns: int = DEFAULT_SPIN_NS,
         fence: Fence = "full",
         wait: Wait = "adaptive",
+        max_indirect_segments: int = DEFAULT_INDIRECT_SEGMENTS,
     ) -> None:
         """`spin_ns`: how long an engine watches an empty ring at most before it sleeps; `wait`: how; `fence`: offered
-        to frontends. See `RingPolicy`.
+        to frontends. See `RingPolicy`. `max_indirect_segments`: pages of one request; 0: no more than 11.
         """
+        if not 0 <= max_indirect_segments <= MAX_INDIRECT_SEGMENTS:
+            raise InvalidRequest(
+                f"max_indirect_segments is {max_indirect_segments}, not from 0 to {MAX_INDIRECT_SEGMENTS}"
+            )
         rings = RingPolicy(max_spin_ns=spin_ns, fence=fence, wait=wait)
-        super().__init__(hypervisor, store, "vbd", partial(VbdBackend, policy=Policy(engine, rings)))
+        super().__init__(
+            hypervisor, store, "vbd", partial(VbdBackend, policy=Policy(engine, rings, max_indirect_segments))
+        )

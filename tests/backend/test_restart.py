@@ -14,7 +14,7 @@ import paravirt
 from paravirt.backend import disks
 from paravirt.backend.engine import EngineStatistics, PythonEngine
 from paravirt.backend.service import BackendService
-from paravirt.errors import AlreadyExists, IoError, PeerError
+from paravirt.errors import AlreadyExists, InvalidRequest, IoError, PeerError
 from paravirt.host import vbd
 from paravirt.protocol import blkif
 from paravirt.xenstore import xenbus
@@ -51,6 +51,11 @@ def test_backends_that_come_and_go_at_any_moment(host: paravirt.Host, image: Pat
             while not done.is_set():
                 version += 1
                 data = (k << 32 | version).to_bytes(8, "little") * 512
+                if k == 3:  # with pages of other slots, and segments in one of them
+                    disk.pwrite(data * 75, 1 << 19, timeout_s=DEADLINE_S)
+                    if disk.pread(75 * 4096, 1 << 19, timeout_s=DEADLINE_S) != data * 75:
+                        raise AssertionError("wrong data of a large request")
+                    continue
                 disk.write_many([((k * 8 + i) * 4096, data) for i in range(8)], timeout_s=DEADLINE_S)
                 if disk.read_many([(k * 8 + i) * 4096 for i in range(8)], 4096, timeout_s=DEADLINE_S) != [data] * 8:
                     raise AssertionError("wrong data")
@@ -72,6 +77,28 @@ def test_backends_that_come_and_go_at_any_moment(host: paravirt.Host, image: Pat
     disk.close()
     service.stop()
     assert wrong == []
+
+
+@pytest.mark.parametrize("segments", [0, 100, 4096])
+def test_a_backend_that_takes_smaller_requests_than_the_last_one(
+    host: paravirt.Host, image: Path, segments: int
+) -> None:
+    """What is in flight may be larger than it takes, so the disk is closed; a larger one changes nothing."""
+    domain = host.create_domain("guest")
+    host.attach_disk(domain, str(image))
+    with domain.open_disk() as disk:
+        disk.pwrite(b"1" * (256 * 4096), 0)
+        assert disk.statistics().writes == 1
+        host._backend.stop()
+        with BackendService(host.hypervisor, host.store, max_indirect_segments=segments):
+            if segments < 256:
+                with pytest.raises(PeerError, match="a new backend takes requests of"):
+                    disk.pread(512, 0, timeout_s=DEADLINE_S)
+            else:
+                assert disk.pread(256 * 4096, 0, timeout_s=DEADLINE_S) == b"1" * (256 * 4096)
+            disk.close()
+        with pytest.raises(InvalidRequest, match="max_indirect_segments is 4097"):
+            BackendService(host.hypervisor, host.store, max_indirect_segments=4097)
 
 
 @pytest.mark.parametrize("reported", [False, True], ids=["soon", "after it was reported"])

@@ -18,7 +18,7 @@ CORE = HERE.parent.parent / "c_ext"
 SOURCES = [
     path
     for pattern in ("pv_ring*", "pv_spin", "pv_event*", "pv_wait*", "pv_stream", "pv_flex", "pv_grant*", "pv_home",
-                    "pv_look*")
+                    "pv_look*", "pv_blkif*")
     for path in sorted(CORE.glob(f"{pattern}.c"))
 ]  # fmt: skip
 FLAGS = [

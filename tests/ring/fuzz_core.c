@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Fuzz target: ring, byte stream, flex ring, grants, event words and whoever looks at a statistics object, against a peer
- * that rewrites shared memory before any load of it. The input is a list of steps, each a byte and its arguments, and of
- * what the peer writes.
+ * Fuzz target: ring, byte stream, flex ring, block requests, grants, event words and whoever looks at a statistics object,
+ * against a peer that rewrites shared memory before any load of it. The input is a list of steps, each a byte and its
+ * arguments, and of what the peer writes.
  *
  * What must hold: nothing outside the buffers is touched (sanitizers; buffers are malloc'ed to size); counts never pass what
  * was asked for, what fits or what is owed; a dead ring stays dead; what a grant was pinned with lies in the chunk and does
  * not change while it is pinned; what was copied from a statistics object is within its bounds.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "pv_blkif.h"
 #include "pv_event.h"
 #include "pv_flex.h"
 #include "pv_grant.h"
@@ -344,12 +346,98 @@ static void fuzz_look(void)
 	shared = NULL;
 }
 
+/* -- blkif */
+
+#define REQUESTS 3
+#define DISK_SECTORS 32
+
+static void make_segments(struct pv_blkif_segment *segments, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		segments[i].gref = BASE + byte() % 3;
+		segments[i].first_sect = byte() % 9;
+		segments[i].last_sect = byte() % 9;
+	}
+}
+
+static void make_request(struct pv_blkif_request *request)
+{
+	struct pv_blkif_indirect indirect = { .operation = byte() % 8, .indirect_op = (uint8_t)number(),
+					      .nr_segments = (uint16_t)number(), .sector = number() };
+	struct pv_blkif_discard discard = { .nr_sectors = number() };
+
+	memset(request, 0, sizeof(*request));
+	for (int i = 0; i < PV_BLKIF_INDIRECT_PAGES; i++)
+		indirect.indirect_grefs[i] = BASE + byte() % 3;
+	memcpy(request, &indirect, sizeof(indirect));
+	if (indirect.operation == PV_BLKIF_OP_DISCARD)
+		memcpy((uint8_t *)request + offsetof(struct pv_blkif_discard, nr_sectors), &discard.nr_sectors, 8);
+	else if (indirect.operation != PV_BLKIF_OP_INDIRECT)
+		make_segments(request->seg, PV_BLKIF_MAX_SEGMENTS);
+}
+
+static void check_plans(const struct pv_blkif_batch *batch)
+{
+	for (int i = 0; i < REQUESTS; i++) {
+		const struct pv_blkif_plan *plan = &batch->plans[i];
+		uint64_t bytes = 0;
+
+		if (plan->status != PV_BLKIF_PENDING)
+			continue;
+		must(plan->offset <= DISK_SECTORS * 512 && plan->length <= DISK_SECTORS * 512 - plan->offset);
+		must(plan->first + plan->n_extents <= batch->pool.capacity);
+		for (uint32_t e = plan->first; e < plan->first + plan->n_extents; e++)
+			bytes += batch->pool.extents[e].length;
+		must(plan->operation == PV_BLKIF_OP_DISCARD || bytes == plan->length);
+	}
+}
+
+static void fuzz_blkif(void)
+{
+	struct pv_grant_entry *entries = (struct pv_grant_entry *)(void *)shared;
+	struct pv_pin pins[PAGES] = { 0 };
+	struct pv_pinned pinned[PAGES] = { 0 };
+	struct pv_blkif_request *requests = malloc(REQUESTS * sizeof(*requests));
+	struct pv_blkif_plan plans[REQUESTS];
+	struct pv_blkif_response responses[REQUESTS];
+	uint8_t *data = malloc(PAGES * 4096), flags = byte();
+	struct pv_mapper mapper = { .entries = entries, .data = data, .pins = pins, .pinned = pinned, .base = BASE,
+				    .n_pages = PAGES, .self = SELF };
+	struct pv_blkif_batch batch = { .mapper = &mapper, .requests = requests, .plans = plans, .responses = responses,
+					.disk = calloc(DISK_SECTORS, 512), .disk_bytes = DISK_SECTORS * 512 };
+
+	batch.limits = (struct pv_blkif_limits){ .sectors = DISK_SECTORS, .sector_size = flags & 1 ? 4096 : 512,
+						 .max_indirect_segments = number(), .read_only = flags >> 1 & 1,
+						 .flush = 1, .barrier = flags >> 2 & 1, .discard = flags >> 3 & 1,
+						 .discard_secure = flags >> 4 & 1 };
+	memset(data, 0, PAGES * 4096);
+	must(pv_blkif_pool_init(&batch.pool, 2) == 0);
+	while (left) {
+		for (int i = 0; i < PAGES; i++)
+			entries[i] = (struct pv_grant_entry){ (uint16_t)(1 | (byte() & 4)), SELF, BASE + byte() % PAGES };
+		make_segments((struct pv_blkif_segment *)(void *)(data + 4096 * (byte() % PAGES)), 1 + byte() % 16);
+		for (int i = 0; i < REQUESTS; i++)
+			make_request(&requests[i]);
+		pv_blkif_prepare(&mapper, &batch.limits, requests, REQUESTS, plans, &batch.pool);
+		check_plans(&batch);
+		pv_blkif_copy(&batch, REQUESTS);
+		pv_blkif_finish(&mapper, requests, plans, REQUESTS, &batch.pool, responses, &batch.counters);
+		for (int i = 0; i < REQUESTS; i++)
+			must(responses[i].id == requests[i].id && responses[i].status <= 0 && responses[i].status >= -2);
+		must(mapper.pinned_pages == 0);
+	}
+	pv_blkif_pool_free(&batch.pool);
+	free(batch.disk);
+	free(requests);
+	free(data);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
 	static void (*const targets[])(void) = { fuzz_ring, fuzz_stream, fuzz_flex, fuzz_grants, fuzz_events,
-					       fuzz_look };
+					       fuzz_look, fuzz_blkif };
 
 	input = data;
 	left = n;

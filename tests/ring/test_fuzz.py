@@ -16,7 +16,7 @@ MISTAKES: dict[str, Change] = {
     "grant, no check": ("pv_grant.c", "first && entry.frame - mapper->base >= mapper->n_pages", "0"),
     "blkif, no range": ("pv_blkif.c", "if (sector > limits->sectors || sectors > limits->sectors - sector)", "if (0)"),
     "blkif, no room": ("pv_blkif.c", "if (wanted <= pool->capacity)", "if (1)"),
-    "blkif, too many": ("pv_blkif.c", " || *n > most)", ")"),
+    "blkif, too many": ("pv_blkif.c", " || *n > most)", " || *n > 2 * most)"),
     "event, slot not cut": ("pv_event.c", "return (slot % PV_INBOX_SLOTS) / 64;", "return slot / 64;"),
     "log, no check": ("pv_look_read.c", "n_bytes > PV_RING_MAX_BYTES || ", ""),
     "log, read twice": ("pv_look_read.c", "(uint64_t)entry->n *", "(uint64_t)pv_load_relaxed(&found->n) *"),

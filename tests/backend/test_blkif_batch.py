@@ -305,29 +305,6 @@ def test_a_batch_with_nothing_to_do_does_not_touch_the_disk(pair: Pair) -> None:
     )
 
 
-@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
-def test_a_file_that_cannot_be_flushed(pair: Pair, disk_fd: int, error: int) -> None:
-    """It says so of flushes and barriers; it is no error of the disk."""
-    pair.granter.access(0)
-    pair.batch.set_limits(Limits(SECTORS, barrier=True))
-    mixed = together([request(Operation.FLUSH_DISKCACHE), request(Operation.WRITE_BARRIER), request()])
-    with failing("fdatasync", error):
-        statuses, first = run_file(pair, mixed, disk_fd)
-    assert statuses == [Status.EOPNOTSUPP, Status.EOPNOTSUPP, Status.OKAY]
-    assert first == 0
-    assert pair.batch.unsupported == 1 << Operation.FLUSH_DISKCACHE | 1 << Operation.WRITE_BARRIER
-    assert in_use(pair) == 0
-
-
-@pytest.mark.parametrize("when", [1, 2])
-def test_a_barrier_whose_flush_fails_has_failed(pair: Pair, disk_fd: int, when: int) -> None:
-    pair.granter.access(0)
-    pair.batch.set_limits(Limits(SECTORS, barrier=True))
-    with failing("fdatasync", errno.EIO, times=1, at=when) as synced:
-        assert run_file(pair, request(Operation.WRITE_BARRIER), disk_fd) == ([Status.ERROR], errno.EIO)
-    assert synced.calls == when
-
-
 @pytest.mark.parametrize("sector", [8, 20])
 def test_memory_that_ends_before_its_disk(pair: Pair, sector: int) -> None:
     pair.granter.access(0)

@@ -132,7 +132,8 @@ int pv_spin_cpu_is_idle(int64_t now_ns)
 	static int cpus, idle;
 	int64_t before_ns = pv_load_relaxed(&looked_at_ns);
 
-	if (before_ns && now_ns - before_ns < LOOK_AGAIN_NS)
+	/* Unsigned: an answer from a later time is not believed either. */
+	if (before_ns && (uint64_t)(now_ns - before_ns) < LOOK_AGAIN_NS)
 		return pv_load_relaxed(&idle);
 	if (pv_load_relaxed(&cpus) == 0)
 		pv_store_relaxed(&cpus, get_nprocs());

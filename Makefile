@@ -11,7 +11,7 @@ FOREIGN := $(addprefix tests/ring/test_, xen_macros.py interleavings.py many_por
 	tests/hypervisor/test_advisories.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz-xenstore engines test-sanitized test-thread-sanitizer test-aarch64 coverage stress linearizability proofs fuzz-ring bench bench-xenstore lint stub clean
+.PHONY: help demo test fuzz-xenstore engines test-sanitized test-thread-sanitizer test-aarch64 coverage stress linearizability devices integrity proofs fuzz-ring bench bench-xenstore lint stub clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ linearizability: $(STAMP) ## Look long for a history of the store that has no or
 	@LINEARIZABILITY_ROUNDS=$${LINEARIZABILITY_ROUNDS:-20} $(BIN)/python -m pytest -q \
 		tests/xenstore/test_linearizability.py tests/xenstore/test_crash_journal.py
 
+devices: $(STAMP) ## Let disks come and go, at length, and look for what stays behind (DEVICE_ROUNDS=1000)
+	@DEVICE_ROUNDS=$${DEVICE_ROUNDS:-1000} $(BIN)/python -m pytest -q tests/integration/test_connect_faults.py -k come_and_go
+
+integrity: $(STAMP) ## fio and ext4 on exported disks, in peace and while backends are killed (INTEGRITY_SECONDS=300 for each of 4)
+	@INTEGRITY_SECONDS=$${INTEGRITY_SECONDS:-300} INTEGRITY_SEED=$${INTEGRITY_SEED:-$$(date +%s)} $(BIN)/python -m pytest \
+		-v -s tests/integration/test_integrity.py
+
 fuzz-ring: $(STAMP) ## Fuzz rings, streams, grants, event words and what Dom0 looks at, at length (FUZZ_RUNS=10000000)
 	@$(BIN)/python -m tests.ring.fuzz $${FUZZ_RUNS:-10000000}
 
@@ -76,4 +83,4 @@ stub: $(STAMP) ## Write src/ring/_core.pyi anew from the C headers
 	@$(BIN)/ruff format -q src/ring/_core.pyi
 
 clean: ## Remove what was built
-	rm -rf $(VENV) build src/ring/_core*.so .mypy_cache .ruff_cache .pytest_cache *.egg-info src/*.egg-info
+	rm -rf $(VENV) build src/ring/_core*.so src/frontend/_nbdkit*.so .mypy_cache .ruff_cache .pytest_cache *.egg-info src/*.egg-info

@@ -4,23 +4,19 @@
  *
  *   grants grant CPU SECONDS PAGES        pages granted a second
  *   grants revoke CPU SECONDS PAGES       pages taken back a second
- *   grants copy CPU SECONDS PAGES         grant copies of 4 KiB a second, from so many pages in turn
- *   grants memcpy CPU SECONDS PAGES       the same without grants
+ *   grants copy CPU SECONDS PAGES         grant copies of 4 KiB a second, out of so many pages in turn
+ *   grants copy-into CPU SECONDS PAGES    the same into them
+ *   grants memcpy CPU SECONDS PAGES       the same as copy, without grants
+ *   grants memcpy-into CPU SECONDS PAGES  the same as copy-into, without grants
  *
  * Prints one number. Granting and revoking is done once more where every system call kills.
  */
-#define _GNU_SOURCE
+#include "pinned.h"
+
 #include <linux/seccomp.h>
-#include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "pv_atomic.h"
@@ -34,45 +30,28 @@
 
 static struct pv_granter granter;
 static struct pv_mapper mapper;
-static struct pv_grant_copy_op ops[BATCH];
+static struct pv_grant_copy_op *ops;     /* one for each page */
 static uint8_t *local;
 static uint32_t n_pages;
-
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-static void *memory(size_t bytes)
-{
-	void *made = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-
-	if (made == MAP_FAILED)
-		exit(2);
-	return made;
-}
 
 static void set_up(void)
 {
 	granter = (struct pv_granter){
-		.entries = memory(n_pages * sizeof(struct pv_grant_entry)),
-		.granted = memory(n_pages * sizeof(struct pv_grant_private)),
+		.entries = share(n_pages * sizeof(struct pv_grant_entry)),
+		.granted = share(n_pages * sizeof(struct pv_grant_private)),
 		.base = BASE,
 		.n_pages = n_pages,
 	};
 	mapper = (struct pv_mapper){
 		.entries = granter.entries,
-		.data = memory((size_t)n_pages * PAGE),
-		.pins = memory(n_pages * sizeof(struct pv_pin)),
-		.pinned = memory(n_pages * sizeof(struct pv_pinned)),
+		.data = share((size_t)n_pages * PAGE),
+		.pins = share(n_pages * sizeof(struct pv_pin)),
+		.pinned = share(n_pages * sizeof(struct pv_pinned)),
 		.base = BASE,
 		.n_pages = n_pages,
 		.self = DOMID,
 	};
-	local = memory(BATCH * PAGE);
+	local = share(BATCH * PAGE);
 }
 
 static void grant_all(void)
@@ -126,37 +105,49 @@ static double grants(double seconds, int revokes)
 	return (double)done * 1e9 / (double)took_ns;
 }
 
-static void copy_batch(uint32_t first)
+/* Both sides go through the same operations, which are made before the time begins. */
+static void make_ops(void)
 {
-	for (uint32_t i = 0; i < BATCH; i++)
+	ops = share(n_pages * sizeof *ops);
+	for (uint32_t i = 0; i < n_pages; i++)
 		ops[i] = (struct pv_grant_copy_op){
-			.gref = BASE + (first + i) % n_pages, .length = PAGE, .local_offset = (uint64_t)i * PAGE};
-	pv_grant_copy(&mapper, ops, BATCH, local, BATCH * PAGE, 0);
+			.gref = BASE + i, .length = PAGE, .local_offset = (uint64_t)(i % BATCH) * PAGE};
+}
+
+static void copy_batch(struct pv_grant_copy_op *batch, int into)
+{
+	pv_grant_copy(&mapper, batch, BATCH, local, BATCH * PAGE, into);
 	for (uint32_t i = 0; i < BATCH; i++)
-		if (ops[i].status)
+		if (batch[i].status)
 			abort();
 }
 
-static void memcpy_batch(uint32_t first)
+static void memcpy_batch(struct pv_grant_copy_op *batch, int into)
 {
 	for (uint32_t i = 0; i < BATCH; i++) {
-		memcpy(local + i * PAGE, mapper.data + (size_t)((first + i) % n_pages) * PAGE, PAGE);
-		__asm__ volatile("" : : "r"(local) : "memory");
+		uint8_t *page = mapper.data + (size_t)(batch[i].gref - BASE) * PAGE;
+		uint8_t *mine = local + batch[i].local_offset;
+
+		memcpy(into ? page : mine, into ? mine : page, batch[i].length);
+		__asm__ volatile("" : : "r"(mine), "r"(page) : "memory");
 	}
 }
 
-static double copies(double seconds, void (*batch)(uint32_t first))
+static double copies(double seconds, void (*copy)(struct pv_grant_copy_op *batch, int into), int into)
 {
 	int64_t start, now, until;
 	uint64_t done = 0;
+	uint32_t next = 0;
 
+	make_ops();
 	grant_all();
 	for (uint32_t first = 0; first < n_pages; first += BATCH)
-		batch(first);
+		copy(ops + first, into);
 	start = now_ns();
 	until = start + (int64_t)(seconds * 1e9);
 	do {
-		batch((uint32_t)(done % n_pages));
+		copy(ops + next, into);
+		next = next + BATCH < n_pages ? next + BATCH : 0;
 		done += BATCH;
 	} while ((now = now_ns()) < until);
 	return (double)done * 1e9 / (double)(now - start);
@@ -164,25 +155,22 @@ static double copies(double seconds, void (*batch)(uint32_t first))
 
 int main(int argc, char **argv)
 {
-	cpu_set_t set;
 	double seconds, result;
 
 	if (argc != 5)
 		return 2;
-	CPU_ZERO(&set);
-	CPU_SET(atoi(argv[2]), &set);
-	sched_setaffinity(0, sizeof set, &set);
+	pin(atoi(argv[2]));
 	seconds = atof(argv[3]);
 	n_pages = (uint32_t)atoi(argv[4]);
-	if (n_pages < BATCH || n_pages > MOST_PAGES)
+	if (n_pages == 0 || n_pages % BATCH || n_pages > MOST_PAGES)
 		return 2;
 	set_up();
 	if (!strcmp(argv[1], "grant") || !strcmp(argv[1], "revoke"))
 		result = grants(seconds, !strcmp(argv[1], "revoke"));
-	else if (!strcmp(argv[1], "copy"))
-		result = copies(seconds, copy_batch);
-	else if (!strcmp(argv[1], "memcpy"))
-		result = copies(seconds, memcpy_batch);
+	else if (!strcmp(argv[1], "copy") || !strcmp(argv[1], "copy-into"))
+		result = copies(seconds, copy_batch, !strcmp(argv[1], "copy-into"));
+	else if (!strcmp(argv[1], "memcpy") || !strcmp(argv[1], "memcpy-into"))
+		result = copies(seconds, memcpy_batch, !strcmp(argv[1], "memcpy-into"));
 	else
 		return 2;
 	printf("%.1f\n", result);

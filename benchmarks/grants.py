@@ -17,7 +17,9 @@ from .harness import Answer, Bench, Mark, alone
 
 QUESTION = "What do grants cost, without a system call, and copies of granted pages beside memcpy?"
 UNIT = "Millions of pages a second."
-BASE, DOMID, BATCH = 8, 1, 32
+BASE, DOMID = 8, 1
+BUFFER_PAGES = 32  # copied to and from in turn, in C too, whatever the batch
+PYTHON_BATCHES = (32, 256)
 GRANTED_PAGES = 512
 EACH = Mark(value=50e6)  # 20 ns
 COPIED_PAGES = {"1 MiB": 256, "16 MiB": 4096}
@@ -43,13 +45,18 @@ def ask(bench: Bench) -> Iterable[Answer]:
                 yield alone(f"{mode}, {name}", samples, EACH, tag=rounds[0][0], load=load, unit=1e6)
     for size, n_pages in COPIED_PAGES.items():
         with Pages(n_pages) as pages:
-            sides = {
-                "C": lambda n_pages=n_pages: in_c("copy", n_pages),
-                "Python": lambda pages=pages: pages.copies(bench.seconds),
-            }
-            for name, side in sides.items():
-                pairs, load = bench.interleave(side, lambda n_pages=n_pages: in_c("memcpy", n_pages))
-                yield bench.compare(f"4 KiB out of {size}, {name}", "memcpy", pairs, load, WITHIN)
+            for way, into in {"out of": False, "into": True}.items():
+                suffix = "-into" * into
+                sides = {"C": lambda n_pages=n_pages, suffix=suffix: in_c("copy" + suffix, n_pages)}
+                for batch in PYTHON_BATCHES:
+                    sides[f"Python, {batch} a call"] = lambda pages=pages, batch=batch, into=into: pages.copies(
+                        bench.seconds, batch, into=into
+                    )
+                for name, side in sides.items():
+                    pairs, load = bench.interleave(
+                        side, lambda n_pages=n_pages, suffix=suffix: in_c("memcpy" + suffix, n_pages)
+                    )
+                    yield bench.compare(f"4 KiB {way} {size}, {name}", "memcpy", pairs, load, WITHIN)
 
 
 class Pages:
@@ -63,7 +70,7 @@ class Pages:
         init_maptrack(maptrack, BASE, n_pages)
         self._granter = Granter(entries, base=BASE, n_pages=n_pages, peer=DOMID)
         self._mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=n_pages, domid=DOMID)
-        self._local = bytearray(BATCH * PAGE_BYTES)
+        self._local = np.zeros(BUFFER_PAGES * PAGE_BYTES, np.uint8)
         data.view[:] = bytes(n_pages * PAGE_BYTES)
 
     def _map(self, n_bytes: int) -> Mapping:
@@ -87,19 +94,20 @@ class Pages:
             rounds += 1
         return rounds * self.n_pages / took[mode]
 
-    def copies(self, seconds: float) -> float:
-        """Copy all pages out in turn: copies a second."""
-        grefs = self._granter.access_many(np.arange(self.n_pages, dtype=np.uint32))
-        ops = np.zeros((self.n_pages // BATCH, BATCH), COPY_OP)
-        ops["gref"], ops["length"] = grefs.reshape(ops.shape), PAGE_BYTES
-        ops["local_offset"] = np.arange(BATCH) * PAGE_BYTES
-        batches, done, start = list(ops), 0, time.perf_counter()
+    def copies(self, seconds: float, batch: int, *, into: bool) -> float:
+        """Copy all pages in turn, so many a call, the same array of operations filled anew: copies a second."""
+        grefs = self._granter.access_many(np.arange(self.n_pages, dtype=np.uint32)).reshape(-1, batch)
+        ops = np.zeros(batch, COPY_OP)
+        ops["length"], ops["local_offset"] = PAGE_BYTES, np.arange(batch) % BUFFER_PAGES * PAGE_BYTES
+        column, copy, local = ops["gref"], self._mapper.copy_array, self._local
+        turns, done, start = list(grefs), 0, time.perf_counter()
         while (now := time.perf_counter()) < start + seconds:
-            statuses = self._mapper.copy_array(batches[done % len(batches)], self._local, to_grant=False)
+            column[:] = turns[done % len(turns)]
+            statuses = copy(ops, local, to_grant=into)
             done += 1
         assert not statuses.any()
-        self._granter.revoke_many(grefs)
-        return done * BATCH / (now - start)
+        self._granter.revoke_many(grefs.reshape(-1))
+        return done * batch / (now - start)
 
     def __enter__(self) -> Self:
         return self

@@ -32,6 +32,7 @@ __all__ = [
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+_NO_SUCH_SIDE = 5
 ALONE = "-"
 """The peer of what is held against a value."""
 
@@ -48,7 +49,7 @@ class Bench(turns.Bench):
         program = self.compile("model", ["model.c"], RING_PARTS)
         command = [str(program), mode, *map(str, self.cpus), str(seconds), *map(str, arguments)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-        if done.returncode == 3:
+        if done.returncode == _NO_SUCH_SIDE:
             raise NotHere("Xen's ring.h is not installed (libxen-dev)")
         done.check_returncode()
         return float(done.stdout)

@@ -11,18 +11,12 @@
  *
  * Prints one number, a median where it is a time of many.
  */
-#define _GNU_SOURCE
-#include <sched.h>
+#include "pinned.h"
+
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "pv_atomic.h"
@@ -52,15 +46,6 @@ static uint8_t messages[BATCH * 112];
 static double seconds;
 static pid_t back_pid;
 
-static void *memory(size_t bytes)
-{
-	void *made = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-
-	if (made == MAP_FAILED)
-		exit(2);
-	return made;
-}
-
 static void must(int64_t result)
 {
 	if (result < 0) {
@@ -71,21 +56,12 @@ static void must(int64_t result)
 
 static struct place make_place(void)
 {
-	struct place place = {memory(PAGE), eventfd(0, EFD_CLOEXEC)};
+	struct place place = {share(PAGE), eventfd(0, EFD_CLOEXEC)};
 
 	if (place.bell < 0)
 		exit(2);
 	pv_inbox_init(place.inbox);
 	return place;
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	sched_setaffinity(0, sizeof set, &set);
 }
 
 static uint32_t n_inboxes(void)
@@ -352,8 +328,8 @@ static double run(const struct mode *mode, int front_cpu, int back_cpu)
 	at_front = make_place();
 	for (uint32_t i = 0; i < n_inboxes(); i++)
 		at_back[i] = make_place();
-	attached = memory(PAGE);
-	ring_memory = memory(pages * PAGE);
+	attached = share(PAGE);
+	ring_memory = share(pages * PAGE);
 	back_pid = fork();
 	if (back_pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -7,13 +7,14 @@ The public headers are the one source of the C API: they are fed to `cdef` with 
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from cffi import FFI
 
 HERE = Path(__file__).parent
 HEADERS = sorted(path.name for path in HERE.glob("pv_*.h") if path.name != "pv_atomic.h")
-PRIVATE = ["pv_atomic.h", "xs_journal.h", "xs_private.h", "xs_request.h", "xs_types.h"]
+PRIVATE = ["pv_atomic.h", *sorted(path.name for path in HERE.glob("*.h") if not path.name.startswith("pv_"))]
 SOURCES = sorted(path.name for path in HERE.glob("pv_*.c"))
 CONSTANT = re.compile(r"#define\s+([A-Z]\w+)\s+\(?(-?(?:0x[0-9a-fA-F]+|\d+))[uUlL]*\)?\s*(?:/\*.*)?$")
 
@@ -29,10 +30,30 @@ def declarations(header: str) -> str:
     return "\n".join(lines)
 
 
+def liburing() -> dict[str, list[str]]:
+    """How to build with liburing, from its archive if there is one: then it is not needed afterwards. {}: without."""
+    if os.environ.get("PARAVIRT_LIBURING") == "0":
+        return {}
+    try:
+        version, folder = (
+            subprocess.run(["pkg-config", what, "liburing"], capture_output=True, check=True, text=True).stdout.strip()
+            for what in ("--modversion", "--variable=libdir")
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    archive = Path(folder) / "liburing.a"
+    return {
+        "extra_compile_args": [f'-DPV_LIBURING="{version}"'],
+        **({"extra_objects": [str(archive)]} if archive.exists() else {"libraries": ["uring"]}),
+    }
+
+
 # After Python's own flags, which have an -O of their own; tests that look at the code as it is written want less.
 OPTIMIZE = os.environ.get("PARAVIRT_OPTIMIZE", "-O2")
 # setuptools wants paths relative to setup.py, whatever the working directory of the caller is.
 ROOT = Path(os.path.relpath(HERE))
+
+LIBURING = liburing()
 
 ffibuilder = FFI()
 for name in HEADERS:
@@ -43,8 +64,12 @@ ffibuilder.set_source(
     sources=[str(ROOT / name) for name in SOURCES],
     depends=[str(ROOT / name) for name in [*HEADERS, *PRIVATE, *SOURCES]],
     include_dirs=[str(ROOT)],
-    extra_compile_args=["-std=gnu11", OPTIMIZE, "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-strict-aliasing"],
-    libraries=["rt"],
+    extra_compile_args=[
+        *["-std=gnu11", OPTIMIZE, "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-strict-aliasing"],
+        *LIBURING.get("extra_compile_args", []),
+    ],
+    extra_objects=LIBURING.get("extra_objects", []),
+    libraries=["rt", *LIBURING.get("libraries", [])],
 )
 
 if __name__ == "__main__":

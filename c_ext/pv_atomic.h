@@ -14,6 +14,7 @@
 #include PV_ATOMIC_SHIM
 #else
 
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -39,6 +40,15 @@
 /* A private counter that several threads bump; it orders nothing. */
 #define pv_count(p) pv_add((p), 1)
 #define pv_add(p, n) ((void)__atomic_fetch_add((p), (n), __ATOMIC_RELAXED))
+
+/*
+ * A copy of bytes that their owner may change meanwhile, and the two fences by which its reader finds out: the owner says
+ * that the bytes are its own again, then pv_fence_release, then changes them; the reader copies, then pv_fence_acquire,
+ * then looks whether they were still its to read. No instruction on x86.
+ */
+#define pv_copy_racing(to, from, n) memcpy((to), (from), (n))
+#define pv_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+#define pv_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
 
 /* Store-then-load order ("publish, then look whether the other side sleeps"). The expensive one: one a batch. */
 #define pv_fence_full() __atomic_thread_fence(__ATOMIC_SEQ_CST)

@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blkfront_private.h"
+
 #define SECTOR_SHIFT 9
-#define SLOT_PAGES PV_BLKIF_MAX_SEGMENTS
 #define SLOT_BYTES ((uint64_t)SLOT_PAGES * PV_PAGE_BYTES)
 
 /* Goes through the pages of a request, in order. */
@@ -20,10 +21,11 @@ void pv_blkfront_init(struct pv_blkfront *front)
 	front->n_free = front->n_slots;
 	front->n_held = 0;
 	front->n_in_flight = 0;
+	front->n_staged = 0;
 	front->violation = 0;
-	front->issued = 0;
-	front->reads = front->writes = front->flushes = front->discards = 0;
-	front->read_bytes = front->written_bytes = front->errors = 0;
+	front->persistent = 0;
+	front->purged_ms = 0;
+	front->issued = front->granted_before = 0;
 	memset(front->shadow, 0, sizeof(*front->shadow) * front->n_slots);
 	for (uint32_t i = 0; i < front->n_slots; i++) {
 		front->slots[i] = (struct pv_blkfront_slot){ .next = PV_BLKFRONT_NONE };
@@ -62,11 +64,6 @@ static uint32_t next_page(const struct pv_blkfront *front, struct cursor *cursor
 	return cursor->slot * SLOT_PAGES + cursor->page++;
 }
 
-static uint8_t *slot_memory(const struct pv_blkfront *front, uint32_t slot)
-{
-	return front->pages + slot * SLOT_BYTES;
-}
-
 static int is_write(uint32_t operation)
 {
 	return operation == PV_BLKIF_OP_WRITE || operation == PV_BLKIF_OP_WRITE_BARRIER;
@@ -78,60 +75,82 @@ static uint8_t operation_of(const struct pv_blkif_request *request)
 	return request->operation == PV_BLKIF_OP_INDIRECT ? request->nr_segments : request->operation;
 }
 
-static struct pv_blkif_segment segment_of(const struct pv_blkfront *front, uint32_t page, uint64_t left)
+/* The next segment: from the page where the last one ended, or from the middle of the caller's first one. */
+static struct pv_blkif_segment segment_of(uint32_t gref, uint32_t first_sector, uint64_t left)
 {
-	uint32_t bytes = left < PV_PAGE_BYTES ? (uint32_t)left : PV_PAGE_BYTES;
+	uint64_t room = PV_PAGE_BYTES - ((uint64_t)first_sector << SECTOR_SHIFT), bytes = left < room ? left : room;
 
-	return (struct pv_blkif_segment){ .gref = front->first_gref + page,
-					  .last_sect = (uint8_t)((bytes >> SECTOR_SHIFT) - 1) };
+	return (struct pv_blkif_segment){ .gref = gref, .first_sect = (uint8_t)first_sector,
+					  .last_sect = (uint8_t)(first_sector + (bytes >> SECTOR_SHIFT) - 1) };
+}
+
+static uint64_t segment_bytes(const struct pv_blkif_segment *segment)
+{
+	return (uint64_t)(segment->last_sect - segment->first_sect + 1) << SECTOR_SHIFT;
+}
+
+/* Pages of the data of a request, whosever they are. */
+static uint32_t data_pages(uint64_t length, uint32_t first_sector)
+{
+	return pages_of(length + ((uint64_t)first_sector << SECTOR_SHIFT));
 }
 
 /* The segments of an indirect request, into the pages behind its data. */
 static void write_segments(const struct pv_blkfront *front, uint32_t slot)
 {
 	uint64_t left = front->slots[slot].length;
-	uint32_t n = pages_of(left), page = 0;
+	uint32_t gref = front->slots[slot].gref, first_sector = front->slots[slot].first_sector;
+	uint32_t n = data_pages(left, first_sector), page = 0;
 	struct cursor data = { slot, 0 }, segments = { slot, 0 };
 	struct pv_blkif_indirect indirect;
 
 	memcpy(&indirect, &front->shadow[slot], sizeof(indirect));
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 0; i < n && !gref; i++)
 		next_page(front, &segments);
-	for (uint32_t i = 0; i < n; i++, left -= PV_PAGE_BYTES) {
+	for (uint32_t i = 0; i < n; i++, first_sector = 0) {
 		uint32_t at = i % PV_BLKIF_INDIRECT_PAGE_SEGMENTS;
-		struct pv_blkif_segment segment = segment_of(front, next_page(front, &data), left);
+		uint32_t ref = gref ? gref + i : front->first_gref + next_page(front, &data);
+		struct pv_blkif_segment segment = segment_of(ref, first_sector, left);
 
 		if (at == 0) {
 			page = next_page(front, &segments);
 			indirect.indirect_grefs[i / PV_BLKIF_INDIRECT_PAGE_SEGMENTS] = front->first_gref + page;
 		}
 		memcpy(front->pages + (uint64_t)page * PV_PAGE_BYTES + at * sizeof(segment), &segment, sizeof(segment));
+		left -= segment_bytes(&segment);
 	}
 	memcpy(&front->shadow[slot], &indirect, sizeof(indirect));
 }
 
-static void write_data(const struct pv_blkfront *front, uint32_t slot, const uint8_t *from, uint64_t left)
+/* Between the pages of a request, from byte `at` of its data on, and memory. */
+static void copy(const struct pv_blkfront *front, uint32_t slot, uint64_t at, uint8_t *memory, uint64_t left, int out)
 {
-	while (left > 0) {
-		uint64_t part = left < SLOT_BYTES ? left : SLOT_BYTES;
-
-		memcpy(slot_memory(front, slot), from, part);
+	for (; at >= SLOT_BYTES; at -= SLOT_BYTES)
 		slot = front->slots[slot].next;
-		from += part;
+	for (; left > 0; at = 0) {
+		uint64_t part = left < SLOT_BYTES - at ? left : SLOT_BYTES - at;
+		uint8_t *page = front->pages + slot * SLOT_BYTES + at;
+
+		memcpy(out ? memory : page, out ? page : memory, part);
+		slot = front->slots[slot].next;
+		memory += part;
 		left -= part;
 	}
 }
 
-void pv_blkfront_gather(const struct pv_blkfront *front, uint32_t slot, uint8_t *to, uint64_t left)
+void pv_blkfront_copy_in(const struct pv_blkfront *front, uint32_t slot, uint64_t at, const uint8_t *from, uint64_t length)
 {
-	while (left > 0) {
-		uint64_t part = left < SLOT_BYTES ? left : SLOT_BYTES;
+	copy(front, slot, at, (uint8_t *)(uintptr_t)from, length, 0);
+}
 
-		memcpy(to, slot_memory(front, slot), part);
-		slot = front->slots[slot].next;
-		to += part;
-		left -= part;
-	}
+void pv_blkfront_copy_out(const struct pv_blkfront *front, uint32_t slot, uint64_t at, uint8_t *to, uint64_t length)
+{
+	copy(front, slot, at, to, length, 1);
+}
+
+void pv_blkfront_gather(const struct pv_blkfront *front, uint32_t slot, uint8_t *to, uint64_t length)
+{
+	copy(front, slot, 0, to, length, 1);
 }
 
 static void fill_discard(struct pv_blkfront *front, uint32_t slot, const struct pv_blkfront_ask *ask)
@@ -146,7 +165,8 @@ static void fill_discard(struct pv_blkfront *front, uint32_t slot, const struct 
 static void fill_indirect(struct pv_blkfront *front, uint32_t slot, const struct pv_blkfront_ask *ask)
 {
 	struct pv_blkif_indirect indirect = { .operation = PV_BLKIF_OP_INDIRECT, .indirect_op = (uint8_t)ask->operation,
-					      .nr_segments = (uint16_t)pages_of(ask->length), .id = slot,
+					      .nr_segments = (uint16_t)data_pages(ask->length, ask->first_sector),
+					      .id = slot,
 					      .sector = ask->offset >> SECTOR_SHIFT };
 
 	memcpy(&front->shadow[slot], &indirect, sizeof(indirect));
@@ -157,40 +177,59 @@ static void fill_direct(struct pv_blkfront *front, uint32_t slot, const struct p
 {
 	struct pv_blkif_request *request = &front->shadow[slot];
 	uint64_t left = ask->length;
+	uint32_t gref = ask->gref ? ask->gref : front->first_gref + slot * SLOT_PAGES;
 
 	request->operation = (uint8_t)ask->operation;
-	request->nr_segments = (uint8_t)pages_of(ask->length);
+	request->nr_segments = (uint8_t)data_pages(ask->length, ask->first_sector);
 	request->handle = 0;
 	request->id = slot;
 	request->sector = ask->offset >> SECTOR_SHIFT;
-	for (uint32_t i = 0; i < request->nr_segments; i++, left -= PV_PAGE_BYTES)
-		request->seg[i] = segment_of(front, slot * SLOT_PAGES + i, left);
+	for (uint32_t i = 0; i < request->nr_segments; i++) {
+		request->seg[i] = segment_of(gref + i, i ? 0 : ask->first_sector, left);
+		left -= segment_bytes(&request->seg[i]);
+	}
+}
+
+/* Pages of its own that a request takes: for its data, unless that is in the caller's, and for its segments. */
+static uint32_t own_pages(const struct pv_blkfront_ask *ask)
+{
+	uint32_t n = ask->operation == PV_BLKIF_OP_DISCARD ? 0 : data_pages(ask->length, ask->first_sector);
+
+	return (ask->gref ? 0 : n) + segment_pages_of(n);
+}
+
+static uint32_t slots_for(const struct pv_blkfront_ask *ask)
+{
+	uint32_t n = own_pages(ask);
+
+	return n ? (n + SLOT_PAGES - 1) / SLOT_PAGES : 1;
 }
 
 static void fill(struct pv_blkfront *front, uint32_t slot, const struct pv_blkfront_ask *ask)
 {
-	uint32_t n_pages = ask->operation == PV_BLKIF_OP_DISCARD ? 0 : pages_of(ask->length);
-
 	front->slots[slot].length = ask->length;
-	front->slots[slot].n_pages = n_pages + segment_pages_of(n_pages);
+	front->slots[slot].n_pages = own_pages(ask);
+	front->slots[slot].gref = ask->gref;
+	front->slots[slot].first_sector = ask->first_sector;
 	if (ask->operation == PV_BLKIF_OP_DISCARD)
 		fill_discard(front, slot, ask);
-	else if (n_pages > PV_BLKIF_MAX_SEGMENTS)
+	else if (data_pages(ask->length, ask->first_sector) > PV_BLKIF_MAX_SEGMENTS)
 		fill_indirect(front, slot, ask);
 	else
 		fill_direct(front, slot, ask);
-	if (ask->data)
-		write_data(front, slot, (const uint8_t *)(uintptr_t)ask->data, ask->length);
+	if (ask->data && !ask->gref)
+		pv_blkfront_copy_in(front, slot, 0, (const uint8_t *)(uintptr_t)ask->data, ask->length);
 }
 
-/* Take back the grants of the first `n` pages of a request. 0, or -EBUSY when the backend still holds one. */
+/* Take back the grants of the first `n` pages of a request, but those that stay. 0, or -EBUSY when the backend still holds
+ * one. */
 static int revoke(struct pv_blkfront *front, uint32_t slot, uint32_t n)
 {
 	struct cursor cursor = { slot, 0 };
 	int busy = 0;
 
 	for (uint32_t i = 0; i < n; i++)
-		if (pv_grant_revoke(front->granter, front->first_gref + next_page(front, &cursor)) == -EBUSY)
+		if (blkfront_revoke_page(front, next_page(front, &cursor)) == -EBUSY)
 			busy = -EBUSY;
 	return busy;
 }
@@ -198,14 +237,20 @@ static int revoke(struct pv_blkfront *front, uint32_t slot, uint32_t n)
 /* The backend writes the pages of a read; it reads those of a write, and those with segments. */
 static int grant(struct pv_blkfront *front, uint32_t slot)
 {
-	uint32_t n = front->slots[slot].n_pages, n_data = n ? pages_of(front->slots[slot].length) : 0;
+	uint32_t n = front->slots[slot].n_pages;
+	uint32_t n_segments = data_pages(front->slots[slot].length, front->slots[slot].first_sector);
+	uint32_t n_data = n && !front->slots[slot].gref ? n_segments : 0;
 	int read_only = is_write(operation_of(&front->shadow[slot]));
+	uint64_t left = n_data ? front->slots[slot].length : 0;
 	struct cursor cursor = { slot, 0 };
 
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t gref = front->first_gref + next_page(front, &cursor);
-		int error = pv_grant_access(front->granter, gref, front->backend, gref, read_only || i >= n_data);
+		int error;
 
+		if (i == n_data)
+			left = (uint64_t)n_segments * sizeof(struct pv_blkif_segment);
+		error = blkfront_grant_page(front, next_page(front, &cursor), left, read_only || i >= n_data);
+		left -= left < PV_PAGE_BYTES ? left : PV_PAGE_BYTES;
 		if (error) {
 			revoke(front, slot, i);
 			return error;
@@ -214,10 +259,9 @@ static int grant(struct pv_blkfront *front, uint32_t slot)
 	return 0;
 }
 
-/* As many slots as a request of `length` bytes takes, chained; the first one. There are that many. */
-static uint32_t take_slots(struct pv_blkfront *front, const struct pv_blkfront_ask *ask)
+/* `n` slots, chained; the first one. There are that many. */
+static uint32_t take_slots(struct pv_blkfront *front, uint32_t n)
 {
-	uint32_t n = ask->operation == PV_BLKIF_OP_DISCARD ? 1 : pv_blkfront_slots_of(ask->length);
 	uint32_t first = front->free[--front->n_free], last = first;
 
 	while (--n > 0) {
@@ -247,62 +291,80 @@ static void release(struct pv_blkfront *front, uint32_t slot)
 		give_slots(front, slot);
 }
 
-/* Undo what was prepared and not sent. The backend cannot have used it, but can have set bits: then it stays out. */
-static void withdraw(struct pv_blkfront *front, const uint32_t *slots, uint32_t n)
+/* Undo what was staged. The backend cannot have used it, but can have set bits: then it stays out. */
+static void withdraw(struct pv_blkfront *front)
 {
-	while (n-- > 0)
-		release(front, slots[n]);
+	while (front->n_staged > 0)
+		release(front, (uint32_t)front->batch[--front->n_staged].id);
 }
 
-/* How many slots they take; -EINVAL for what cannot be a request. */
-static int64_t slots_wanted(const struct pv_blkfront_ask *asks, uint32_t n)
+/* Whether it can be a request. */
+static int is_sound(const struct pv_blkfront_ask *ask)
 {
-	int64_t wanted = 0;
+	uint64_t most = ask->operation == PV_BLKIF_OP_WRITE_BARRIER ? PV_BLKIF_MAX_SEGMENTS : PV_BLKIF_MAX_INDIRECT_SEGMENTS;
 
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t most = asks[i].operation == PV_BLKIF_OP_WRITE_BARRIER ? PV_BLKIF_MAX_SEGMENTS :
-									    PV_BLKIF_MAX_INDIRECT_SEGMENTS;
+	if (ask->operation == PV_BLKIF_OP_DISCARD)
+		return 1;
+	return ask->first_sector < PV_PAGE_BYTES >> SECTOR_SHIFT && ask->length <= most * PV_PAGE_BYTES &&
+	       data_pages(ask->length, ask->first_sector) <= most;
+}
 
-		if (asks[i].operation == PV_BLKIF_OP_DISCARD) {
-			wanted++;
-			continue;
-		}
-		if (asks[i].length > most * PV_PAGE_BYTES)
-			return -EINVAL;
-		wanted += pv_blkfront_slots_of(asks[i].length);
+int pv_blkfront_stage(struct pv_blkfront *front, const struct pv_blkfront_ask *ask, uint32_t *slot)
+{
+	uint32_t first;
+	int error;
+
+	if (!is_sound(ask))
+		return -EINVAL;
+	if (slots_for(ask) > front->n_free)
+		return -ENOSPC;
+	if (!front->n_staged)
+		front->now_ms = pv_grant_now(front->granter);
+	first = take_slots(front, slots_for(ask));
+	fill(front, first, ask);
+	error = grant(front, first);
+	if (error) {
+		give_slots(front, first);
+		return error;
 	}
-	return wanted;
+	*slot = first;
+	front->slots[first].sequence = ++front->issued;
+	front->n_in_flight++;
+	front->batch[front->n_staged++] = front->shadow[first];
+	return 0;
+}
+
+int64_t pv_blkfront_send(struct pv_blkfront *front, struct pv_ring *ring)
+{
+	int64_t pushed = front->n_staged <= pv_ring_room(ring) ? pv_ring_push(ring, front->batch, front->n_staged) : -ENOSPC;
+
+	if (pushed < 0)
+		withdraw(front);
+	front->n_staged = 0;
+	return pushed;
 }
 
 int64_t pv_blkfront_issue(struct pv_blkfront *front, struct pv_ring *ring, const struct pv_blkfront_ask *asks, uint32_t n,
 			  uint32_t *slots)
 {
-	int64_t pushed = slots_wanted(asks, n);
+	uint64_t wanted = 0;
 
-	if (pushed < 0)
-		return pushed;
-	if (pushed > front->n_free || n > pv_ring_room(ring))
+	for (uint32_t i = 0; i < n; i++) {
+		if (!is_sound(&asks[i]))
+			return -EINVAL;
+		wanted += slots_for(&asks[i]);
+	}
+	if (wanted > front->n_free || n > pv_ring_room(ring))
 		return -ENOSPC;
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t slot = take_slots(front, &asks[i]);
-		int error;
+		int error = pv_blkfront_stage(front, &asks[i], &slots[i]);
 
-		fill(front, slot, &asks[i]);
-		error = grant(front, slot);
 		if (error) {
-			give_slots(front, slot);
-			withdraw(front, slots, i);
+			withdraw(front);
 			return error;
 		}
-		slots[i] = slot;
-		front->slots[slot].sequence = ++front->issued;
-		front->n_in_flight++;
-		front->batch[i] = front->shadow[slot];
 	}
-	pushed = pv_ring_push(ring, front->batch, n);
-	if (pushed < 0)
-		withdraw(front, slots, n);
-	return pushed;
+	return pv_blkfront_send(front, ring);
 }
 
 struct issued {
@@ -374,51 +436,67 @@ static uint16_t check(const struct pv_blkfront *front, const struct pv_blkif_res
 	return 0;
 }
 
-static void count(struct pv_blkfront *front, uint32_t slot, int16_t status)
+static void count(const struct pv_blkfront *front, uint32_t slot, int16_t status, struct pv_blkif_counters *counters)
 {
+	uint64_t length = front->slots[slot].length;
+
 	if (status != PV_BLKIF_RSP_OKAY) {
-		front->errors++;
+		counters->errors++;
 		return;
 	}
 	switch (operation_of(&front->shadow[slot])) {
 	case PV_BLKIF_OP_READ:
-		front->reads++;
-		front->read_bytes += front->slots[slot].length;
+		counters->reads++;
+		counters->read_bytes += length;
+		counters->copied_bytes += front->slots[slot].gref ? 0 : length;
 		break;
-	case PV_BLKIF_OP_WRITE:
 	case PV_BLKIF_OP_WRITE_BARRIER:
-		front->writes++;
-		front->written_bytes += front->slots[slot].length;
+		counters->barriers++;
+		/* fallthrough */
+	case PV_BLKIF_OP_WRITE:
+		counters->writes++;
+		counters->written_bytes += length;
+		counters->copied_bytes += front->slots[slot].gref ? 0 : length;
 		break;
 	case PV_BLKIF_OP_DISCARD:
-		front->discards++;
+		counters->discards++;
+		counters->discarded_bytes += length;
 		break;
 	default:
-		front->flushes++;
+		counters->flushes++;
 	}
 }
 
 uint32_t pv_blkfront_complete(struct pv_blkfront *front, const struct pv_blkif_response *responses, uint32_t n,
 			      struct pv_blkfront_answer *answers)
 {
+	struct pv_blkif_counters done = { 0 };
+	uint32_t i;
+
 	if (front->n_held)
 		pv_blkfront_reclaim(front);
-	for (uint32_t i = 0; i < n; i++) {
+	if (front->persistent)
+		blkfront_purge_now_and_then(front);
+	for (i = 0; i < n; i++)
+		if (responses[i].id < front->n_slots)
+			pv_grant_expect_back(front->granter, front->first_gref + (uint32_t)responses[i].id * SLOT_PAGES);
+	for (i = 0; i < n; i++) {
 		uint32_t slot;
 
 		front->violation = check(front, &responses[i]);
 		if (front->violation) {
 			front->wrong = responses[i];
-			return i;
+			break;
 		}
 		slot = (uint32_t)responses[i].id;
 		answers[i].slot = slot;
 		answers[i].status = responses[i].status;
-		count(front, slot, responses[i].status);
+		count(front, slot, responses[i].status, &done);
 		/* A backend that answers before it lets go of a page could still write into it: not for another use. */
 		release(front, slot);
 	}
-	return n;
+	pv_blkif_count(front->counters, &done);
+	return i;
 }
 
 int64_t pv_blkfront_exchange(struct pv_blkfront *front, struct pv_ring *ring, const struct pv_blkfront_ask *ask,

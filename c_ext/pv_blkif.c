@@ -23,6 +23,7 @@ int pv_blkif_pool_init(struct pv_blkif_pool *pool, uint32_t segments)
 {
 	pool->used = 0;
 	pool->capacity = segments;
+	pool->grants = NULL;
 	pool->extents = calloc(segments, sizeof(*pool->extents));
 	pool->segments = calloc(segments, sizeof(*pool->segments));
 	if (pool->extents && pool->segments)
@@ -129,23 +130,66 @@ static int check_place(const struct pv_blkif_limits *limits, uint64_t sector, ui
 	return 1;
 }
 
+/* Map the page of a segment that is private to us, or find it mapped. Whether it is. */
+static int hold(struct pv_mapper *mapper, const struct pv_blkif_pool *pool, struct pv_blkif_segment *segment, int read_only,
+		uint64_t *offset, struct pv_blkif_plan *plan)
+{
+	uint16_t reason = PV_BLKIF_REFUSED_NOTHING;
+
+	segment->pad = 0;
+	if (pool->grants)
+		reason = pv_blkif_grants_take(pool->grants, segment->gref, read_only, offset, &segment->pad);
+	else if (pv_grant_map_next(mapper, segment->gref, read_only, offset) != PV_GNTST_OKAY)
+		reason = PV_BLKIF_REFUSED_GRANT;
+	return reason ? refuse(plan, PV_BLKIF_RSP_ERROR, reason) : 1;
+}
+
+static void let_go(struct pv_mapper *mapper, const struct pv_blkif_pool *pool, const struct pv_blkif_segment *segment,
+		   int read_only)
+{
+	if (pool->grants)
+		pv_blkif_grants_give(pool->grants, segment->gref, read_only, segment->pad);
+	else
+		pv_grant_unmap_next(mapper, segment->gref, read_only);
+}
+
+/* Around pages that are held or let go; grants that stay are locked one at a time, since few of them are mapped. */
+static void begin(struct pv_mapper *mapper, const struct pv_blkif_pool *pool)
+{
+	if (!pool->grants)
+		pv_grant_begin(mapper);
+}
+
+static void end(struct pv_mapper *mapper, const struct pv_blkif_pool *pool)
+{
+	if (!pool->grants)
+		pv_grant_end(mapper);
+}
+
 /* Copy the segments of an indirect request into the pool. The pages are the guest's, who may be writing them. */
 static int fetch(struct pv_mapper *mapper, const struct pv_blkif_indirect *indirect, struct pv_blkif_plan *plan,
 		 struct pv_blkif_pool *pool)
 {
 	uint32_t left = indirect->nr_segments;
 	struct pv_blkif_segment *to = pool->segments + plan->first;
+	int held;
 
 	for (uint32_t i = 0; left > 0; i++) {
 		uint32_t n = left < PV_BLKIF_INDIRECT_PAGE_SEGMENTS ? left : PV_BLKIF_INDIRECT_PAGE_SEGMENTS;
+		struct pv_blkif_segment with_segments = { .gref = indirect->indirect_grefs[i] };
 		uint64_t page;
 
-		if (pv_grant_map(mapper, indirect->indirect_grefs[i], 1, &page) != PV_GNTST_OKAY)
-			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_GRANT);
-		memcpy(to, mapper->data + page, n * sizeof(*to));
-		/* From here on the copy counts: the compiler must not go back to the page. */
-		pv_fence_compiler();
-		pv_grant_unmap(mapper, indirect->indirect_grefs[i], 1);
+		begin(mapper, pool);
+		held = hold(mapper, pool, &with_segments, 1, &page, plan);
+		if (held) {
+			memcpy(to, mapper->data + page, n * sizeof(*to));
+			/* From here on the copy counts: the compiler must not go back to the page. */
+			pv_fence_compiler();
+			let_go(mapper, pool, &with_segments, 1);
+		}
+		end(mapper, pool);
+		if (!held)
+			return 0;
 		to += n;
 		left -= n;
 	}
@@ -208,29 +252,29 @@ static int check_segments(const struct pv_blkif_limits *limits, struct asked *as
 	return 1;
 }
 
-static void unpin(struct pv_mapper *mapper, const struct pv_blkif_segment *segments, struct pv_blkif_plan *plan)
+static void unpin(struct pv_mapper *mapper, const struct pv_blkif_pool *pool, struct pv_blkif_plan *plan)
 {
 	/* The backend writes the pages of a read and reads those of a write. */
 	for (uint32_t i = 0; i < plan->pinned; i++)
-		pv_grant_unmap(mapper, segments[i].gref, is_write(plan->operation));
+		let_go(mapper, pool, &pool->segments[plan->first + i], is_write(plan->operation));
 	plan->pinned = 0;
 }
 
-static int pin(struct pv_mapper *mapper, const struct asked *asked, struct pv_blkif_plan *plan, struct pv_blkif_pool *pool)
+/* Map all pages of a request, those side by side as one extent. Whether it is still pending. */
+static int pin(struct pv_mapper *mapper, struct pv_blkif_plan *plan, const struct pv_blkif_pool *pool)
 {
 	struct pv_blkif_extent *extents = pool->extents + plan->first, *last = NULL;
 	int read_only = is_write(plan->operation);
 
-	for (uint32_t i = 0; i < asked->n; i++) {
-		const struct pv_blkif_segment *segment = &asked->segments[i];
+	for (; plan->pinned < plan->n_segments; plan->pinned++) {
+		struct pv_blkif_segment *segment = &pool->segments[plan->first + plan->pinned];
 		uint64_t length = (uint64_t)(segment->last_sect - segment->first_sect + 1) << SECTOR_SHIFT;
 		uint64_t offset;
 
-		if (pv_grant_map(mapper, segment->gref, read_only, &offset) != PV_GNTST_OKAY) {
-			unpin(mapper, asked->segments, plan);
-			return refuse(plan, PV_BLKIF_RSP_ERROR, PV_BLKIF_REFUSED_GRANT);
+		if (!hold(mapper, pool, segment, read_only, &offset, plan)) {
+			unpin(mapper, pool, plan);
+			return 0;
 		}
-		plan->pinned++;
 		offset += (uint64_t)segment->first_sect << SECTOR_SHIFT;
 		if (last && last->offset + last->length == offset) {
 			last->length += length;
@@ -240,13 +284,27 @@ static int pin(struct pv_mapper *mapper, const struct asked *asked, struct pv_bl
 		last->offset = offset;
 		last->length = length;
 	}
-	pool->used += asked->n;
 	return 1;
 }
 
-/* One request; whether it is pending. */
-static int prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limits, const struct pv_blkif_request *request,
-		   struct pv_blkif_plan *plan, struct pv_blkif_pool *pool)
+/* Map the pages of all that are pending; how many still are. */
+static uint32_t pin_all(struct pv_mapper *mapper, struct pv_blkif_plan *plans, uint32_t n, const struct pv_blkif_pool *pool)
+{
+	uint32_t pending = 0;
+
+	if (!pool->grants)
+		for (uint32_t i = 0; i < pool->used; i++)
+			pv_grant_expect(mapper, pool->segments[i].gref);
+	begin(mapper, pool);
+	for (uint32_t i = 0; i < n; i++)
+		pending += plans[i].status == PV_BLKIF_PENDING && pin(mapper, &plans[i], pool);
+	end(mapper, pool);
+	return pending;
+}
+
+/* What one request asks, all but its pages. Whether it may. */
+static int check(struct pv_mapper *mapper, const struct pv_blkif_limits *limits, const struct pv_blkif_request *request,
+		 struct pv_blkif_plan *plan, struct pv_blkif_pool *pool)
 {
 	struct asked asked;
 
@@ -280,20 +338,32 @@ static int prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limit
 	/* An empty barrier is nowhere on the disk. */
 	if (asked.n == 0)
 		return 1;
-	return check_segments(limits, &asked, plan) &&
-	       check_place(limits, request->sector, asked.sectors, plan) && pin(mapper, &asked, plan, pool);
+	if (!check_segments(limits, &asked, plan) || !check_place(limits, request->sector, asked.sectors, plan))
+		return 0;
+	plan->n_segments = asked.n;
+	pool->used += asked.n;
+	return 1;
 }
 
 uint32_t pv_blkif_prepare(struct pv_mapper *mapper, const struct pv_blkif_limits *limits,
 			  const struct pv_blkif_request *requests, uint32_t n, struct pv_blkif_plan *plans,
 			  struct pv_blkif_pool *pool)
 {
-	uint32_t pending = 0;
-
 	pool->used = 0;
+	if (pool->grants)
+		pv_blkif_grants_tick(pool->grants);
 	for (uint32_t i = 0; i < n; i++)
-		pending += (uint32_t)prepare(mapper, limits, &requests[i], &plans[i], pool);
-	return pending;
+		check(mapper, limits, &requests[i], &plans[i], pool);
+	return pin_all(mapper, plans, n, pool);
+}
+
+void pv_blkif_count(struct pv_blkif_counters *counters, const struct pv_blkif_counters *more)
+{
+	const uint64_t *from = (const void *)more;
+	uint64_t *to = (void *)counters;
+
+	for (uint32_t i = 0; i < sizeof(*more) / sizeof(*from); i++)
+		pv_store_relaxed(&to[i], to[i] + from[i]);
 }
 
 static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan *plan)
@@ -302,6 +372,7 @@ static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan
 
 	if (plan->reason != PV_BLKIF_REFUSED_NOTHING) {
 		counters->refused++;
+		counters->no_memory += plan->reason == PV_BLKIF_REFUSED_MEMORY;
 		return;
 	}
 	counters->errors += !okay;
@@ -310,13 +381,16 @@ static void count(struct pv_blkif_counters *counters, const struct pv_blkif_plan
 		counters->reads++;
 		counters->read_bytes += okay ? plan->length : 0;
 		break;
-	case PV_BLKIF_OP_WRITE:
 	case PV_BLKIF_OP_WRITE_BARRIER:
+		counters->barriers++;
+		/* fallthrough */
+	case PV_BLKIF_OP_WRITE:
 		counters->writes++;
 		counters->written_bytes += okay ? plan->length : 0;
 		break;
 	case PV_BLKIF_OP_DISCARD:
 		counters->discards++;
+		counters->discarded_bytes += okay ? plan->length : 0;
 		break;
 	default:
 		counters->flushes++;
@@ -327,15 +401,21 @@ void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *re
 		     uint32_t n, const struct pv_blkif_pool *pool, struct pv_blkif_response *responses,
 		     struct pv_blkif_counters *counters)
 {
+	struct pv_blkif_counters done = { 0 };
+
+	begin(mapper, pool);
+	for (uint32_t i = 0; i < n; i++)
+		unpin(mapper, pool, &plans[i]);
+	end(mapper, pool);
 	for (uint32_t i = 0; i < n; i++) {
-		unpin(mapper, pool->segments + plans[i].first, &plans[i]);
 		if (plans[i].status == PV_BLKIF_PENDING)
 			plans[i].status = PV_BLKIF_RSP_ERROR;
-		count(counters, &plans[i]);
+		count(&done, &plans[i]);
 		memset(&responses[i], 0, sizeof(responses[i]));
 		responses[i].id = requests[i].id;
 		/* Of an indirect request what it was underneath, as Linux' frontend wants it. */
 		responses[i].operation = (uint8_t)plans[i].operation;
 		responses[i].status = plans[i].status;
 	}
+	pv_blkif_count(counters, &done);
 }

@@ -8,6 +8,7 @@
 #define PV_BLKIF_H
 
 #include <stdint.h>
+#include "pv_blkif_grants.h"
 #include "pv_grant.h"
 #include "pv_ring.h"
 
@@ -43,6 +44,7 @@
 #define PV_BLKIF_REFUSED_GRANT 7         /* a grant could not be mapped */
 #define PV_BLKIF_REFUSED_MEMORY 8        /* no memory for its segments */
 #define PV_BLKIF_REFUSED_INDIRECT 9      /* indirect_op is neither a read nor a write */
+#define PV_BLKIF_REFUSED_IN_USE 10       /* a persistent grant that another request is using */
 
 struct pv_blkif_segment {
 	uint32_t gref;
@@ -117,13 +119,15 @@ struct pv_blkif_extent {
 
 /*
  * Segments and extents of all requests of a batch: a request with many of them takes no room from those with few. It
- * grows as requests need it. Private.
+ * grows as requests need it. `pad` of a segment, which is a copy, says how its page is mapped: the place in `grants`, or 0.
+ * Private.
  */
 struct pv_blkif_pool {
 	struct pv_blkif_extent *extents;
 	struct pv_blkif_segment *segments;
 	uint32_t used;
 	uint32_t capacity;
+	struct pv_blkif_grants *grants;  /* of the same mapper, where grants are persistent; else NULL. The owner's */
 };
 
 /* What one validated request asks of the disk. */
@@ -135,26 +139,36 @@ struct pv_blkif_plan {
 	uint32_t first;          /* where its extents begin in the pool, and its segments */
 	uint32_t n_extents;
 	uint32_t pinned;         /* segments whose grants are mapped */
-	uint32_t pad;
+	uint32_t n_segments;
 	uint64_t offset;         /* bytes on the disk */
 	uint64_t length;         /* bytes */
 };
 
-/* What a backend has done. Private, counted in pv_blkif_finish. */
+/*
+ * What one end of a queue has done: the backend as it answers (pv_blkif_finish), the frontend as it is answered. Words
+ * only: they may stand where Dom0 looks at them (PV_LOOK_COUNTS_BLKIF).
+ */
 struct pv_blkif_counters {
-	uint64_t reads;          /* answered requests that needed the disk */
+	uint64_t reads;          /* back: answered requests that needed the disk; front: those answered well */
 	uint64_t writes;         /* barriers, too */
+	uint64_t barriers;       /* of the writes */
 	uint64_t flushes;
 	uint64_t discards;
 	uint64_t read_bytes;     /* of those that succeeded */
 	uint64_t written_bytes;
-	uint64_t refused;        /* requests that failed validation */
-	uint64_t errors;         /* requests the disk failed */
+	uint64_t discarded_bytes;
+	uint64_t copied_bytes;   /* of these: copied by this end, not by the kernel and not left where they are */
+	uint64_t errors;         /* requests the disk failed; front: answered with an error */
+	uint64_t refused;        /* back: requests that failed validation, ... */
+	uint64_t no_memory;      /* ...of them for lack of memory */
 };
 
-/* Room for `segments` at first. 0 or -ENOMEM. */
+/* Room for `segments` at first, and no persistent grants. 0 or -ENOMEM. */
 int pv_blkif_pool_init(struct pv_blkif_pool *pool, uint32_t segments);
 void pv_blkif_pool_free(struct pv_blkif_pool *pool);
+
+/* Add what a batch has done, a word at a time: other threads and Dom0 see no torn value. One thread adds. */
+void pv_blkif_count(struct pv_blkif_counters *counters, const struct pv_blkif_counters *more);
 
 /* n requests of the x86_32 ABI (108 bytes each, back to back) in the one form that everything here knows. */
 void pv_blkif_from_x86_32(const uint8_t *wire, struct pv_blkif_request *requests, uint32_t n);
@@ -176,37 +190,49 @@ void pv_blkif_finish(struct pv_mapper *mapper, const struct pv_blkif_request *re
 		     uint32_t n, const struct pv_blkif_pool *pool, struct pv_blkif_response *responses,
 		     struct pv_blkif_counters *counters);
 
+/* What a disk is that is served here. */
+#define PV_BLKIF_DISK_FILE 0         /* `fd`: a file */
+#define PV_BLKIF_DISK_DEVICE 1       /* `fd`: a block device */
+#define PV_BLKIF_DISK_MEMORY 2       /* private memory of its own, mapped anonymously */
+#define PV_BLKIF_DISK_NULL 3         /* keeps nothing, and gives nothing: the guest's pages stay as they are */
+#define PV_BLKIF_DISK_ZERO 4         /* keeps nothing, and reads as zeroes */
+
 /* A backend's batch and the disk behind it. Private. */
 struct pv_blkif_batch {
 	struct pv_mapper *mapper;
 	struct pv_blkif_limits limits;
-	struct pv_blkif_counters counters;
+	struct pv_blkif_counters *counters;
 	struct pv_blkif_pool pool;
 	const struct pv_blkif_request *requests;
 	struct pv_blkif_plan *plans;
 	struct pv_blkif_response *responses;
-	uint8_t *disk;           /* memory of disk_bytes, or NULL */
+	uint8_t *disk;           /* MEMORY: disk_bytes of it */
 	uint64_t disk_bytes;
-	int32_t fd;              /* an open file when disk is NULL */
-	int32_t error;           /* out: the first errno of the file, or 0 */
-	uint32_t unsupported;    /* out: operations the file has said it has not, 1 << operation */
+	int32_t fd;              /* FILE, DEVICE: open */
+	uint32_t kind;           /* PV_BLKIF_DISK_* */
+	int32_t error;           /* out: the first errno of the disk, or 0 */
+	uint32_t unsupported;    /* out: operations the disk has said it has not, 1 << operation */
 };
 
-/* Serve the pending requests from a disk that is plain memory. Not discards. */
-void pv_blkif_copy(struct pv_blkif_batch *batch, uint32_t n);
-
 /*
- * Serve the pending requests from a file or block device with preadv, pwritev and fdatasync, in order; what failed is an
- * error in its plan, EOPNOTSUPP when the file cannot be flushed. A file that ends early is EIO. Blocks as the file does.
- * Not discards.
+ * Do one validated request: 0 or a positive errno; EOPNOTSUPP: the disk does not have the operation. Files and devices are
+ * read and written with preadv and pwritev, flushed with fdatasync; a file that ends early is EIO, and so is memory. A
+ * discard makes a hole in a file, is the device's own, and gives whole pages of memory back; of a file and of memory what
+ * was discarded reads as zeroes. Blocks as the file does.
  */
-void pv_blkif_transfer(struct pv_blkif_batch *batch, uint32_t n);
+int pv_blkif_do(const struct pv_blkif_batch *batch, const struct pv_blkif_plan *plan);
+/* What an errno of fdatasync means: EOPNOTSUPP for the several ways in which files say that they cannot be flushed. */
+int pv_blkif_flush_error(int error);
+/* What `error` of pv_blkif_do means for the status of a plan, `error` and `unsupported` of the batch. */
+void pv_blkif_settle(struct pv_blkif_batch *batch, struct pv_blkif_plan *plan, int error);
+/* Do all pending requests in order, and settle them. */
+void pv_blkif_do_all(struct pv_blkif_batch *batch, uint32_t n);
 
 #define PV_BLKIF_UNSERVED -1000000
 
 /*
  * Prepare, do, finish and push n requests in one go. As pv_ring_push; PV_BLKIF_UNSERVED: they are prepared, and no more,
- * because the caller has to do a discard among them.
+ * because there is a discard among them, which the caller's disk does in its own way.
  */
 int64_t pv_blkif_serve(struct pv_blkif_batch *batch, struct pv_ring *ring, uint32_t n);
 

@@ -221,6 +221,12 @@ void pv_waiter_hear_again(struct pv_waiter *waiter);
 void pv_waiter_forget_eoi(struct pv_waiter *waiter, struct pv_port *port);
 /* The end of an EOI that was delayed. For pv_wait.c. */
 void pv_port_end_eoi(struct pv_port *port);
+/*
+ * For who sleeps on epoll_fd himself, and on other descriptors: have senders ring, look again. PV_WAIT_TIMEOUT: sleep until
+ * it is readable, then drain. In any case disarm afterwards. By the thread that waits.
+ */
+int pv_waiter_arm(struct pv_waiter *waiter, struct pv_port *port);
+void pv_waiter_disarm(struct pv_waiter *waiter, struct pv_port *port);
 /* Wake whoever sleeps on epoll_fd, for another look at everything. */
 void pv_waiter_nudge(struct pv_waiter *waiter);
 /* End the wait that runs now, or the next one, with PV_WAIT_KICKED. */

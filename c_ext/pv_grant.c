@@ -52,11 +52,16 @@ static uint32_t now_ms(void)
 	return ms | !ms;
 }
 
-static void note_grant(struct pv_granter *granter, uint32_t index)
+uint32_t pv_grant_now(const struct pv_granter *granter)
+{
+	return granter->notes ? now_ms() : 0;
+}
+
+static void note_grant(struct pv_granter *granter, uint32_t index, uint32_t ms)
 {
 	struct pv_grant_note *note = &granter->notes[index];
 
-	pv_store_relaxed(&note->granted_ms, now_ms());
+	pv_store_relaxed(&note->granted_ms, ms);
 	pv_store_relaxed(&note->recalled_ms, 0u);
 }
 
@@ -68,23 +73,49 @@ static void note_recall(struct pv_granter *granter, uint32_t index)
 		pv_store_relaxed(&note->recalled_ms, now_ms());
 }
 
-int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only)
+/* Counted page by page: one thread at a time has one, so no two wait for each other's count. */
+static void count_turn(struct pv_grant_private *granted)
 {
+	pv_store_relaxed(&granted->turns, granted->turns + 1);
+}
+
+void pv_grant_counts(const struct pv_granter *granter, uint64_t *grants, uint64_t *revokes)
+{
+	*grants = *revokes = 0;
+	for (uint32_t i = 0; i < granter->n_pages; i++) {
+		uint64_t turns = pv_load_relaxed(&granter->granted[i].turns);
+
+		*grants += turns / 2 + turns % 2;
+		*revokes += turns / 2;
+	}
+}
+
+int pv_grant_access_at(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only, uint32_t ms)
+{
+	struct pv_grant_private *granted;
 	uint32_t index = gref - granter->base;
 	uint16_t flags = PV_GTF_PERMIT_ACCESS | (read_only ? PV_GTF_READONLY : 0);
 	union entry_word next = { .entry = { .flags = flags, .domid = domid, .frame = frame } };
 
 	if (index >= granter->n_pages || frame - granter->base >= granter->n_pages)
 		return -EINVAL;
-	if (granter->granted[index].flags)
+	granted = &granter->granted[index];
+	if (granted->flags)
 		return -EBUSY;
-	granter->granted[index] = (struct pv_grant_private){ .frame = frame, .flags = flags, .domid = domid };
+	granted->frame = frame;
+	granted->flags = flags;
+	granted->domid = domid;
+	count_turn(granted);
 	if (granter->notes)
-		note_grant(granter, index);
+		note_grant(granter, index, ms);
 	/* Hands the page over: pairs with the load in set_flags. */
 	pv_store_release(entry_of(granter->entries, index), next.word);
-	pv_count(&granter->grants);
 	return 0;
+}
+
+int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only)
+{
+	return pv_grant_access_at(granter, gref, domid, frame, read_only, pv_grant_now(granter));
 }
 
 int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
@@ -100,8 +131,10 @@ int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
 			break;
 		/* Takes the page back: the mapper's last access came before clear_flags, which this compare-exchange reads. */
 		if (pv_compare_exchange(entry_of(granter->entries, index), &seen.word, 0)) {
-			granter->granted[index] = (struct pv_grant_private){ 0 };
-			pv_count(&granter->revokes);
+			/* What the page is used for next comes after: pairs with the fence in copy_unpinned. */
+			pv_fence_release();
+			granter->granted[index].flags = 0;
+			count_turn(&granter->granted[index]);
 			return 0;
 		}
 	}
@@ -113,11 +146,17 @@ int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
 
 uint32_t pv_grant_access_many(struct pv_granter *granter, const uint32_t *grefs, uint32_t n, uint16_t domid, int read_only)
 {
-	uint32_t done = 0;
+	uint32_t done = 0, ms = pv_grant_now(granter);
 
-	while (done < n && pv_grant_access(granter, grefs[done], domid, grefs[done], read_only) == 0)
+	while (done < n && pv_grant_access_at(granter, grefs[done], domid, grefs[done], read_only, ms) == 0)
 		done++;
 	return done;
+}
+
+void pv_grant_expect_back(const struct pv_granter *granter, uint32_t gref)
+{
+	if (gref - granter->base < granter->n_pages)
+		pv_prefetch_write(&granter->entries[gref - granter->base]);
 }
 
 uint32_t pv_grant_revoke_many(struct pv_granter *granter, uint32_t *grefs, uint32_t n)
@@ -255,21 +294,54 @@ static uint64_t pinned_offset(const struct pv_mapper *mapper, uint32_t gref)
 	return (uint64_t)(mapper->pinned[gref - mapper->base].frame - mapper->base) * PAGE_BYTES;
 }
 
+void pv_grant_begin(struct pv_mapper *mapper)
+{
+	lock_mapper(mapper);
+}
+
+void pv_grant_end(struct pv_mapper *mapper)
+{
+	unlock_mapper(mapper);
+}
+
+int pv_grant_map_next(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_t *frame_offset)
+{
+	int status = PV_GNTST_NO_SPACE;
+
+	if (!mapper->max_handles || mapper->maps - mapper->unmaps < mapper->max_handles)
+		status = pin_page(mapper, gref, read_only);
+	if (status) {
+		mapper->failures++;
+		return status;
+	}
+	*frame_offset = pinned_offset(mapper, gref);
+	mapper->maps++;
+	return status;
+}
+
+int pv_grant_unmap_next(struct pv_mapper *mapper, uint32_t gref, int read_only)
+{
+	int status = unpin_page(mapper, gref, read_only);
+
+	if (status)
+		mapper->failures++;
+	else
+		mapper->unmaps++;
+	return status;
+}
+
+void pv_grant_expect(const struct pv_mapper *mapper, uint32_t gref)
+{
+	if (gref - mapper->base < mapper->n_pages)
+		pv_prefetch_write(&mapper->entries[gref - mapper->base]);
+}
+
 int pv_grant_map(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_t *frame_offset)
 {
 	int status;
 
 	lock_mapper(mapper);
-	if (mapper->max_handles && mapper->maps - mapper->unmaps >= mapper->max_handles)
-		status = PV_GNTST_NO_SPACE;
-	else
-		status = pin_page(mapper, gref, read_only);
-	if (status) {
-		mapper->failures++;
-	} else {
-		*frame_offset = pinned_offset(mapper, gref);
-		mapper->maps++;
-	}
+	status = pv_grant_map_next(mapper, gref, read_only, frame_offset);
 	unlock_mapper(mapper);
 	return status;
 }
@@ -279,24 +351,24 @@ int pv_grant_unmap(struct pv_mapper *mapper, uint32_t gref, int read_only)
 	int status;
 
 	lock_mapper(mapper);
-	status = unpin_page(mapper, gref, read_only);
-	if (status)
-		mapper->failures++;
-	else
-		mapper->unmaps++;
+	status = pv_grant_unmap_next(mapper, gref, read_only);
 	unlock_mapper(mapper);
 	return status;
 }
 
 /* ---- copies ---- */
 
+static int is_in_range(const struct pv_grant_copy_op *op, uint64_t local_bytes)
+{
+	return (uint32_t)op->offset + op->length <= PAGE_BYTES && op->local_offset <= local_bytes &&
+	       op->length <= local_bytes - op->local_offset;
+}
+
 static int16_t copy_pinned(struct pv_mapper *mapper, const struct pv_grant_copy_op *op, uint8_t *local, uint64_t local_bytes, int to_grant)
 {
 	uint8_t *page = mapper->data + pinned_offset(mapper, op->gref) + op->offset;
 
-	if ((uint32_t)op->offset + op->length > PAGE_BYTES)
-		return PV_GNTST_BAD_COPY_ARG;
-	if (op->local_offset > local_bytes || op->length > local_bytes - op->local_offset)
+	if (!is_in_range(op, local_bytes))
 		return PV_GNTST_BAD_COPY_ARG;
 	if (to_grant)
 		memcpy(page, local + op->local_offset, op->length);
@@ -365,11 +437,72 @@ static void copy_part(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, ui
 	unlock_mapper(mapper);
 }
 
-void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
+static void copy_all_pinned(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
 {
 	for (; n > PART; n -= PART, ops += PART)
 		copy_part(mapper, ops, PART, local, local_bytes, to_grant);
 	copy_part(mapper, ops, n, local, local_bytes, to_grant);
+}
+
+/* Not under the lock: who pins the page meanwhile changes its entry, too. */
+static int is_pinned_now(const struct pv_mapper *mapper, uint32_t index)
+{
+	const struct pv_pin row = { pv_load_relaxed(&mapper->pins[index].readers), pv_load_relaxed(&mapper->pins[index].writers) };
+
+	return is_pinned(&row);
+}
+
+/*
+ * Copy out of a page without a pin, as a sequence lock's reader does: nothing is harmed by looking at a page that is no
+ * longer ours to read, as long as we find out. 1 when the entry was the same before and after; 0 for anything
+ * else, which pins decide: a reference that is pinned, an entry or a range that will not do, an entry that changed.
+ */
+static int copy_unpinned(const struct pv_mapper *mapper, const struct pv_grant_copy_op *op, uint8_t *local, uint64_t local_bytes)
+{
+	uint32_t index = op->gref - mapper->base, page;
+	const uint64_t *shared;
+	union entry_word seen;
+
+	if (index >= mapper->n_pages || !is_in_range(op, local_bytes) || is_pinned_now(mapper, index))
+		return 0;
+	shared = entry_of(mapper->entries, index);
+	/* Takes the page over: pairs with the release in pv_grant_access. */
+	seen.word = pv_load_acquire(shared);
+	page = seen.entry.frame - mapper->base;
+	if ((seen.entry.flags & ~PV_GTF_READONLY) != PV_GTF_PERMIT_ACCESS || seen.entry.domid != mapper->self || page >= mapper->n_pages)
+		return 0;
+	pv_copy_racing(local + op->local_offset, mapper->data + (uint64_t)page * PAGE_BYTES + op->offset, op->length);
+	/* If a byte came from what the page was used for after it was revoked, this finds the revoked entry: pairs with the
+	 * fence in pv_grant_revoke. */
+	pv_fence_acquire();
+	return pv_load_relaxed(shared) == seen.word;
+}
+
+static void copy_out(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes)
+{
+	uint64_t copies = 0, bytes = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (!copy_unpinned(mapper, &ops[i], local, local_bytes)) {
+			copy_part(mapper, &ops[i], 1, local, local_bytes, 0);
+			continue;
+		}
+		ops[i].status = PV_GNTST_OKAY;
+		copies++;
+		bytes += ops[i].length;
+	}
+	lock_mapper(mapper);
+	mapper->copies += copies;
+	mapper->copied_bytes += bytes;
+	unlock_mapper(mapper);
+}
+
+void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
+{
+	if (to_grant)
+		copy_all_pinned(mapper, ops, n, local, local_bytes, 1);
+	else
+		copy_out(mapper, ops, n, local, local_bytes);
 }
 
 static int16_t copy_between(const struct pv_mapper *from, const struct pv_mapper *to, const struct pv_grant_copy_pair *op)
@@ -458,12 +591,12 @@ uint32_t pv_grant_release(
 	return cleared;
 }
 
-int pv_map_page(void *address, int fd, uint64_t offset, int read_only)
+int pv_map_pages(void *address, uint64_t n_bytes, int fd, uint64_t offset, int read_only)
 {
 	int protection = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
-	void *mapped = mmap(address, PAGE_BYTES, protection, MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
+	void *mapped = mmap(address, n_bytes, protection, MAP_SHARED | MAP_FIXED, fd, (off_t)offset);
 
-	if (mapped == MAP_FAILED || madvise(mapped, PAGE_BYTES, MADV_DONTFORK))
+	if (mapped == MAP_FAILED || madvise(mapped, n_bytes, MADV_DONTFORK))
 		return -errno;
 	return 0;
 }

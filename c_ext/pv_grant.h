@@ -59,6 +59,7 @@ struct pv_grant_private {
 	uint32_t frame;
 	uint16_t flags;     /* 0: not granted */
 	uint16_t domid;
+	uint64_t turns;     /* how often it was granted or taken back; odd: it is granted */
 };
 
 /* Private: the granter's view of one chunk. Threads: any number, but one at a time for one reference. */
@@ -67,8 +68,6 @@ struct pv_granter {
 	struct pv_grant_private *granted;   /* private, n_pages */
 	uint32_t base;
 	uint32_t n_pages;
-	uint64_t grants;
-	uint64_t revokes;
 	uint64_t busy;                      /* revokes refused because the peer still uses the page */
 	struct pv_grant_note *notes;        /* shared, n_pages; NULL: none are taken */
 };
@@ -125,12 +124,19 @@ struct pv_mapper {
 /* 0; -EINVAL reference or frame outside the chunk; -EBUSY already granted. What was written to the page before is visible
  * to whoever maps it. */
 int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only);
+/* The same, noted as of `ms`: what pv_grant_now said when a batch began (0 where nothing is noted). */
+int pv_grant_access_at(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only, uint32_t ms);
+uint32_t pv_grant_now(const struct pv_granter *granter);
 /* 0 revoked; -EBUSY still read or written by the peer, or the peer keeps changing the entry (the page must not be used for
  * anything else; try later); -EINVAL not granted. */
 int pv_grant_revoke(struct pv_granter *granter, uint32_t gref);
 /* The same for many pages, each granted under the reference that is its own. How many, fewer than n when the next one was
  * refused. */
 uint32_t pv_grant_access_many(struct pv_granter *granter, const uint32_t *grefs, uint32_t n, uint16_t domid, int read_only);
+/* How often pages were granted and taken back, over all of them. */
+void pv_grant_counts(const struct pv_granter *granter, uint64_t *grants, uint64_t *revokes);
+/* As pv_grant_expect, for the other end: references that will be taken back. */
+void pv_grant_expect_back(const struct pv_granter *granter, uint32_t gref);
 /* Take back as many as can be; the others are moved to the front of `grefs`. How many these are. */
 uint32_t pv_grant_revoke_many(struct pv_granter *granter, uint32_t *grefs, uint32_t n);
 /* The reading and writing bits now set; -EINVAL outside the chunk. A hint: the peer can write them. */
@@ -147,6 +153,17 @@ int pv_grant_map(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_
 /* Undo one pv_grant_map with the same read_only. BAD_HANDLE when it was not mapped so. */
 int pv_grant_unmap(struct pv_mapper *mapper, uint32_t gref, int read_only);
 
+/*
+ * Many in a row: between `begin` and `end` (a lock, so nothing that waits stands there), the same two calls without what
+ * each of them takes for itself. `expect` before them fetches the entries of all, which the peer's CPU has, at the same
+ * time instead of one after the other; any `gref` will do.
+ */
+void pv_grant_begin(struct pv_mapper *mapper);
+void pv_grant_end(struct pv_mapper *mapper);
+int pv_grant_map_next(struct pv_mapper *mapper, uint32_t gref, int read_only, uint64_t *frame_offset);
+int pv_grant_unmap_next(struct pv_mapper *mapper, uint32_t gref, int read_only);
+void pv_grant_expect(const struct pv_mapper *mapper, uint32_t gref);
+
 struct pv_grant_copy_op {
 	uint32_t gref;
 	uint16_t offset;        /* bytes into the page */
@@ -156,9 +173,17 @@ struct pv_grant_copy_op {
 	uint16_t pad[3];
 };
 /*
- * Copy between granted pages and a private buffer (to_grant: 1 writes the pages). A page is pinned during its copy,
- * and with its neighbours in the batch; those with one reference share the pin. length 0 is okay and nothing else is looked at; then the checks of
- * pv_grant_map; then BAD_COPY_ARG for a range outside the page or the local buffer.
+ * Copy between granted pages and a private buffer (to_grant: 1 writes the pages). length 0 is okay and nothing else is
+ * looked at; then the checks of pv_grant_map; then BAD_COPY_ARG for a range outside the page or the local buffer.
+ *
+ * A page that is written is pinned during its copy, and with its neighbours in the batch; those with one reference share
+ * the pin. A page that is read is not, unless it is pinned already: its entry is looked at before and after, and when it has
+ * changed the page is copied once more, with a pin. So a copy is okay only of a page that was granted, and never has a byte
+ * of what the granter used the page for after it was revoked; the part of the local buffer that a copy was for may be
+ * written even if it fails. One thing is left to the granter: if it takes a page back that a request in flight still names
+ * and grants it again, under the same reference, with the same frame and rights, a copy under way cannot tell the two grants
+ * apart, is okay, and may have bytes of both and of what the page held between. Who revokes only after the answer, as Xen's
+ * frontends do, never sees that.
  */
 void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant);
 
@@ -184,7 +209,7 @@ void pv_grant_copy_between(struct pv_mapper *from, struct pv_mapper *to, struct 
 uint32_t pv_grant_release(
 	struct pv_grant_entry *entries, uint32_t n_pages, struct pv_pin *pins, struct pv_pin **others, uint32_t n_others);
 
-/* Replace the page mapped at `address` by one of `fd`, not inherited by forked children. 0 or -errno. */
-int pv_map_page(void *address, int fd, uint64_t offset, int read_only);
+/* Replace what is mapped at `address` by bytes of `fd`, not inherited by forked children. 0 or -errno. */
+int pv_map_pages(void *address, uint64_t n_bytes, int fd, uint64_t offset, int read_only);
 
 #endif

@@ -11,6 +11,7 @@
 #include "pv_atomic.h"
 
 _Static_assert(sizeof(struct pv_look_record) <= PV_LOOK_RECORD_BYTES, "a page");
+_Static_assert(sizeof(struct pv_look_record) % sizeof(uint64_t) == 0, "whole words");
 _Static_assert(sizeof(struct pv_look_head) <= PV_PAGE_BYTES, "a page");
 _Static_assert(PV_LOOK_TAP_AT == PV_PAGE_BYTES + PV_LOOK_RECORDS * PV_LOOK_RECORD_BYTES, "records, then the log");
 _Static_assert(PV_LOOK_BYTES == PV_LOOK_TAP_AT + PV_LOOK_TAP_BYTES, "nothing after the log");
@@ -244,9 +245,22 @@ void pv_look_begin(struct pv_look_record *record, uint32_t number)
 	record->stamped = record->sample_at = index;
 	memset(record->stamps, 0, sizeof record->stamps);
 	memset(record->latency, 0, sizeof record->latency);
+	record->counts = PV_LOOK_COUNTS_NOTHING;
+	memset(record->counters, 0, sizeof record->counters);
 	record->ring.observer = &observer;
 	/* Release: a reader that finds it live finds the label. */
 	pv_store_release(&record->state, PV_LOOK_LIVE);
+}
+
+uint64_t *pv_look_counters(struct pv_ring *ring, uint32_t counts)
+{
+	struct pv_look_record *record = record_of(ring);
+
+	if (ring->observer != &observer)
+		return NULL;
+	/* What is looked at before the first batch is zeros, whatever it is called. */
+	pv_store_relaxed(&record->counts, counts);
+	return record->counters;
 }
 
 void pv_look_end(struct pv_look_record *record)

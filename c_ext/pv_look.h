@@ -5,7 +5,7 @@
  * A process that has rings keeps them in a *statistics object*: memory the broker made for it, which Dom0 alone can map
  * beside it. A page of it is a *record*: one end of a ring with its label, its private struct pv_ring, the ages of what is
  * in flight and a latency histogram. The end counts as it always does, in place, so being looked at costs it nothing; it
- * tells its observer (below) of every batch, which takes a time now and then. One message in 64 has its latency
+ * tells its observer (below) of every batch, which takes a time now and then. The device counts there, too. One message in 64 has its latency
  * measured; all have while Dom0 wants it. Behind the records stands the *tap*: a log of whole batches, written while a
  * recorder wants it.
  *
@@ -43,6 +43,11 @@
 #define PV_LOOK_REFS 16
 #define PV_LOOK_NAME_BYTES 32
 #define PV_LOOK_LAYOUT_BYTES 512
+
+/* `counts` of a record: what stands in its counters. */
+#define PV_LOOK_COUNTS_NOTHING 0
+#define PV_LOOK_COUNTS_BLKIF 1         /* struct pv_blkif_counters */
+#define PV_LOOK_COUNTERS 32
 
 #define PV_LOOK_LATENCY 1              /* measure every message */
 #define PV_LOOK_TAP 2                  /* log every batch */
@@ -98,6 +103,9 @@ struct pv_look_record {
 	uint64_t latency[PV_LOOK_BUCKETS];     /* front: push to take of the k-th request and response; back: take to push */
 	uint8_t request[PV_LOOK_LAYOUT_BYTES];   /* layout of the messages, as JSON (ring/looking.py); or empty */
 	uint8_t response[PV_LOOK_LAYOUT_BYTES];
+	uint32_t counts;            /* PV_LOOK_COUNTS_*: what the device counts beside the ring... */
+	uint32_t pad;
+	uint64_t counters[PV_LOOK_COUNTERS];     /* ...here, since the record began or the device was opened */
 };
 
 /* Stands before the messages of a batch in the log, at a multiple of 64 bytes. */
@@ -129,8 +137,13 @@ struct pv_look_record *pv_look_at(struct pv_look_head *head, uint32_t number);
 void pv_look_begin(struct pv_look_record *record, uint32_t number);
 /* The ring is used no more. The record is free for another one. */
 void pv_look_end(struct pv_look_record *record);
+/*
+ * Where Dom0 sees what the device of a ring counts: PV_LOOK_COUNTERS words, zeroed at first, until pv_look_end. NULL when
+ * the ring is in no record. `counts`: PV_LOOK_COUNTS_*. One thread at a time adds to them, with stores that do not tear.
+ */
+uint64_t *pv_look_counters(struct pv_ring *ring, uint32_t counts);
 
-/* Dom0: copy a record as it stands now. 1; 0 when it is free, or changed hands meanwhile. */
+/* Dom0: copy a record as it stands now, each word of one moment. 1; 0 when it is free, or changed hands meanwhile. */
 int pv_look_copy(const struct pv_look_head *head, uint32_t number, struct pv_look_record *copy);
 /* Dom0: want something (PV_LOOK_*) of a record until then, or longer if somebody else does. */
 void pv_look_want(struct pv_look_head *head, uint32_t number, uint32_t what, uint64_t until_ns);

@@ -285,8 +285,10 @@ static inline int is_asked(struct pv_ring *ring)
 static __attribute__((noinline)) int64_t notify(struct pv_ring *ring, uint32_t n)
 {
 	ring->notified++;
-	if (ring->port && pv_notify(ring->port) == PV_NOTIFY_STALE)
+	if (ring->port && pv_notify(ring->port) == PV_NOTIFY_STALE) {
+		ring->untold = 1;
 		return n | (int64_t)PV_RING_STALE << 32;
+	}
 	return n;
 }
 

@@ -113,6 +113,7 @@ struct pv_ring {
 	uint32_t *own_cpu;          /* shared, written here */
 	const uint32_t *peer_cpu;   /* shared, written by the peer: a hint */
 	const struct pv_ring_observer *observer;  /* NULL: nobody */
+	uint32_t untold;            /* 1: PV_RING_STALE was returned; its owner clears it when the peer is notified */
 };
 
 /* A run of slots in shared memory. */
@@ -228,5 +229,12 @@ int pv_ring_final_check(struct pv_ring *ring);
  * the timeout.
  */
 int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns);
+/*
+ * For who sleeps on other descriptors, too: final check, then senders ring. PV_WAIT_TIMEOUT: sleep until the epoll_fd of the
+ * port's waiter is readable, or another one is; PV_WAIT_*: do not. Then disarm. -errno as pv_ring_wait: it is not armed.
+ */
+int pv_ring_arm(struct pv_ring *ring);
+/* `rung`: the epoll_fd was readable. 0; -errno. */
+int pv_ring_disarm(struct pv_ring *ring, int rung);
 
 #endif

@@ -297,3 +297,30 @@ int pv_ring_wait(struct pv_ring *ring, int64_t spin_ns, int64_t timeout_ns)
 	ring->waits += result != PV_WAIT_INTERRUPTED;
 	return result;
 }
+
+int pv_ring_arm(struct pv_ring *ring)
+{
+	int result = pv_ring_final_check(ring);
+
+	if (result)
+		return result;
+	if (pv_load_relaxed(&ring->port->closed))
+		return -EBADF;
+	result = pv_waiter_arm(ring->port->waiter, ring->port);
+	/* The event is taken. */
+	if (result == PV_WAIT_EVENT)
+		count_event(ring, pv_ring_poll(ring) > 0);
+	ring->sleeps += result == PV_WAIT_TIMEOUT;
+	return result;
+}
+
+int pv_ring_disarm(struct pv_ring *ring, int rung)
+{
+	int result = rung ? pv_waiter_drain(ring->port->waiter) : 0;
+
+	pv_waiter_disarm(ring->port->waiter, ring->port);
+	if (result < 0)
+		return result;
+	result = pv_ring_wait(ring, 0, 0);
+	return result < 0 ? result : 0;
+}

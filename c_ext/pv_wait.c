@@ -79,7 +79,7 @@ void pv_waiter_nudge(struct pv_waiter *waiter)
 static void arm(struct pv_waiter *waiter, struct pv_inbox *inbox)
 {
 	pv_exchange(&inbox->asleep, 1);
-	if (waiter->always_armed && pv_inbox_has_event(inbox))
+	if (pv_load_relaxed(&waiter->always_armed) && pv_inbox_has_event(inbox))
 		pv_waiter_nudge(waiter);
 }
 
@@ -113,7 +113,7 @@ int pv_waiter_add(struct pv_waiter *waiter, struct pv_inbox *inbox, int bell_fd)
 		return result;
 	}
 	waiter->doorbells[waiter->n_doorbells++] = doorbell;
-	if (waiter->always_armed)
+	if (pv_load_relaxed(&waiter->always_armed))
 		arm(waiter, inbox);
 	return 0;
 }
@@ -143,7 +143,7 @@ int pv_waiter_arm_always(struct pv_waiter *waiter)
 
 	if (!pv_home_is_here(waiter->home))
 		return -ECHILD;
-	waiter->always_armed = 1;
+	pv_store_relaxed(&waiter->always_armed, 1);
 	for (i = 0; i < waiter->n_doorbells; i++)
 		arm(waiter, waiter->doorbells[i]->inbox);
 	return 0;
@@ -293,7 +293,7 @@ static void arm_for(struct pv_waiter *waiter, struct pv_port *port)
 {
 	uint32_t i;
 
-	if (waiter->always_armed)
+	if (pv_load_relaxed(&waiter->always_armed))
 		return;
 	if (port) {
 		if (port->rx)
@@ -304,19 +304,46 @@ static void arm_for(struct pv_waiter *waiter, struct pv_port *port)
 		arm(waiter, waiter->doorbells[i]->inbox);
 }
 
+/* Another thread may be arming for a foreign loop at this moment: whoever exchanges second sees what the other wants. */
+static void unarm(struct pv_waiter *waiter, struct pv_inbox *inbox)
+{
+	pv_exchange(&inbox->asleep, 0);
+	if (pv_load_relaxed(&waiter->always_armed))
+		arm(waiter, inbox);
+}
+
 static void disarm(struct pv_waiter *waiter, struct pv_port *port)
 {
 	uint32_t i;
 
-	if (waiter->always_armed)
+	if (pv_load_relaxed(&waiter->always_armed))
 		return;
 	if (port) {
 		if (port->rx)
-			pv_store_relaxed(&port->rx->asleep, 0);
+			unarm(waiter, port->rx);
 		return;
 	}
 	for (i = 0; i < waiter->n_doorbells; i++)
-		pv_store_relaxed(&waiter->doorbells[i]->inbox->asleep, 0);
+		unarm(waiter, waiter->doorbells[i]->inbox);
+}
+
+int pv_waiter_arm(struct pv_waiter *waiter, struct pv_port *port)
+{
+	int result;
+
+	pv_waiter_run_eois(waiter);
+	arm_for(waiter, port);
+	result = look(waiter, port);
+	if (result != NOTHING)
+		return result;
+	waiter->sleeps++;
+	pv_waiter_end_storm(waiter);
+	return PV_WAIT_TIMEOUT;
+}
+
+void pv_waiter_disarm(struct pv_waiter *waiter, struct pv_port *port)
+{
+	disarm(waiter, port);
 }
 
 /* Milliseconds to a deadline, rounded up so that a sleep never ends early; -1 for none. */

@@ -2,15 +2,17 @@
 /*
  * Makes calls of one shared object into libc fail. The object's own table of imported functions is pointed at the hooks
  * below; nobody else's calls pass here. Up to HOOKS functions at a time, each with at most six integer or pointer
- * arguments, which are handed on as they came.
+ * arguments, which are handed on as they came. Some names mean system calls that the object makes by syscall(2).
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <link.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define HOOKS 4
@@ -21,16 +23,29 @@ struct hook {
 	function *real;
 	function **entry;
 	long first, last, result;        /* calls first..last give `result` and set `error`, without being made */
+	const long *numbers;             /* of the system calls that count, NULL for all calls */
 	int error;
 	atomic_long calls;
 };
 
 static struct hook hooks[HOOKS];
 
+/* What is called by its number. */
+static const struct by_number {
+	const char *name;
+	long numbers[2];
+} by_numbers[] = {
+	{"preadv", {SYS_pread64, SYS_preadv}},
+	{"pwritev", {SYS_pwrite64, SYS_pwritev}},
+};
+
 static long answer(struct hook *hook, long a, long b, long c, long d, long e, long f)
 {
-	long call = atomic_fetch_add(&hook->calls, 1) + 1;
+	long call;
 
+	if (hook->numbers && a != hook->numbers[0] && a != hook->numbers[1])
+		return hook->real(a, b, c, d, e, f);
+	call = atomic_fetch_add(&hook->calls, 1) + 1;
 	if (call < hook->first || call > hook->last)
 		return hook->real(a, b, c, d, e, f);
 	errno = hook->error;
@@ -109,10 +124,29 @@ static int point(function **entry, function *target)
 	return 0;
 }
 
-/* A hook's number, -ENOENT when `object` (its path) does not call `name`, -EBUSY when all hooks are in use. */
-int faults_hook(const char *object, const char *name, function *real, long first, long last, long result, int error)
+static const long *numbers_of(const char *name)
 {
-	struct search search = {.object = object, .name = name};
+	for (size_t i = 0; i < sizeof by_numbers / sizeof *by_numbers; i++)
+		if (strcmp(by_numbers[i].name, name) == 0)
+			return by_numbers[i].numbers;
+	return NULL;
+}
+
+/* Whom a hook of that entry hands its calls to: another hook that stands there, which will be unhooked later. */
+static function *below(function **entry, function *real)
+{
+	for (int n = 0; n < HOOKS; n++)
+		if (*entry == hook_functions[n])
+			return *entry;
+	return real;
+}
+
+/* A hook's number, -ENOENT when `object` (its path) does not call `name`, -EBUSY when all hooks are in use. */
+int faults_hook(const char *object, const char *name, long first, long last, long result, int error)
+{
+	const long *numbers = numbers_of(name);
+	struct search search = {.object = object, .name = numbers ? "syscall" : name};
+	function *real;
 	int n = 0, failed;
 
 	dl_iterate_phdr(look_at, &search);
@@ -122,7 +156,9 @@ int faults_hook(const char *object, const char *name, function *real, long first
 		n++;
 	if (n == HOOKS)
 		return -EBUSY;
-	hooks[n] = (struct hook){.real = real, .entry = search.entry, .first = first, .last = last, .result = result, .error = error};
+	real = (function *)dlsym(RTLD_DEFAULT, search.name);
+	hooks[n] = (struct hook){.real = below(search.entry, real), .entry = search.entry, .first = first, .last = last,
+				 .result = result, .numbers = numbers, .error = error};
 	failed = point(search.entry, hook_functions[n]);
 	if (failed)
 		hooks[n].entry = NULL;

@@ -62,13 +62,13 @@ def failing(
 ) -> Iterator[Fault]:
     """The core's calls of `function` fail with `error`, from number `at` on `times` of them.
 
-    `function`: of six arguments at most, none of them a float. `result`: what the calls return, where it is not the
-    function's usual way to fail: a short write, an end of file.
+    `function`: of six arguments at most, none of them a float; preadv and pwritev are all reads and writes of a
+    file at a place. `result`: what the calls return, where it is not the function's usual way to fail: a short write,
+    an end of file.
     """
-    real = ctypes.cast(getattr(ctypes.CDLL(None), function), ctypes.c_void_p)
     answer = FAILURES.get(function, -1) if result is None else result
     number = _library().faults_hook(
-        _core.__file__.encode(), function.encode(), real, ctypes.c_long(at), ctypes.c_long(at + times - 1),
+        _core.__file__.encode(), function.encode(), ctypes.c_long(at), ctypes.c_long(at + times - 1),
         ctypes.c_long(answer), error,
     )  # fmt: skip
     if number < 0:

@@ -70,7 +70,15 @@ def test_a_question_is_asked(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
 @pytest.mark.parametrize(
     ("question", "answers"),
-    [("sleeping", 5), ("grants", 8), ("ring_python", 4), ("ring_python_peers", 2), ("ring_single", 2)],
+    [
+        ("sleeping", 5),
+        ("grants", 16),
+        ("ring_python", 4),
+        ("ring_python_peers", 2),
+        ("ring_single", 2),
+        ("vbd_memory", 3),
+        ("vbd_blocking", 1),
+    ],
 )
 def test_what_questions_answer(tmp_path: Path, question: str, answers: int) -> None:
     target = tmp_path / "answers.json"

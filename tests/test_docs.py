@@ -10,6 +10,7 @@ import pytest
 
 from paravirt.backend.disks import DRIVERS, FILTERS, open_disk
 from paravirt.errors import InvalidRequest
+from tests.integration.exported import need
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -68,6 +69,12 @@ def test_disk_guide_shows_the_example_as_it_is() -> None:
         assert piece in example
 
 
+def test_export_guide_example(tmp_path: Path) -> None:
+    need("nbdinfo")
+    said = run(["-c", example_of("docs/nbd-export.md")[1]], tmp_path).splitlines()
+    assert said == ["67108864", "67108864 0"]
+
+
 def test_disk_guide_has_every_driver_and_option() -> None:
     rows = dict(re.findall(r"^\| `([a-z]+)` \| (.*)$", (ROOT / "docs/disks.md").read_text(), re.M))
     assert set(rows) == {*DRIVERS, *FILTERS}
@@ -90,7 +97,7 @@ def test_readme_example(tmp_path: Path) -> None:
     example = example_of("README.md")
     assert 10 <= len([line for line in example[1].splitlines() if line.strip()]) <= 16
     said = run(["-c", example[1]], tmp_path).splitlines()
-    assert said == ["1048576 512 False", "b'hello from the guest'", "b'hello'", "4"]
+    assert said == ["1048576 512 False", "b'hello from the guest'", "b'hello'", "2"]
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
@@ -124,3 +131,16 @@ def test_commands_in_the_readme_exist() -> None:
         words = line.split()
         words = words if words[0] in ("domain", "vbd", "device", "xenstore", "bench") else words[:1]
         assert "Usage" in run(["-m", "paravirt", *words, "--help"], ROOT)
+
+
+def test_block_frontend_guide_example(tmp_path: Path) -> None:
+    guide = (ROOT / "docs/block-frontend.md").read_text()
+    example = re.search(r"```python\n(.*?)```", guide, re.S)
+    assert example
+    assert run(["-c", example[1]], tmp_path) == "b'head'\n"
+
+
+def test_async_disk_example(tmp_path: Path) -> None:
+    said = run([str(ROOT / "examples/async_disk.py")], tmp_path).splitlines()
+    assert said[0].startswith("2000 reads and 1000 writes in ")
+    assert said[1] == "512000 of 1536000 bytes were not copied"

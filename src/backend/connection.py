@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from paravirt.hypervisor.client import ForeignArena
+from paravirt.hypervisor.client import ForeignArena, MappedPages
 from paravirt.ring.event import EventPort, EventWaiter
 from paravirt.ring.grant import Mapper
 from paravirt.ring.memory import Mapping
@@ -15,14 +15,18 @@ S_co = TypeVar("S_co", covariant=True)
 
 @dataclass(slots=True)
 class Connection:
-    """What a connected device hands to its engine. The device owns and closes all of it, after the engine has
+    """One queue of a connected device: what an engine is handed. The device owns it, and closes it after the engine has
     stopped.
     """
 
     ring: BackRing
     arena: ForeignArena
+    """Another queue of the frontend may have the same one."""
     waiter: EventWaiter
     port: EventPort
+    pages: MappedPages
+    """Of the ring."""
+    queue: int = 0
 
     @property
     def mapper(self) -> Mapper:
@@ -34,9 +38,19 @@ class Connection:
         """The pages of the frontend's arena."""
         return self.arena.data
 
+    def close(self) -> None:
+        """Unbind and unmap; once."""
+        self.ring.close()
+        self.port.close()
+        self.waiter.close()
+        self.pages.close()
+        self.arena.close()
+
 
 class Engine(Protocol[S_co]):
-    """Serves one ring. It calls its `on_failure` from its own thread, once, when the peer broke the protocol."""
+    """Serves one ring; a device with several queues has an engine for each. It calls its `on_failure` from its own
+    thread, once, when the peer broke the protocol.
+    """
 
     def start(self) -> None:
         """Begin serving."""

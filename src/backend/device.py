@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""The backend half of one device of any class: negotiation and life of its connection, by the transition table.
+"""The backend half of one device of any class: negotiation and life of its connections, by the transition table.
 
-What is particular to a class is in its subclass: what it offers, how it reads the frontend's keys, what serves a
-connection. The order of events is QEMU's (keys published before INIT_WAIT, INITIALISED or CONNECTED accepted). Methods
-are called from the service's thread, but for `fail` and `statistics`.
+A device has a connection and an engine for each queue of its frontend, most classes one. What is particular to a class
+is in its subclass: what it offers, how it reads the frontend's keys, what serves a connection. The order of events is
+QEMU's (keys published before INIT_WAIT, INITIALISED or CONNECTED accepted). Methods are called from the service's
+thread, but for `fail` and `statistics`.
 """
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from paravirt.backend.connection import Connection, Engine
 from paravirt.errors import Closed, HypervisorGone, ParavirtError, PeerError, StoreGone, XenstoreError
-from paravirt.hypervisor.client import ForeignArena, Hypervisor, MappedPages
-from paravirt.protocol.keys import FENCE_KEY
+from paravirt.hypervisor.client import Hypervisor
+from paravirt.protocol.keys import FENCE_KEY, RingRequest
 from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step, parse_state
 from paravirt.ring.looking import RingLabel
 from paravirt.ring.shared import BackRing
@@ -38,14 +40,12 @@ S = TypeVar("S")
 Layout = np.dtype[Any]
 
 
-class RingPlace(Protocol):
-    """The frontend's keys, as far as every class has them. Two of the same ring are equal."""
+class RingPlaces(Protocol):
+    """The frontend's keys, as far as every class has them. Two of the same rings are equal."""
 
     @property
-    def ring_refs(self) -> tuple[int, ...]: ...
-
-    @property
-    def event_channel(self) -> int: ...
+    def queues(self) -> tuple[RingRequest, ...]:
+        """Ring and port of each queue, one or more."""
 
 
 class RingPolicy:
@@ -92,12 +92,10 @@ class BackendDevice(ABC, Generic[S]):
         self._hypervisor = hypervisor
         self._store = store
         self._on_failure = on_failure
-        self._engine: Engine[S] | None = None
-        self._connection: Connection | None = None
-        self._arena: ForeignArena | None = None
-        self._ring_pages: MappedPages | None = None
+        self._engines: list[Engine[S]] = []
+        self._connections: list[Connection] = []
         self._failure: ParavirtError | None = None
-        self._stale: RingPlace | None = None
+        self._stale: RingPlaces | str | None = None  # keys of our predecessor's time, or what is wrong with them
         self._adopted = False
         self._complained = False
         self._refused: dict[str, str] | None = None  # configuration that could not be served
@@ -109,18 +107,22 @@ class BackendDevice(ABC, Generic[S]):
         """Take what the device stands for, if it is not taken yet; the keys to offer, None when it cannot be had."""
 
     @abstractmethod
-    def _read_request(self) -> RingPlace:
+    def _read_request(self) -> RingPlaces:
         """The frontend's keys. Raises `PeerError`."""
 
     @abstractmethod
     def _make_engine(self, connection: Connection) -> Engine[S]:
-        """What serves a connection, not started yet."""
+        """What serves a connection, not started yet. They are made in the order of the queues."""
 
     @abstractmethod
     def _release(self) -> None:
         """Let go of what `_prepare` took."""
 
-    def _layouts(self, request: RingPlace) -> tuple[Layout, Layout]:
+    def _total(self, queues: Sequence[S]) -> S:
+        """The statistics of a device, of those of its queues."""
+        return queues[0]
+
+    def _layouts(self, request: RingPlaces) -> tuple[Layout, Layout]:
         """Of the requests and responses of this frontend."""
         return self.messages
 
@@ -143,10 +145,10 @@ class BackendDevice(ABC, Generic[S]):
         self._complain("the frontend keeps changing its state")
 
     def statistics(self) -> S | None:
-        """Counters of the present connection; None while there is none."""
-        engine = self._engine
+        """Counters of the present connections together; None while there is none."""
+        engines = list(self._engines)
         try:
-            return None if engine is None else engine.statistics()
+            return self._total([engine.statistics() for engine in engines]) if engines else None
         except Closed:
             return None  # it was torn down meanwhile
 
@@ -170,7 +172,7 @@ class BackendDevice(ABC, Generic[S]):
     # -- the steps
 
     def _step(self) -> bool:
-        if self._failure is not None and self._engine is not None:
+        if self._failure is not None and self._engines:
             failure, self._failure = self._failure, None
             raise failure
         own = xenbus.read_state(self._store, self.path.backend)
@@ -187,7 +189,7 @@ class BackendDevice(ABC, Generic[S]):
         step = backend_step(own, frontend, online=online)
         if step is BackendStep.CONNECT and self._is_stale(frontend):
             return False
-        if own is XenbusState.CONNECTED and step is BackendStep.NOTHING and self._engine is not None:
+        if own is XenbusState.CONNECTED and step is BackendStep.NOTHING and self._engines:
             self._look_again()
         log.debug("%s: %s sees %s: %s", self.path.backend, own.name, frontend.name, step.name)
         return self._act(step, frontend)
@@ -238,20 +240,24 @@ class BackendDevice(ABC, Generic[S]):
         if own is XenbusState.CONNECTED and frontend is XenbusState.INITIALISED:
             return False
         if frontend is XenbusState.CONNECTED:
-            try:
-                self._stale = self._read_request()
-            except PeerError:
-                self._stale = None
+            self._stale = self._found_request()
         self._adopted = self._offer()
         return self._adopted
 
     def _is_stale(self, frontend: XenbusState) -> bool:
         if self._stale is None:
             return False
-        if frontend is XenbusState.CONNECTED and self._read_request() == self._stale:
+        if frontend is XenbusState.CONNECTED and self._found_request() == self._stale:
             return True
         self._stale = None
         return False
+
+    def _found_request(self) -> RingPlaces | str:
+        """The frontend's keys, or why they cannot be used: after an offer of less they may be more than is offered."""
+        try:
+            return self._read_request()
+        except PeerError as error:
+            return str(error)
 
     def _offer(self) -> bool:
         keys = self._prepare()
@@ -282,37 +288,41 @@ class BackendDevice(ABC, Generic[S]):
         if self._prepare() is None:
             return False
         request = self._read_request()
-        self._connection = self._map(request)
-        self._engine = self._make_engine(self._connection)
-        self._engine.start()
-        log.info("%s: connected, %d ring pages", self.path.backend, len(request.ring_refs))
+        fence = self._agreed_fence()
+        for queue in range(len(request.queues)):
+            self._connections.append(self._map(request, queue, fence))
+        for connection in self._connections:
+            self._engines.append(self._make_engine(connection))
+        for engine in self._engines:
+            engine.start()
+        pages = len(request.queues[0].ring_refs)
+        log.info("%s: connected, queues: %d, ring pages: %d", self.path.backend, len(request.queues), pages)
         return self._switch(XenbusState.CONNECTED)
 
-    def _map(self, request: RingPlace) -> Connection:
-        """Ring, data and port of the guest; what was taken before a failure is given back by `_disconnect`."""
-        guest = self.path.frontend_domid
-        self._arena = arena = self._hypervisor.foreign_arena(guest, request.ring_refs[0])
-        self._ring_pages = arena.map_pages(request.ring_refs)
-        waiter = self._hypervisor.waiter()
-        try:
-            port = self._hypervisor.bind_interdomain(waiter, guest, request.event_channel)
+    def _map(self, request: RingPlaces, queue: int, fence: Fence) -> Connection:
+        """Ring, data and port of one queue; after a failure nothing of it is kept."""
+        guest, place = self.path.frontend_domid, request.queues[queue]
+        with ExitStack() as stack:
+            arena = stack.enter_context(self._hypervisor.foreign_arena(guest, place.ring_refs[0]))
+            pages = stack.enter_context(arena.map_pages(place.ring_refs))
+            waiter = self._hypervisor.waiter()
+            stack.callback(waiter.close)
+            port = self._hypervisor.bind_interdomain(waiter, guest, place.event_channel)
             port.late_eoi()  # a guest that sends events without requests wakes us once a second
             ring = BackRing.attach(
-                self._ring_pages.view,
+                pages.view,
                 *self._layouts(request),
                 port=port,
-                fence=self._agreed_fence(),
+                fence=fence,
                 wait=wait_after(self._rings.max_spin_ns),
                 max_spin_ns=self._rings.max_spin_ns,
                 budget=self._rings.budget(guest),
-                record=self._hypervisor.ring_record(self._label(request, port.port)),
+                record=self._hypervisor.ring_record(self._label(place, port.port, queue)),
             )
-        except BaseException:
-            waiter.close()
-            raise
-        return Connection(ring=ring, arena=arena, waiter=waiter, port=port)
+            stack.pop_all()
+        return Connection(ring=ring, arena=arena, waiter=waiter, port=port, pages=pages, queue=queue)
 
-    def _label(self, request: RingPlace, port: int) -> RingLabel:
+    def _label(self, place: RingRequest, port: int, queue: int) -> RingLabel:
         guest, own = self.path.frontend_domid, self._hypervisor.domid
         return RingLabel(
             kind=self.path.kind,
@@ -321,8 +331,9 @@ class BackendDevice(ABC, Generic[S]):
             domid=own,
             peer_domid=guest,
             granter_domid=guest,
-            refs=request.ring_refs,
+            refs=place.ring_refs,
             port=port,
+            queue=queue,
         )
 
     def _agreed_fence(self) -> Fence:
@@ -338,26 +349,20 @@ class BackendDevice(ABC, Generic[S]):
 
     def _disconnect(self) -> None:
         """Stop, unbind, unmap; harmless when nothing is connected."""
-        self._failure = None
-        engine, self._engine = self._engine, None
-        if engine is not None:
+        engines, self._engines = self._engines, []
+        for engine in engines:
             engine.stop()
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        self._failure = None  # of a queue that failed beside the one that we know of
+        connections, self._connections = self._connections, []
+        if connections:
             log.info("%s: disconnected", self.path.backend)
-            connection.ring.close()
-            connection.port.close()
-            connection.waiter.close()
-        pages, self._ring_pages = self._ring_pages, None
-        if pages is not None:
-            pages.close()
-        arena, self._arena = self._arena, None
-        if arena is not None:
-            arena.close()
+        for connection in connections:
+            connection.close()
 
     def _complain(self, what: object) -> None:
         """Of the frontend, loudly once: a guest must not fill the log."""
-        log.log(logging.DEBUG if self._complained else logging.WARNING, "%s: %s", self.path.backend, what)
+        # As text: whoever keeps a record of the log must not keep what an error was raised in, such as mapped pages.
+        log.log(logging.DEBUG if self._complained else logging.WARNING, "%s: %s", self.path.backend, str(what))
         self._complained = True
 
     def _fail(self, error: ParavirtError) -> None:

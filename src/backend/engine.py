@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 from paravirt.backend import connection
@@ -20,8 +20,10 @@ from paravirt.errors import ParavirtError, PeerError
 from paravirt.protocol.blkif import Operation
 from paravirt.protocol.vbd import VbdOffer
 from paravirt.ring import blkif
+from paravirt.ring.blkif_grants import PersistentGrants
 from paravirt.ring.memory import address_of
-from paravirt.ring.shared import RingStatistics
+from paravirt.ring.ring_statistics import RingStatistics, total_of
+from paravirt.ring.vbd_throttle import Throttle
 from paravirt.ring.waiting import take_spin
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,17 @@ ERROR_PAUSE_S = 0.001
 # Requests answered at once, at most: a frontend with many in flight gets the first while the last are done.
 MAX_BATCH = 16
 
+# How soon an engine that waits for its disk's limits sees that they have changed.
+THROTTLED_S = 0.05
+
 MAX_BUFFERS = 1024  # of one call to a disk, which may be one to the kernel (IOV_MAX)
+
+# What of `blkif.Limits` says whether there is an operation.
+OPTIONAL = {
+    Operation.WRITE_BARRIER: "barrier",
+    Operation.FLUSH_DISKCACHE: "flush",
+    Operation.DISCARD: "discard",
+}
 
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -56,6 +68,19 @@ class EngineStatistics:
     errors: int  # requests the disk failed
     batches: int  # times the ring was found non-empty
     ring: RingStatistics
+    queues: tuple["EngineStatistics", ...] = ()
+    """Of a device: that of each queue, of which the rest is the sum. Of a queue: nothing."""
+    persistent_grants: int = 0  # pages that stay mapped, now
+
+
+def total(queues: Sequence[EngineStatistics]) -> EngineStatistics:
+    """Of a device that has these queues, one or more."""
+    counts = {
+        field.name: sum(getattr(queue, field.name) for queue in queues)
+        for field in fields(EngineStatistics)
+        if field.name not in ("ring", "queues")
+    }
+    return EngineStatistics(**counts, ring=total_of([queue.ring for queue in queues]), queues=tuple(queues))
 
 
 Engine = connection.Engine[EngineStatistics]
@@ -72,12 +97,19 @@ class Terms:
     """The disk does not have an operation that was offered; the request was answered so."""
     x86_32: bool = False
     """Requests have the layout of that ABI."""
+    persistent: bool = False
+    """Grants stay mapped from one request to the next, until the engine stops."""
     spin_ns: int = 0
+    throttle: Throttle | None = None
+    """How much the disk may do, shared by its queues; None: as much as it can."""
 
 
 class VbdEngine(Engine, Protocol):
     def resize(self, sectors: int) -> None:
         """From now on the disk has so many sectors of 512 bytes. From any thread."""
+
+    def withdraw(self, operation: Operation) -> None:
+        """Another queue has found that the disk does not have it. From any thread."""
 
 
 class EngineFactory(Protocol):
@@ -86,7 +118,7 @@ class EngineFactory(Protocol):
 
 
 class PythonEngine:
-    """One thread: take a batch, validate and map it in C, read or write the disk, answer."""
+    """One thread a queue: take a batch, validate and map it in C, read or write the disk, answer."""
 
     def __init__(self, connection: Connection, disk: Disk, terms: Terms) -> None:
         self._ring = connection.ring
@@ -94,8 +126,12 @@ class PythonEngine:
         self._disk = disk
         self._spin_ns = take_spin(terms.spin_ns)
         self._terms = terms
-        capacity = min(MAX_BATCH, connection.ring.size)
+        self._throttle = terms.throttle
+        capacity = self._capacity = min(MAX_BATCH, connection.ring.size)
         self._batch = blkif.RequestBatch(connection.mapper, connection.data.view, capacity, x86_32=terms.x86_32)
+        self._batch.count_in(connection.ring)
+        self._persistent = PersistentGrants(connection.mapper) if terms.persistent else None
+        self._batch.persist(self._persistent)
         self._limits = limits_of(terms.offer)
         self._wanted_limits = self._limits
         self._batch.set_limits(self._limits)
@@ -121,10 +157,18 @@ class PythonEngine:
                 self._disk.interrupt()
                 self._thread.join(STOP_RETRY_S)
         self._batch.set_disk()
+        self._batch.persist(None)
+        if self._persistent is not None:
+            self._persistent.close()
+        self._batch.count_in(None)  # the ring is closed next
         self._memory = None
 
     def resize(self, sectors: int) -> None:
         self._change(sectors=sectors)
+
+    def withdraw(self, operation: Operation) -> None:
+        if name := OPTIONAL.get(operation):
+            self._change(**{name: False})
 
     def _change(self, **limits: int | bool) -> None:
         with self._changing:
@@ -143,6 +187,7 @@ class PythonEngine:
             errors=done.errors,
             batches=self._batches,
             ring=self._ring.statistics(),
+            persistent_grants=self._persistent.statistics().cached if self._persistent else 0,
         )
 
     def _run(self) -> None:
@@ -158,7 +203,10 @@ class PythonEngine:
 
     def _serve_once(self) -> None:
         batch, ring = self._batch, self._ring
-        n = ring.take(batch.requests, spin_ns=self._spin_ns)
+        room = self._room()
+        if not room:
+            return
+        n = ring.take(batch.requests, room, spin_ns=self._spin_ns)
         if n == 0:
             ring.wait()
             return
@@ -166,11 +214,29 @@ class PythonEngine:
         if self._wanted_limits is not self._limits:
             self._limits = self._wanted_limits
             batch.set_limits(self._limits)
-        refused = batch.counters.refused
+        refused, before = batch.counters.refused, self._done()
         self._answer(n)
+        if self._throttle is not None and self._throttle.is_on:
+            self._throttle.charge(*(after - earlier for after, earlier in zip(self._done(), before, strict=True)))
         if batch.counters.refused != refused:
             log.debug("%d requests refused, the first: %s", batch.counters.refused - refused, batch.refusal(n))
             self._stopping.wait(ERROR_PAUSE_S)
+
+    def _done(self) -> tuple[int, int]:
+        """Requests and bytes, so far."""
+        done = self._batch.counters
+        requests = done.reads + done.writes + done.flushes + done.discards
+        return requests, done.read_bytes + done.written_bytes
+
+    def _room(self) -> int:
+        """How many requests may be taken, after a wait if there is none now."""
+        throttle = self._throttle
+        if throttle is None or not throttle.is_on:
+            return self._capacity
+        if wait_s := throttle.wait_s:
+            self._stopping.wait(min(wait_s, THROTTLED_S))
+            return 0
+        return throttle.room(self._capacity)
 
     def _answer(self, n: int) -> None:
         """Do the first `n` requests of the batch and send the answers."""
@@ -273,11 +339,7 @@ class PythonEngine:
 
     def _withdraw(self, operation: Operation) -> None:
         """The disk does not have it after all: it is offered no longer."""
-        name = {
-            Operation.WRITE_BARRIER: "barrier",
-            Operation.FLUSH_DISKCACHE: "flush",
-            Operation.DISCARD: "discard",
-        }.get(operation)
+        name = OPTIONAL.get(operation)
         if name is not None and getattr(self._wanted_limits, name):
             self._change(**{name: False})
             self._terms.on_unsupported(operation)

@@ -7,6 +7,7 @@ look.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,18 +15,23 @@ from functools import partial
 from types import TracebackType
 from typing import Generic, Protocol, Self
 
+from paravirt.backend.c_engine import make_engine
 from paravirt.backend.device import DEFAULT_SPIN_NS as DEFAULT_SPIN_NS
 from paravirt.backend.device import BackendDevice, RingPolicy, S
-from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
+from paravirt.backend.engine import EngineFactory, EngineStatistics
 from paravirt.backend.vbd import Policy, VbdBackend
 from paravirt.errors import InvalidRequest, ParavirtError, StoreGone, XenstoreError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.blkif import DEFAULT_INDIRECT_SEGMENTS, MAX_INDIRECT_SEGMENTS
+from paravirt.protocol.vbd import MAX_QUEUES
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.waiting import Fence, Wait
-from paravirt.xenstore.client import WatchEvent, XenstoreClient
+from paravirt.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
+
+STORE_RETRY_S = 0.5  # after xenstored has refused something
+MAX_EVENTS = 256  # that are looked at together
 
 
 class DeviceFactory(Protocol[S]):
@@ -82,7 +88,7 @@ class DeviceService(Generic[S]):
         try:
             self._queue.add(self._root, self._root)  # fires at once
             while not self._stopping.is_set():
-                self._handle(self._queue.get(timeout_s=self._patience()))
+                self._look_at_events()
         except StoreGone as error:
             log.error("%s; connected devices go on, nothing new is connected", error)
             self._stopping.wait()
@@ -125,14 +131,22 @@ class DeviceService(Generic[S]):
         times = [device.retry_at for device in self._devices.values() if device.retry_at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _handle(self, event: WatchEvent | None) -> None:
-        if event is not None and event.path == self._root:
-            self._scan()
-        elif event is not None:
+    def _look_at_events(self) -> None:
+        """Wait for events, and look once at each device that any of those that are there is about: a toolstack writes
+        many nodes of a device together.
+        """
+        event = self._queue.get(timeout_s=self._patience())
+        paths, n = dict[DevicePath, None](), 0  # in order
+        while event is not None:
+            if event.path == self._root:
+                self._scan()
             # The token of a watch on a frontend is its backend directory.
-            path = DevicePath.from_backend(event.path) or DevicePath.from_backend(event.token)
-            if path is not None:
-                self._evaluate(path)
+            elif path := DevicePath.from_backend(event.path) or DevicePath.from_backend(event.token):
+                paths[path] = None
+            n += 1
+            event = self._queue.get_nowait() if n < MAX_EVENTS else None
+        for path in paths:
+            self._evaluate(path)
         with self._lock:
             failed, self._failed = self._failed, set()
         now = time.monotonic()
@@ -147,10 +161,15 @@ class DeviceService(Generic[S]):
             device = self._make_device(self._hypervisor, self._store, path, self._on_failure)
             with self._lock:
                 self._devices[path] = device
+        device.retry_at = None
         try:
             device.evaluate()
         except StoreGone:
             raise
+        except XenstoreError as error:
+            # Nothing in xenstore has changed, so nothing but time will have us look again.
+            log.warning("%s: %s", path.backend, error)
+            device.retry_at = time.monotonic() + STORE_RETRY_S
         except ParavirtError as error:
             log.warning("%s: %s", path.backend, error)
         except Exception as error:
@@ -189,20 +208,27 @@ class BackendService(DeviceService[EngineStatistics]):
         hypervisor: Hypervisor,
         store: XenstoreClient,
         *,
-        engine: EngineFactory = PythonEngine,
+        engine: EngineFactory = make_engine,
         spin_ns: int = DEFAULT_SPIN_NS,
         fence: Fence = "full",
         wait: Wait = "adaptive",
         max_indirect_segments: int = DEFAULT_INDIRECT_SEGMENTS,
+        max_queues: int | None = None,
+        persistent: bool = False,
     ) -> None:
         """`spin_ns`: how long an engine watches an empty ring at most before it sleeps; `wait`: how; `fence`: offered
         to frontends. See `RingPolicy`. `max_indirect_segments`: pages of one request; 0: no more than 11.
+        `max_queues`: that a frontend may have for a disk; None: as many as there are CPUs. `persistent`: what a
+        frontend has granted stays mapped from one request to the next, if it says that it does that, too.
         """
+        if max_queues is None:
+            max_queues = min(len(os.sched_getaffinity(0)), MAX_QUEUES)
+        if not 1 <= max_queues <= MAX_QUEUES:
+            raise InvalidRequest(f"max_queues is {max_queues}, not from 1 to {MAX_QUEUES}")
         if not 0 <= max_indirect_segments <= MAX_INDIRECT_SEGMENTS:
             raise InvalidRequest(
                 f"max_indirect_segments is {max_indirect_segments}, not from 0 to {MAX_INDIRECT_SEGMENTS}"
             )
         rings = RingPolicy(max_spin_ns=spin_ns, fence=fence, wait=wait)
-        super().__init__(
-            hypervisor, store, "vbd", partial(VbdBackend, policy=Policy(engine, rings, max_indirect_segments))
-        )
+        policy = Policy(engine, rings, max_indirect_segments, max_queues, persistent)
+        super().__init__(hypervisor, store, "vbd", partial(VbdBackend, policy=policy))

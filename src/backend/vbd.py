@@ -1,32 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""The backend half of one block device: its image, its offer, its engine.
+"""The backend half of one block device: its image, its offer, its engines.
 
 Source: Xen public/io/blkif.h.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 from paravirt.backend.connection import Connection
-from paravirt.backend.device import BackendDevice, Layout, RingPlace, RingPolicy
+from paravirt.backend.device import BackendDevice, Layout, RingPlaces, RingPolicy
 from paravirt.backend.disks import Disk, open_disk
-from paravirt.backend.engine import EngineFactory, EngineStatistics, Terms, VbdEngine
-from paravirt.errors import AlreadyExists, ParavirtError
+from paravirt.backend.disks.serial import SerialDisk
+from paravirt.backend.engine import EngineFactory, EngineStatistics, Terms, VbdEngine, total
+from paravirt.errors import AlreadyExists, InvalidRequest, ParavirtError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol import blkif
 from paravirt.protocol.blkif import SECTOR_BYTES, Operation
-from paravirt.protocol.keys import RING_KEYS
-from paravirt.protocol.vbd import X86_32_ABI, VbdConfig, VbdOffer, VbdRequest
+from paravirt.protocol.vbd import REQUEST_KEYS, X86_32_ABI, VbdConfig, VbdOffer, VbdRequest, queue_keys
+from paravirt.protocol.vbd_qos import QOS_KEYS, Qos
 from paravirt.protocol.xenbus import DevicePath, XenbusState
+from paravirt.ring.vbd_throttle import Throttle
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
 CONFIG_KEYS = ("params", "mode", "dev", "device-type", "type", "removable", "discard-enable")
-REQUEST_KEYS = (*RING_KEYS, "protocol", "multi-queue-num-queues")
 LOCK_PATIENCE_S = 0.5  # how long an image may stay locked before that is reported as an error
 LOCK_RETRY_S = 0.02
 LOCK_LATE_RETRY_S = 0.5
@@ -42,6 +45,8 @@ class Policy:
     engine: EngineFactory
     rings: RingPolicy
     max_indirect_segments: int = blkif.DEFAULT_INDIRECT_SEGMENTS
+    max_queues: int = 1
+    persistent: bool = False
 
 
 class VbdBackend(BackendDevice[EngineStatistics]):
@@ -62,16 +67,20 @@ class VbdBackend(BackendDevice[EngineStatistics]):
         super().__init__(hypervisor, store, path, on_failure, rings=policy.rings)
         self._policy = policy
         self._disk: Disk | None = None
+        self._shared: Disk | None = None  # the same disk, as engines beside each other may call it
         self._config: VbdConfig | None = None
         self._sectors = 0
+        self._throttle: Throttle | None = None  # made with the first look at its keys
+        self._qos_keys: dict[str, str] = {}  # as they were found last, well or not
+        self._persistent = False  # both ends have said so
         self._unsupported: set[Operation] = set()  # the disk has turned out not to have them
-        self._vbd_engine: VbdEngine | None = None
         self._lock_deadline: float | None = None
         self._said_locked = False
 
     def _prepare(self) -> dict[str, str] | None:
         if self._disk is None and not self._open_disk():
             return None
+        self._look_at_qos()
         return self._make_offer().to_keys()
 
     def _make_offer(self) -> VbdOffer:
@@ -94,8 +103,10 @@ class VbdBackend(BackendDevice[EngineStatistics]):
             discard_alignment=disk.discard_alignment_bytes,
             discard_secure=disk.can_discard_secure,
             max_indirect_segments=self._policy.max_indirect_segments,
+            persistent=self._policy.persistent,
             removable=config.removable or disk.removable,
             cdrom=config.device_type == "cdrom" or disk.cdrom,
+            max_queues=self._policy.max_queues,
         )
 
     def _open_disk(self) -> bool:
@@ -106,6 +117,7 @@ class VbdBackend(BackendDevice[EngineStatistics]):
         try:
             config = VbdConfig.from_keys(keys)
             self._disk = open_disk(config.driver, config.spec, read_only=config.mode == "r")
+            self._shared = self._disk if self._disk.many_threads else SerialDisk(self._disk)
             self._config = config
         except AlreadyExists as error:
             self._await_lock(error)
@@ -129,33 +141,73 @@ class VbdBackend(BackendDevice[EngineStatistics]):
         self.retry_at = now + (LOCK_LATE_RETRY_S if late else LOCK_RETRY_S)
 
     def _read_request(self) -> VbdRequest:
-        return VbdRequest.from_keys(xenbus.read_keys(self._store, self.path.frontend, REQUEST_KEYS))
+        max_queues, directory = self._policy.max_queues, self.path.frontend
+        keys = xenbus.read_keys(self._store, directory, REQUEST_KEYS)
+        n_queues = VbdRequest.count_queues(keys, max_queues)
+        if n_queues > 1:
+            keys |= xenbus.read_keys(self._store, directory, queue_keys(n_queues))
+        request = VbdRequest.from_keys(keys, max_queues=max_queues)
+        self._persistent = self._policy.persistent and request.persistent
+        return request
 
-    def _layouts(self, request: RingPlace) -> tuple[Layout, Layout]:
+    def _layouts(self, request: RingPlaces) -> tuple[Layout, Layout]:
         x86_32 = isinstance(request, VbdRequest) and request.protocol == X86_32_ABI
         return (blkif.X86_32_REQUEST if x86_32 else blkif.REQUEST), blkif.RESPONSE
 
     def _make_engine(self, connection: Connection) -> VbdEngine:
-        assert self._disk is not None
+        disk = self._disk if len(self._connections) == 1 else self._shared
+        assert disk is not None
         terms = Terms(
             offer=self._make_offer(),
-            on_failure=self.fail,
+            on_failure=self.fail if len(self._connections) == 1 else partial(self._queue_failed, connection.queue),
             on_unsupported=self._withdraw,
             x86_32=connection.ring.request == blkif.X86_32_REQUEST,
             spin_ns=self._rings.max_spin_ns,
+            persistent=self._persistent,
+            throttle=self._throttle,
         )
-        self._vbd_engine = self._policy.engine(connection, self._disk, terms)
-        return self._vbd_engine
+        return self._policy.engine(connection, disk, terms)
+
+    def _queue_failed(self, queue: int, error: ParavirtError) -> None:
+        """From the thread of one of several engines: the device cannot go on."""
+        self.fail(ParavirtError(f"queue {queue}: {error}"))
+
+    def _total(self, queues: Sequence[EngineStatistics]) -> EngineStatistics:
+        return total(queues)
+
+    @property
+    def _vbd_engines(self) -> list[VbdEngine]:
+        """Those that `_make_engine` has made."""
+        return cast(list[VbdEngine], self._engines)
 
     def _withdraw(self, operation: Operation) -> None:
-        """From the engine's thread: the disk does not have it. The service's thread says so to the frontend."""
+        """From an engine's thread: the disk does not have it. The service's thread says so to the others and to the
+        frontend.
+        """
         self._unsupported.add(operation)
         self._on_failure(self)
 
+    def _look_at_qos(self) -> None:
+        """Hold the disk to what the toolstack allows it; what is not well leaves it as it was."""
+        keys = xenbus.read_keys(self._store, self.path.backend, QOS_KEYS)
+        throttle = self._throttle = self._throttle or Throttle()
+        if keys == self._qos_keys:
+            return
+        self._qos_keys = keys
+        try:
+            qos = Qos.from_keys(keys)
+        except InvalidRequest as error:
+            log.warning("%s: %s; its limits stay as they were", self.path.backend, error)
+            return
+        throttle.set(qos.requests, qos.requests_burst, qos.bytes, qos.bytes_burst)
+        log.info("%s: %s", self.path.backend, str(qos) or "no limits")
+
     def _look_again(self) -> None:
         """Publish a size that has changed, and what the disk has turned out not to have."""
-        if self._disk is None or self._vbd_engine is None:
+        if self._disk is None:
             return
+        self._look_at_qos()
+        gone = frozenset(self._unsupported)
         try:
             offer = self._make_offer()
         except OSError as error:
@@ -166,13 +218,15 @@ class VbdBackend(BackendDevice[EngineStatistics]):
         if not changed:
             return
         log.info("%s: %s", self.path.backend, ", ".join(f"{name} is now {value}" for name, value in changed.items()))
-        self._vbd_engine.resize(offer.sectors)
+        for engine in self._vbd_engines:
+            engine.resize(offer.sectors)
+            for operation in gone:
+                engine.withdraw(operation)
         # With the state once more, unchanged: that is how a frontend is told to look.
         xenbus.announce(self._store, self.path.backend, XenbusState.CONNECTED, changed)
 
     def _release(self) -> None:
-        self._vbd_engine = None
         if self._disk is not None:
             self._disk.close()
-            self._disk = None
+            self._disk = self._shared = None
         self._unsupported.clear()

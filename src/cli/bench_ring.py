@@ -24,13 +24,13 @@ from paravirt.testing.bench.registry import TABLE
 from paravirt.testing.bench.results import (
     Comparison,
     Result,
-    RingBench,
     compare_with,
     from_json,
     measure,
     ratio,
     to_json,
 )
+from paravirt.testing.bench.rounds import UntaggedBench
 from paravirt.testing.bench.sides import OWN, FenceChoice, Options, Own, able, open_sides, ring_pages, ring_slots
 
 DEFAULT_PAGES = 4
@@ -189,7 +189,7 @@ def _measure(
     skipped: dict[str, str] = {}
     names = list(dict.fromkeys(own))
     try:
-        bench = RingBench(pairs=pairs, seconds=seconds, extra=pairs if pairs >= FEWEST_PAIRS else 0)
+        bench = UntaggedBench(pairs=pairs, seconds=seconds, extra=pairs if pairs >= FEWEST_PAIRS else 0)
     except NotHere as reason:
         raise ParavirtError(str(reason)) from None
     with bench, Progress(*columns, console=console, transient=True) as bar:

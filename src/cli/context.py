@@ -72,8 +72,11 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
 
 
-def emit(rows: Iterable[Any], columns: Mapping[str, str], *, as_json: bool) -> None:
-    """Print `rows` (mappings or dataclasses) as a table of `columns` (key to heading), or all of each row as JSON."""
+def emit(rows: Iterable[Any], columns: Mapping[str, str], *, as_json: bool, dense: bool = False) -> None:
+    """Print `rows` (mappings or dataclasses) as a table of `columns` (key to heading), or all of each row as JSON.
+
+    `dense`: as narrow as it goes, all columns on the right but the first and the last.
+    """
     records = [_record(row) for row in rows]
     if as_json:
         emit_json(records)
@@ -82,7 +85,11 @@ def emit(rows: Iterable[Any], columns: Mapping[str, str], *, as_json: bool) -> N
     from rich.text import Text
 
     numeric = [any(type(record.get(key)) in (int, float) for record in records) for key in columns]
+    if dense:
+        numeric = [False, *[True] * (len(columns) - 2), False]
     table = new_table(zip(columns.values(), numeric, strict=True))
+    if dense:
+        table.padding, table.show_edge = (0, 0, 0, 0), False
     for record in records:
         table.add_row(*(Text(_cell(record.get(key))) for key in columns))
     console = Console(highlight=False)

@@ -55,7 +55,7 @@ COMMANDS = {
     "backend": ("paravirt.cli.up:backend", "Run one backend alone: of disks, or of a device class of your own."),
     "domain": ("paravirt.cli.domain:domain", "Create, list and destroy domains."),
     "run": ("paravirt.cli.run:run", "Run a command as a domain, isolated from the host."),
-    "vbd": ("paravirt.cli.vbd:vbd", "Attach, detach and list the disks of domains."),
+    "vbd": ("paravirt.cli.vbd:vbd", "Attach, detach, list and use the disks of domains."),
     "device": ("paravirt.cli.device:device", "Attach, detach and list devices of any class."),
     "ring": ("paravirt.cli.ring:ring", "Look at live rings, record them, replay recordings."),
     "evtchn": ("paravirt.cli.evtchn:evtchn", "Look at event channels."),

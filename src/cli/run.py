@@ -73,9 +73,9 @@ def run(
                 domain_socket=context.rundir.domain_socket(info.domid),
             )
         )
-        signals = _catch_signals()
+        signals = catch_signals()
         (hypervisor.set_init if init else hypervisor.add_process)(info.domid, process.pidfd)
-        _hand_on(signals, process)
+        hand_on(signals, process)
         status = process.wait()
         if init:
             with suppress(PeerGone), context.store() as store:
@@ -90,7 +90,7 @@ def _check_level(info: "DomainInfo", shared: bool) -> None:
         raise InvalidRequest(f"domain {info.name} was created with --shared: nothing isolates it, run it with --shared")
 
 
-def _catch_signals() -> int:
+def catch_signals() -> int:
     """From here on Ctrl-C and its kin are bytes in a pipe, whose reading end this is: none is lost before a wait."""
     read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -99,7 +99,7 @@ def _catch_signals() -> int:
     return read
 
 
-def _hand_on(signals: int, process: "DomainProcess") -> None:
+def hand_on(signals: int, process: "DomainProcess") -> None:
     """Send signals on to the command, which runs in a session of its own, until it ends."""
     poller = select.poll()
     poller.register(signals, select.POLLIN)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,11 @@ from paravirt.cli.context import Context, pass_context
 from paravirt.host import log
 from paravirt.host.daemon import StopRequest, become_daemon, raise_descriptor_limit, serve
 from paravirt.host.supervise import Daemon, DaemonFailed, Supervisor
+from paravirt.protocol.vbd import MAX_QUEUES
 from paravirt.ring.waiting import Fence
+
+if TYPE_CHECKING:
+    from paravirt.backend.c_engine import EngineName
 
 EXIT_LOST = 1
 """`up` was stopped, but a daemon had died before."""
@@ -33,6 +38,28 @@ disk_driver_option = click.option(
     help="Serve disks of this class, found in the directory you are in, too, as NAME; may be given several times.",
 )
 
+max_queues_option = click.option(
+    "--max-queues",
+    type=click.IntRange(1, MAX_QUEUES),
+    metavar="N",
+    help="Queues that a domain may have for a disk, each with a thread of the backend (else one a CPU).",
+)
+
+persistent_option = click.option(
+    "--persistent",
+    is_flag=True,
+    help="Keep what domains have granted for disks mapped from one request to the next, where they do that, too.",
+)
+
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "c", "python"]),
+    default="auto",
+    show_default=True,
+    help="What serves disks: threads in C, or Python; auto: C where the disk allows it (c: others are refused).",
+)
+
 
 @click.command()
 @memory_option
@@ -50,6 +77,9 @@ disk_driver_option = click.option(
     help="Serve the devices of this DeviceBackend, too; may be given several times.",
 )
 @disk_driver_option
+@max_queues_option
+@engine_option
+@persistent_option
 @pass_context
 def up(
     context: Context,
@@ -57,6 +87,9 @@ def up(
     journal: Path | None,
     drivers: tuple[str, ...],
     disk_drivers: tuple[str, ...],
+    max_queues: int | None,
+    engine: "EngineName",
+    persistent: bool,
 ) -> None:
     """Start a host: hypervisor, xenstored and backends, in the foreground.
 
@@ -74,7 +107,8 @@ def up(
             rundir.sweep()
             stack.callback(rundir.sweep)
             stack.callback(supervisor.stop)
-            for daemon in _daemons(memory_mib, journal, drivers, disk_drivers):
+            options = _disk_options(disk_drivers, max_queues, engine, persistent)
+            for daemon in _daemons(memory_mib, journal, drivers, options):
                 _start(supervisor, daemon)
             if not supervisor.stopping:
                 click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
@@ -85,18 +119,26 @@ def up(
 
 
 def _daemons(
-    memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...], disk_drivers: tuple[str, ...]
+    memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...], disk_options: tuple[str, ...]
 ) -> tuple[Daemon, ...]:
     """In the order in which they are started."""
     memory = () if memory_mib is None else ("--memory", str(memory_mib))
     kept = () if journal is None else ("--journal", str(journal.absolute()))
-    disks = [argument for driver in disk_drivers for argument in ("--disk-driver", driver)]
     return (
         Daemon("hypervisor", ("hypervisor", *memory)),
         Daemon("xenstored", ("xenstored", *kept), restart=journal is not None),
-        Daemon("backend", ("backend", *disks), restart=True),
+        Daemon("backend", ("backend", *disk_options), restart=True),
         *(Daemon(f"backend {driver}", ("backend", "--device", driver), restart=True) for driver in drivers),
     )
+
+
+def _disk_options(
+    disk_drivers: tuple[str, ...], max_queues: int | None, engine: str, persistent: bool
+) -> tuple[str, ...]:
+    """Of the backend of disks."""
+    drivers = [argument for driver in disk_drivers for argument in ("--disk-driver", driver)]
+    queues = [] if max_queues is None else ["--max-queues", str(max_queues)]
+    return (*drivers, *queues, "--engine", engine, *(["--persistent"] if persistent else []))
 
 
 def _start(supervisor: Supervisor, daemon: Daemon) -> None:
@@ -149,8 +191,20 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
     help="Serve the devices of this DeviceBackend (found in the directory you are in, too) instead of disks.",
 )
 @disk_driver_option
+@max_queues_option
+@engine_option
+@persistent_option
 @pass_context
-def backend(context: Context, spin_us: float, fence: Fence, device: str | None, disk_drivers: tuple[str, ...]) -> None:
+def backend(
+    context: Context,
+    spin_us: float,
+    fence: Fence,
+    device: str | None,
+    disk_drivers: tuple[str, ...],
+    max_queues: int | None,
+    engine: "EngineName",
+    persistent: bool,
+) -> None:
     """Run one backend alone: of disks, or of a device class of your own."""
     from paravirt.backend.disks import own
 
@@ -166,10 +220,20 @@ def backend(context: Context, spin_us: float, fence: Fence, device: str | None, 
         request = stack.enter_context(daemon_role(context, role))
         connection = stack.enter_context(context.hypervisor())
         store = stack.enter_context(context.store(reconnect=True))
+        from paravirt.backend.c_engine import engine_factory
         from paravirt.backend.service import BackendService
 
         if driver is None:
-            serve(BackendService(connection, store, spin_ns=spin_ns, fence=fence), request)
+            service = BackendService(
+                connection,
+                store,
+                engine=engine_factory(engine),
+                spin_ns=spin_ns,
+                fence=fence,
+                max_queues=max_queues,
+                persistent=persistent,
+            )
+            serve(service, request)
         else:
             serve(DriverService(connection, store, driver, spin_ns=spin_ns, fence=fence), request)
 

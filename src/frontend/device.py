@@ -8,9 +8,11 @@ time.
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from paravirt.errors import NotFound, ParavirtError, PeerError, StoreGone, TimedOut
+from paravirt.errors import Closed, NotFound, ParavirtError, PeerError, StoreGone, TimedOut, XenstoreError
+from paravirt.protocol.keys import ABSENT_FOR_ONE
 from paravirt.protocol.xenbus import DevicePath, FrontendStep, XenbusState, frontend_step
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import XenstoreClient
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 
 MAX_STEPS = 8  # transitions in one look at the states
 CLOSE_TIMEOUT_S = 5.0  # for each step of a closing backend
+RESUME_TIMEOUT_S = 10.0
+STORE_RETRY_S = 0.5  # after xenstored has refused something
 
 
 class Driver(Protocol):
@@ -51,9 +55,12 @@ class FrontendDevice:
         self._was_open = False
         self._error: ParavirtError | None = None
         self._failure: ParavirtError | None = None  # reported by the driver, not yet acted on
+        self._suspend = self._suspended = False  # wanted; done
+        self._refused = False  # xenstored did not let us look; to be tried again
         self._changed = threading.Condition()
         self._queue = store.watch_queue()
         self._stopping = False
+        self._running = True
         self._thread = threading.Thread(target=self._run, name=f"{path.kind}-{path.device_id}", daemon=True)
 
     def start(self, timeout_s: float) -> None:
@@ -74,6 +81,36 @@ class FrontendDevice:
         if self._own is not XenbusState.CONNECTED:
             raise PeerError(f"the backend of {self.path.frontend} closed: {self._why()}")
 
+    def suspend(self) -> None:
+        """Let go of the connection, until `resume`: nothing is sent, what is in flight stays in the driver's shadow.
+        Our state in xenstore stays as it is. Harmless when repeated. Raises what ended the device, `Closed`.
+
+        Not to be called from the device's own thread.
+        """
+        self._suspend = True
+        self._await(lambda: self._suspended, None)
+
+    def resume(self, timeout_s: float = RESUME_TIMEOUT_S) -> None:
+        """Connect anew, as a domain does that was suspended, perhaps moved: the backend that is there now gets new
+        rings and ports, and what was in flight again. Harmless when nothing is suspended.
+
+        Raises as `suspend`; `TimedOut` when the backend does not answer in time: it may still.
+        """
+        self._suspend = False
+        self._await(lambda: not self._suspended and self._own is XenbusState.CONNECTED, timeout_s)
+
+    def _await(self, done: Callable[[], bool], timeout_s: float | None) -> None:
+        """Have the thread look, and wait until it has come to something."""
+        self._queue.kick()
+        with self._changed:
+            came = self._changed.wait_for(lambda: done() or self._finished or not self._running, timeout_s)
+        if self._error is not None:
+            raise self._error
+        if self._finished or not self._running:
+            raise Closed(f"{self.path.frontend} is closed, or follows its backend no more")
+        if not came:
+            raise TimedOut(f"{self.path.frontend} did not connect again in {timeout_s:g} s: {self._why()}")
+
     def close(self) -> None:
         """Close in good order where the other side still plays along; never raises for a side that is gone."""
         self._stop_thread()
@@ -81,9 +118,20 @@ class FrontendDevice:
         answers = self._own in (XenbusState.INITIALISED, XenbusState.CONNECTED, XenbusState.CLOSING)
         answers = self._leave(XenbusState.CLOSING, answers, XenbusState.CLOSING, XenbusState.CLOSED)
         self._driver.pause()
-        if self._own not in (XenbusState.CLOSED, XenbusState.UNKNOWN):
+        if self._own not in (XenbusState.CLOSED, XenbusState.UNKNOWN) and not self._is_fresh():
             self._leave(XenbusState.CLOSED, answers, XenbusState.CLOSED)
         self._queue.close()
+
+    def _is_fresh(self) -> bool:
+        """Whether no backend has taken notice of us: the device is as the toolstack made it. One that waits would close
+        at our CLOSED, and might do so only when somebody else has opened the device.
+        """
+        if self._own is not XenbusState.INITIALISING:
+            return False
+        try:
+            return xenbus.read_state(self._store, self.path.backend) <= XenbusState.INIT_WAIT
+        except ParavirtError:
+            return False
 
     def _leave(self, state: XenbusState, answers: bool, *expected: XenbusState) -> bool:
         """Go to a closing state and wait for the backend's, if it `answers`; whether it did."""
@@ -129,10 +177,18 @@ class FrontendDevice:
 
     def _run(self) -> None:
         try:
+            self._follow()
+        finally:
+            with self._changed:
+                self._running = False
+                self._changed.notify_all()
+
+    def _follow(self) -> None:
+        try:
             while not self._stopping:
-                self._queue.get()
+                self._queue.get(timeout_s=STORE_RETRY_S if self._refused else None)
                 if not self._stopping:
-                    self._evaluate()
+                    self._look()
                 if self._finished:
                     return
         except StoreGone as error:
@@ -146,18 +202,56 @@ class FrontendDevice:
             log.exception("%s: the device's thread failed", self.path.frontend)
             self._fail(ParavirtError(f"the device's thread failed: {error}"))
 
+    def _look(self) -> None:
+        """Evaluate; what is connected does not end because xenstored refuses something once."""
+        refused_before, self._refused = self._refused, False
+        try:
+            self._evaluate()
+        except XenstoreError as error:
+            if self._own is not XenbusState.CONNECTED:
+                raise
+            self._refused = True
+            log.log(logging.DEBUG if refused_before else logging.WARNING, "%s: %s", self.path.frontend, error)
+
     def _evaluate(self) -> None:
         if self._failure is not None:
             raise self._failure
+        if self._suspend or self._suspended:
+            self._suspend_or_resume()
+            if self._suspended:
+                return
         for _ in range(MAX_STEPS):
             backend = xenbus.read_state(self._store, self.path.backend)
             step = frontend_step(self._own, backend, was_open=self._was_open)
             if backend not in (XenbusState.CLOSING, XenbusState.CLOSED, XenbusState.UNKNOWN):
                 self._was_open = True
             log.debug("%s: %s sees %s: %s", self.path.frontend, self._own.name, backend.name, step.name)
-            if not self._act(step):
-                return
+            try:
+                if not self._act(step):
+                    return
+            except PeerError:
+                # What was read of its directory was no longer that of the state that it was read for.
+                if xenbus.read_state(self._store, self.path.backend) is backend:
+                    raise
         log.warning("%s: the backend keeps changing its state", self.path.frontend)
+
+    def _suspend_or_resume(self) -> None:
+        if self._suspend:
+            if not self._suspended:
+                self._driver.pause()
+                with self._changed:
+                    self._suspended = True
+                    self._changed.notify_all()
+            return
+        keys = xenbus.read_keys(self._store, self.path.frontend, ("backend", "backend-id"))
+        if keys.get("backend", self.path.backend) != self.path.backend:
+            raise PeerError(f"{self.path.frontend} has another backend than before: {keys['backend'][:80]}")
+        # A backend that is closing has given up on a connection that we have left, unless it is to go away.
+        self._was_open = xenbus.read_key(self._store, f"{self.path.backend}/online") != "1"
+        self._switch(XenbusState.INITIALISING)
+        with self._changed:
+            self._suspended = False
+            self._changed.notify_all()
 
     def _act(self, step: FrontendStep) -> bool:
         """Take a step; whether there may be another."""
@@ -169,7 +263,8 @@ class FrontendDevice:
                 driver.refresh(backend)
                 return False
             case FrontendStep.NEGOTIATE:
-                self._switch(XenbusState.INITIALISED, driver.negotiate(backend))
+                keys = driver.negotiate(backend)
+                self._switch(XenbusState.INITIALISED, keys, forget=set(ABSENT_FOR_ONE) - keys.keys())
             case FrontendStep.CONNECT:
                 driver.connect(backend)
                 self._switch(XenbusState.CONNECTED)
@@ -183,8 +278,8 @@ class FrontendDevice:
                 return False
         return True
 
-    def _switch(self, state: XenbusState, keys: dict[str, str] | None = None) -> None:
-        if not xenbus.switch_state(self._store, self.path.frontend, state, keys):
+    def _switch(self, state: XenbusState, keys: dict[str, str] | None = None, *, forget: Iterable[str] = ()) -> None:
+        if not xenbus.switch_state(self._store, self.path.frontend, state, keys, forget=forget):
             state = XenbusState.CLOSED  # the directory was removed under us
             self._driver.pause()
             self._driver.closed(None)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from paravirt.errors import AlreadyExists, Closed, HypervisorGone, NotFound, XenstoreError
+from paravirt.errors import AlreadyExists, Closed, HypervisorGone, NotFound, ParavirtError, XenstoreError
+from paravirt.frontend.device import RESUME_TIMEOUT_S
 from paravirt.frontend.driver import DeviceFrontend
 from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DEFAULT_SPIN_NS, Disk
 from paravirt.hypervisor.client import Hypervisor, PortState
@@ -100,6 +101,10 @@ class Domain:
         spin_ns: int = DEFAULT_SPIN_NS,
         wait: Wait = "adaptive",
         max_segments: int = DEFAULT_INDIRECT_SEGMENTS,
+        persistent: bool = True,
+        queues: int | None = None,
+        merge: bool = True,
+        buffer_bytes: int = 0,
         on_resize: Callable[[int], None] | None = None,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> Disk:
@@ -117,6 +122,10 @@ class Domain:
             spin_ns=spin_ns,
             wait=wait,
             max_segments=max_segments,
+            persistent=persistent,
+            queues=queues,
+            merge=merge,
+            buffer_bytes=buffer_bytes,
             on_resize=on_resize,
             timeout_s=timeout_s,
         )
@@ -156,10 +165,33 @@ class Domain:
         """A port lives as long as the process that has it: what a killed process left in xenstore is not taken for
         it.
         """
-        keys = xenbus.read_keys(self.store, frontend, ("state", "event-channel"))
-        if keys.get("state") not in _IN_USE or not keys.get("event-channel", "").isdigit():
+        several = xenbus.read_key(self.store, f"{frontend}/multi-queue-num-queues") not in (None, "1")
+        place = f"{'queue-0/' if several else ''}event-channel"
+        keys = xenbus.read_keys(self.store, frontend, ("state", place))
+        if keys.get("state") not in _IN_USE or not keys.get(place, "").isdigit():
             return False
-        return self.hypervisor.port_state(int(keys["event-channel"])) is not PortState.CLOSED
+        return self.hypervisor.port_state(int(keys[place])) is not PortState.CLOSED
+
+    def suspend(self) -> None:
+        """Suspend all devices that are open here, as a domain does before it is moved or saved. Their calls wait."""
+        for device in self._open:
+            if not device.is_closed:
+                device.suspend()
+
+    def resume(self, *, timeout_s: float = RESUME_TIMEOUT_S) -> None:
+        """Connect them again, with new rings and ports; what was in flight is sent again. `timeout_s`: for each.
+
+        Raises the first error of a device, when all have been told.
+        """
+        errors = []
+        for device in self._open:
+            try:
+                if not device.is_closed:
+                    device.resume(timeout_s=timeout_s)
+            except ParavirtError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def close(self) -> None:
         """Close what is still open, devices first. Harmless when repeated."""

@@ -27,6 +27,7 @@ from paravirt.frontend.driver_statistics import FrontendStatistics as FrontendSt
 from paravirt.frontend.loop import LoopListener
 from paravirt.frontend.pending import InFlight, Pending, PendingCall, as_batch
 from paravirt.frontend.ring_end import RingEnd
+from paravirt.frontend.suspend import Suspendable
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.device import DeviceOffer, DeviceProtocol, DeviceRequest, put_message
 from paravirt.protocol.keys import FENCE_KEY, MAX_RING_PAGE_ORDER
@@ -44,7 +45,7 @@ DEFAULT_BUFFER_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 10.0
 
 
-class DeviceFrontend:
+class DeviceFrontend(Suspendable):
     """An open device. A subclass names its `protocol` and gives its users methods made of `call` and `exchange`."""
 
     protocol: ClassVar[DeviceProtocol]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What a block device is: its size, its sectors, what its backend has offered."""
 
+from dataclasses import replace
+
 from paravirt.errors import Closed, InvalidRequest, ReadOnly
-from paravirt.protocol.blkif import SECTOR_BYTES
+from paravirt.protocol.blkif import SECTOR_BYTES, Operation
 from paravirt.protocol.vbd import VbdOffer
 
 
@@ -57,6 +59,11 @@ class Geometry:
         return self._geometry.flush or self._geometry.barrier
 
     @property
+    def has_flush(self) -> bool:
+        """The backend takes flushes; otherwise an empty barrier does it, where there is one."""
+        return self._geometry.flush
+
+    @property
     def can_barrier(self) -> bool:
         """`pwrite` takes `barrier`."""
         return self._geometry.barrier
@@ -91,7 +98,8 @@ class Geometry:
         """`close` was called."""
         return self._closed
 
-    def _check(self, offset: int, n_bytes: int) -> None:
+    def check(self, offset: int, n_bytes: int) -> None:
+        """Whether these are whole sectors inside the disk. Raises `InvalidRequest`, `Closed`."""
         geometry = self._geometry
         size = geometry.sectors * SECTOR_BYTES
         if n_bytes <= 0 or offset < 0 or offset + n_bytes > size:
@@ -99,6 +107,28 @@ class Geometry:
         if (offset | n_bytes) & (geometry.sector_size - 1):
             raise InvalidRequest(f"{n_bytes} bytes at {offset} are not whole sectors of {geometry.sector_size} bytes")
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raises `ReadOnly`."""
         if self._geometry.read_only:
             raise ReadOnly(f"disk {self.name} is read-only")
+
+    def check_barrier(self) -> None:
+        """Raises `InvalidRequest` where there is none."""
+        if not self._geometry.barrier:
+            raise InvalidRequest(f"the backend of disk {self.name} has no barriers")
+
+    def check_discard(self, *, secure: bool) -> None:
+        """Raises `InvalidRequest` where there is none, or none after which nobody can read the old bytes."""
+        if not self._geometry.discard or (secure and not self._geometry.discard_secure):
+            raise InvalidRequest(f"the backend of disk {self.name} has no {'secure ' if secure else ''}discard")
+
+    def forget_feature(self, operation: int) -> None:
+        """The backend has answered that it does not have it, whatever it has offered."""
+        if self._offer is None:
+            return
+        if operation == Operation.FLUSH_DISKCACHE:
+            self._offer = replace(self._offer, flush=False)
+        elif operation == Operation.WRITE_BARRIER:
+            self._offer = replace(self._offer, barrier=False)
+        elif operation == Operation.DISCARD:
+            self._offer = replace(self._offer, discard=False, discard_secure=False)

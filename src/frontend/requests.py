@@ -1,194 +1,145 @@
 # SPDX-License-Identifier: MIT
-"""The request side of a block frontend: callers' requests over the slots of a ring.
+"""What callers ask of a disk, checked and made into transfers: what blocking and awaited calls have in common."""
 
-Not thread-safe: the disk's lock guards it.
-"""
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import numpy as np
+from numpy.typing import NDArray
 
-from paravirt.errors import Closed
-from paravirt.hypervisor.client import Arena
+from paravirt.errors import InvalidRequest, IoError
+from paravirt.frontend.geometry import Geometry
 from paravirt.protocol.blkif import (
+    DISCARD_SECURE,
     INDIRECT_PAGE_SEGMENTS,
     MAX_INDIRECT_SEGMENTS,
-    MAX_REQUEST_BYTES,
     MAX_SEGMENTS,
     PAGE_BYTES,
     Operation,
     Status,
 )
-from paravirt.ring.blkfront import Slots, slots_of
-from paravirt.ring.memory import address_of
-from paravirt.ring.shared import FrontRing
+from paravirt.ring.blkqueue import Transfer, address_in
+
+MAX_BARRIER_BYTES = (MAX_SEGMENTS - 1) * PAGE_BYTES
+"""Of the request that has the barrier: it cannot be indirect, and a buffer may begin in the middle of a page."""
+
+Offsets = Sequence[int] | NDArray[Any]
+Fill = Callable[[Transfer, int, NDArray[np.int64], int, int], int | None]
+Buffer = bytes | bytearray | memoryview | NDArray[Any]
 
 
-class Io:
-    """One request: what was asked, and after completion what came of it."""
-
-    __slots__ = ("data", "flag", "into", "length", "offset", "operation", "status")
-
-    def __init__(
-        self,
-        operation: Operation,
-        offset: int,
-        length: int,
-        data: memoryview | None = None,
-        into: memoryview | None = None,
-        flag: int = 0,
-    ) -> None:
-        """`offset` and `length` in bytes. `data`: what a write writes; `into`: where a read's bytes go, else `data`,
-        which is for at most 44 KiB; `flag`: of a discard.
-        """
-        self.operation = operation
-        self.offset = offset
-        self.length = length
-        self.data: memoryview | bytes | None = data
-        self.into = into
-        self.flag = flag
-        self.status: int | None = None  # None until answered
+def io_error(status: int, operation: int, offset: int, length: int) -> IoError:
+    """What to raise for a request that was answered with this status."""
+    what = f"{Operation(operation).name} of {length} bytes at {offset}"
+    return IoError(f"{what} failed: the backend answered {Status(status).name}", status)
 
 
-class RequestSlots:
-    """The requests of one disk, over whatever ring it has at the moment."""
-
-    def __init__(self, arena: Arena, n_slots: int, backend_domid: int) -> None:
-        self._arena = arena
-        self.n_slots = n_slots
-        self._pages = arena.allocate(n_slots * MAX_SEGMENTS)
-        self._memory = self._pages.view
-        self._slots = Slots(arena.granter, self._pages.pointer(), self._pages.gref, n_slots, backend_domid)
-        self._asked: list[Io | None] = [None] * n_slots  # by slot
-        self.ring: FrontRing | None = None
-
-    @property
-    def in_flight(self) -> int:
-        return self._slots.in_flight
-
-    @property
-    def free(self) -> int:
-        """Slots that can be used now."""
-        return self._slots.free
-
-    def reclaim(self) -> int:
-        """`free`, after another look at what is `held`."""
-        return self._slots.reclaim()
-
-    @property
-    def held(self) -> int:
-        """Slots out of use because the backend keeps a page of an answered request."""
-        return self._slots.held
-
-    @property
-    def counters(self) -> Any:
-        """C struct with the counts of what was answered."""
-        return self._slots.core
-
-    def issue(self, requests: Sequence[Io]) -> None:
-        """Send requests, which take at most `free` slots."""
-        ring, kept = self._connected(), [self._ask(i, io) for i, io in enumerate(requests)]
-        chosen = self._slots.issue(ring, len(requests))
-        del kept
-        for i, io in enumerate(requests):
-            self._asked[chosen[i]] = io
-
-    def exchange(self, io: Io, spin_ns: int) -> None:
-        """With nothing in flight: send one request and spin a while for its answer; it is finished or in flight
-        then.
-        """
-        ring, kept = self._connected(), self._ask(0, io)
-        slot, status = self._slots.exchange(ring, spin_ns)
-        del kept
-        if status is None:
-            self._asked[slot] = io
-        else:
-            self._finish(io, slot, status)
-
-    def _connected(self) -> FrontRing:
-        if self.ring is None:
-            raise Closed("the disk has no ring")
-        return self.ring
-
-    def _ask(self, i: int, io: Io) -> object:
-        """Prepare the `i`th request; what must be kept until it is issued, so that a write's data stays in place."""
-        if io.data is None:
-            self._slots.ask(i, io.operation, io.offset, io.length, flag=io.flag)
-            return None
-        pointer, address = address_of(io.data)
-        self._slots.ask(i, io.operation, io.offset, io.length, address)
-        return pointer
-
-    def _finish(self, io: Io, slot: int, status: int) -> None:
-        if status == Status.OKAY and io.operation is Operation.READ:
-            start = slot * MAX_REQUEST_BYTES
-            if io.into is None:
-                io.data = self._memory[start : start + io.length].tobytes()
-            elif io.length > MAX_REQUEST_BYTES:
-                self._slots.gather(slot, address_of(io.into)[0], io.length)
-            else:
-                io.into[:] = self._memory[start : start + io.length]
-        io.status = status
-
-    def reissue(self) -> int:
-        """Send everything in flight once more, oldest first, on the present (new) ring; how many that are.
-
-        Reads and writes of the same blocks thus keep the order in which they were issued.
-        """
-        return self._slots.reissue(self._connected())
-
-    def watch(self, ring: FrontRing, spin_ns: int, timeout_s: float | None) -> None:
-        """Take answers for `complete`, after waiting for one; none when the wait ended for another reason.
-
-        The one call to be made *without* the disk's lock, by one thread at a time.
-        """
-        self._slots.watch(ring, spin_ns, timeout_s)
-
-    @property
-    def taken(self) -> int:
-        """Answers that `watch` took and `complete` has not seen yet."""
-        return self._slots.taken
-
-    def complete(self) -> None:
-        """Finish the requests whose answers `watch` took.
-
-        `PeerError` when an answer matches no request of ours; those before it are finished.
-        """
-        done, error = self._slots.complete()
-        for slot, status in done:
-            io, self._asked[slot] = self._asked[slot], None
-            if io is not None:  # else its caller has gone
-                self._finish(io, slot, status)
-        if error is not None:
-            raise error
-
-    def forget(self, requests: Iterable[Io]) -> None:
-        """Their callers have gone: what is answered later goes nowhere."""
-        gone = set(map(id, requests))
-        self._asked = [None if id(io) in gone else io for io in self._asked]
-
-    def close(self) -> None:
-        """Give the pages back; the arena keeps those the backend has not let go."""
-        self._memory.release()
-        self._arena.free(self._pages)
+def reads(geometry: Geometry, buffers: Sequence[Buffer], offset: int) -> tuple[Transfer, int]:
+    """Bytes from `offset` on into the buffers, one after the other; (transfer, bytes)."""
+    return _vector(geometry, Operation.READ, buffers, offset)
 
 
-def split(operation: Operation, offset: int, view: memoryview, max_bytes: int) -> Iterable[Io]:
-    """A transfer of any length between disk and `view`, as requests of at most `max_bytes`.
+def writes(
+    geometry: Geometry, buffers: Sequence[Buffer], offset: int, *, barrier: bool = False
+) -> tuple[Transfer, int]:
+    """The bytes of the buffers to `offset` on. Of a barrier the last request has it: it waits for the others."""
+    geometry.check_writable()
+    if barrier:
+        geometry.check_barrier()
+        if buffers:
+            last = memoryview(cast(bytes, buffers[-1])).cast("B")
+            tail = min(len(last), MAX_BARRIER_BYTES)
+            buffers = [*buffers[:-1], *([last[:-tail]] if tail < len(last) else []), last[len(last) - tail :]]
+    transfer, n_bytes = _vector(geometry, Operation.WRITE, buffers, offset)
+    if barrier:
+        transfer.pieces[transfer.n - 1].operation = Operation.WRITE_BARRIER
+    return transfer, n_bytes
 
-    Of a write with a barrier the last one has it, and is small: it waits for the others.
+
+def _vector(geometry: Geometry, operation: Operation, buffers: Sequence[Buffer], offset: int) -> tuple[Transfer, int]:
+    found = [address_in(buffer, writable=operation is Operation.READ) for buffer in buffers]
+    total = sum(n_bytes for _, _, n_bytes in found)
+    geometry.check(offset, total)
+    transfer = Transfer(len(found))
+    for i, (pointer, address, n_bytes) in enumerate(found):
+        geometry.check(offset, n_bytes)
+        transfer.put(i, operation, offset, n_bytes, address)
+        transfer.kept.append(pointer)
+        offset += n_bytes
+    return transfer, total
+
+
+def write_list(geometry: Geometry, pairs: Iterable[tuple[int, Buffer]]) -> tuple[Transfer | None, int]:
+    """Each (offset, data), in their order; None when there is none."""
+    geometry.check_writable()
+    found = [(offset, *address_in(data)) for offset, data in pairs]
+    if not found:
+        return None, 0
+    transfer, total = Transfer(len(found)), 0
+    for i, (offset, pointer, address, n_bytes) in enumerate(found):
+        geometry.check(offset, n_bytes)
+        transfer.put(i, Operation.WRITE, offset, n_bytes, address)
+        transfer.kept.append(pointer)
+        total += n_bytes
+    return transfer, total
+
+
+def batch(
+    geometry: Geometry, fill: Fill, operation: Operation, offsets: "Offsets", n_bytes: int, memory: Any
+) -> tuple[Transfer | None, int]:
+    """`n_bytes` at each offset, side by side in `memory`; None when there are no offsets. One call of `fill` (of
+    `TransferQueue`) whatever the number.
     """
-    end = len(view)
-    if operation is Operation.WRITE_BARRIER:
-        tail = min(end, MAX_REQUEST_BYTES)
-        yield from split(Operation.WRITE, offset, view[: end - tail], max_bytes)
-        yield Io(operation, offset + end - tail, tail, data=view[end - tail :])
-        return
-    for start in range(0, end, max_bytes):
-        part = view[start : start + max_bytes]
-        if operation is Operation.WRITE:
-            yield Io(operation, offset + start, len(part), data=part)
-        else:
-            yield Io(operation, offset + start, len(part), into=part)
+    if operation is Operation.WRITE:
+        geometry.check_writable()
+    try:
+        places = np.ascontiguousarray(offsets, np.int64)
+    except (TypeError, ValueError, OverflowError):
+        places = np.empty((0, 0), np.int64)
+    if places.ndim != 1 or (isinstance(offsets, np.ndarray) and offsets.dtype.kind not in "iu"):
+        _find_bad(geometry, offsets, n_bytes)
+        raise InvalidRequest("offsets are whole numbers of bytes, in one dimension")
+    n = len(places)
+    if n == 0:
+        return None, 0
+    pointer, address, room = address_in(memory, writable=operation is Operation.READ)
+    if n_bytes <= 0:
+        geometry.check(int(places[0]), n_bytes)
+    if room != n * n_bytes:
+        raise InvalidRequest(f"{n} times {n_bytes} bytes are not the {room} bytes of that memory")
+    transfer = Transfer(n)
+    transfer.kept.append(pointer)
+    wrong = fill(transfer, operation, places, n_bytes, address)
+    if wrong is not None:
+        geometry.check(wrong, n_bytes)
+        raise InvalidRequest(f"{n_bytes} bytes at {wrong} are not inside the disk")
+    return transfer, n * n_bytes
+
+
+def _find_bad(geometry: Geometry, offsets: Any, n_bytes: int) -> None:
+    """Offsets that are too large for an array are not inside the disk."""
+    for offset in offsets:
+        if isinstance(offset, int):
+            geometry.check(offset, n_bytes)
+
+
+def flushes(geometry: Geometry) -> Transfer | None:
+    """None where nothing is to be flushed. An old backend has only barriers: an empty one is a flush."""
+    if not geometry.can_flush:
+        return None
+    transfer = Transfer(1)
+    transfer.put(0, Operation.FLUSH_DISKCACHE if geometry.has_flush else Operation.WRITE_BARRIER, 0, 0)
+    return transfer
+
+
+def discards(geometry: Geometry, offset: int, n_bytes: int, *, secure: bool) -> Transfer:
+    """Raises `InvalidRequest` where the backend has none of that."""
+    geometry.check(offset, n_bytes)
+    geometry.check_writable()
+    geometry.check_discard(secure=secure)
+    transfer = Transfer(1)
+    transfer.put(0, Operation.DISCARD, offset, n_bytes, flag=DISCARD_SECURE if secure else 0)
+    return transfer
 
 
 def max_request_bytes(n_slots: int, max_indirect_segments: int) -> int:
@@ -198,8 +149,3 @@ def max_request_bytes(n_slots: int, max_indirect_segments: int) -> int:
     pages = n_slots // 4 * MAX_SEGMENTS
     segments = min(max_indirect_segments, MAX_INDIRECT_SEGMENTS, pages - -(-pages // INDIRECT_PAGE_SEGMENTS))
     return max(segments, MAX_SEGMENTS) * PAGE_BYTES
-
-
-def slots_needed(n_bytes: int) -> int:
-    """Slots of a request that moves so many bytes."""
-    return 1 if n_bytes <= MAX_REQUEST_BYTES else slots_of(n_bytes)

@@ -16,8 +16,18 @@ from paravirt.ring.waiting import Fence, wait_after
 class RingEnd:
     """One ring at a time in an arena that stays. Called from the device's thread."""
 
-    def __init__(self, hypervisor: Hypervisor, path: DevicePath, protocol: str) -> None:
-        """`protocol`: name of the messages, for whoever looks at the ring."""
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        path: DevicePath,
+        protocol: str,
+        *,
+        queue: int = 0,
+        beside: "RingEnd | None" = None,
+    ) -> None:
+        """`protocol`: name of the messages, for whoever looks at the ring; `queue`: of a device with several, and
+        `beside` is then the end of the first, whose arena and size of a ring this one has, too.
+        """
         self.waiter: Waiter = hypervisor.waiter()
         self.arena: Arena | None = None
         self.order = 0
@@ -26,6 +36,8 @@ class RingEnd:
         self._path = path
         self._backend_domid = path.backend_domid
         self._protocol = protocol
+        self._queue = queue
+        self._beside = beside
         self._pages: PageRun | None = None
         self.channel: EventChannel | None = None
 
@@ -48,7 +60,10 @@ class RingEnd:
         `waiting.spin_limit`; who waits calls `take` with `waiting.take_spin` of it, then `wait`. `entry_bytes`: of an
         entry, if that is more than the union of the messages. Raises `PeerError` when a later backend takes less.
         """
-        if self.arena is None:
+        if self._beside is not None:
+            self.arena, self.order = self._beside.arena, self._beside.order
+            assert self.arena is not None
+        elif self.arena is None:
             self.order = min(wanted_order, max_order)
             # Room for a second ring: the pages of the first may still be held by a backend that died.
             self.arena = self._hypervisor.create_arena(self._backend_domid, data_pages + (2 << self.order))
@@ -66,6 +81,7 @@ class RingEnd:
             granter_domid=self._hypervisor.domid,
             refs=refs,
             port=self.channel.port,
+            queue=self._queue,
         )
         # A backend that sends events without responses wakes us once a second.
         self.channel.late_eoi()
@@ -95,8 +111,8 @@ class RingEnd:
             self._pages = None
 
     def close(self) -> None:
-        """Give everything back. Nobody may wait."""
+        """Give everything back; of several ends, the one with the arena last. Nobody may wait."""
         self.drop()
-        if self.arena is not None:
+        if self.arena is not None and self._beside is None:
             self.arena.close()
         self.waiter.close()

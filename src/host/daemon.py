@@ -51,14 +51,19 @@ class StopRequest:
     """Signals as bytes in a pipe: whichever thread of whatever library the kernel picks, none is lost."""
 
     def __init__(self) -> None:
-        self._read, write = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda number, frame: None)
 
     def wait(self) -> None:
         os.read(self._read, 1)
+
+    def stop(self) -> None:
+        """End the wait, as a signal does; from any thread."""
+        with suppress(BlockingIOError):  # as many requests as fit the pipe are there already
+            os.write(self._write, b"\0")
 
 
 def serve(service: Service, request: StopRequest) -> None:

@@ -6,23 +6,30 @@ this is for embedding, tests and benchmarks.
 """
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from paravirt.backend.c_engine import EngineName, engine_factory
 from paravirt.backend.driver import DeviceBackend
 from paravirt.backend.driver_engine import DriverStatistics
 from paravirt.backend.driver_service import DriverService
-from paravirt.backend.engine import EngineFactory, EngineStatistics, PythonEngine
+from paravirt.backend.engine import EngineFactory, EngineStatistics
 from paravirt.backend.service import DEFAULT_SPIN_NS, BackendService
 from paravirt.errors import Closed, InvalidRequest, NotFound
 from paravirt.frontend.domain import Domain
+from paravirt.frontend.export import DiskExport, listen_unix
+from paravirt.frontend.nbdkit import DEFAULT_THREADS
 from paravirt.host import device as devices
 from paravirt.host import domains, vbd
+from paravirt.host.disk_statistics import LiveDisk, disk_statistics
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.server import BrokerServer
 from paravirt.protocol.device import to_keys
 from paravirt.protocol.vbd import DeviceType, Mode
+from paravirt.protocol.vbd_qos import Qos
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore.client import XenstoreClient
@@ -35,17 +42,23 @@ class Host:
     def __init__(
         self,
         *,
-        engine: EngineFactory = PythonEngine,
+        engine: EngineName | EngineFactory = "auto",
         spin_ns: int = DEFAULT_SPIN_NS,
         fence: Fence = "full",
         wait: Wait = "adaptive",
+        max_queues: int | None = None,
+        persistent: bool = False,
     ) -> None:
         """`spin_ns`: how long backends watch an empty ring at most before they sleep. `wait`: as long as that pays
         ("adaptive"), always ("spin") or never ("sleep").
 
         `fence`: "process" lets both ends of a ring push without a barrier, and who goes to sleep pays: for many
-        requests in flight. See `paravirt.ring.waiting.Fence`.
+        requests in flight. See `paravirt.ring.waiting.Fence`. `max_queues`: that a domain may have for a disk; None: as
+        many as there are CPUs. `persistent`: grants of disks stay mapped from one request to the next.
+
+        `engine`: of block devices; "auto" is in C where the disk allows it. See `paravirt.backend.c_engine`.
         """
+        make = engine_factory(engine) if isinstance(engine, str) else engine
         self._rings: dict[str, Any] = {"spin_ns": spin_ns, "fence": fence, "wait": wait}
         with ExitStack() as stack:
             self._broker = BrokerServer()
@@ -57,7 +70,14 @@ class Host:
             stack.callback(store.stop)
             self.hypervisor = stack.enter_context(self._connect(0))
             self.store = stack.enter_context(XenstoreClient.from_socket(store.connect()))
-            self._backend = BackendService(self.hypervisor, self.store, engine=engine, **self._rings)
+            self._backend = BackendService(
+                self.hypervisor,
+                self.store,
+                engine=make,
+                max_queues=max_queues,
+                persistent=persistent,
+                **self._rings,
+            )
             stack.enter_context(self._backend)
             self._services: dict[str, DriverService] = {}
             stack.callback(self._stop_services)
@@ -101,6 +121,8 @@ class Host:
         device_type: DeviceType = "disk",
         removable: bool = False,
         discard: bool = True,
+        trusted: bool = True,
+        qos: Qos | None = None,
     ) -> DevicePath:
         """Give a domain a disk; arguments and errors as `paravirt.host.vbd.attach`."""
         self._check_open()
@@ -114,6 +136,8 @@ class Host:
             device_type=device_type,
             removable=removable,
             discard=discard,
+            trusted=trusted,
+            qos=qos,
         )
 
     def resize_disk(self, domain: Domain, device: str = "xvda") -> None:
@@ -121,10 +145,39 @@ class Host:
         self._check_open()
         vbd.resize(self.store, domain.domid, device)
 
+    def limit_disk(self, domain: Domain, device: str = "xvda", qos: Qos | None = None) -> None:
+        """How much it may do a second from now on; None: as much as it can. `NotFound` when there is none."""
+        self._check_open()
+        vbd.limit(self.store, domain.domid, device, qos or Qos())
+
     def detach_disk(self, domain: Domain, device: str = "xvda") -> None:
         """Take it away; `NotFound` when there is none."""
         self._check_open()
         vbd.detach(self.store, domain.domid, device)
+
+    @contextmanager
+    def export_disk(
+        self,
+        domain: Domain,
+        path: Path,
+        device: str = "xvda",
+        *,
+        threads: int = DEFAULT_THREADS,
+        read_only: bool = False,
+    ) -> Iterator[DiskExport]:
+        """Serve a disk of a domain to NBD clients on a Unix socket at `path`, which is removed at the end.
+
+        Errors as `frontend.export.listen_unix` and `DiskExport`.
+        """
+        self._check_open()
+        with ExitStack() as stack:
+            listener = stack.enter_context(listen_unix(path))
+            stack.callback(path.unlink, missing_ok=True)
+            broker_fd = self._broker.connect(domain.domid)
+            stack.callback(os.close, broker_fd)
+            yield stack.enter_context(
+                DiskExport(domain, device, listener, broker_fd, threads=threads, read_only=read_only)
+            )
 
     def attach(self, domain: Domain, driver: type[DeviceBackend], device_id: int = 0, **config: Any) -> DevicePath:
         """Give a domain a device of a class of one's own; `config` are the fields of the protocol's `config`.
@@ -162,6 +215,11 @@ class Host:
     def backend_statistics(self) -> dict[DevicePath, EngineStatistics]:
         """Counters of every connected disk, as the backend sees it."""
         return self._backend.statistics()
+
+    def disk_statistics(self) -> list[LiveDisk]:
+        """What both ends of every disk in use have done, queue by queue, with latencies."""
+        self._check_open()
+        return disk_statistics(self.hypervisor)
 
     def close(self) -> None:
         """Stop everything, devices first. Harmless when repeated."""

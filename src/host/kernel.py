@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paravirt.errors import ParavirtError
 from paravirt.host.launch import can_give_uids
-from paravirt.ring import memory, process
+from paravirt.ring import memory, process, vbd_engine
 from paravirt.ring.process import Namespace
 
 IDLE_SAMPLE_S = 0.1
@@ -34,7 +34,7 @@ def probe() -> list[Offer]:
         _provider("posix", "POSIX shared memory: embedding, shared mode", "sealed memfd serves instead"),
         _shm_size(),
         _membarrier(),
-        _try("io_uring", process.try_io_uring, "asynchronous file I/O", "blocking calls serve instead"),
+        _uring(),
         _descriptors(),
         _locked_memory(),
         _cores(),
@@ -80,6 +80,14 @@ def _membarrier() -> Offer:
     except OSError as error:
         return Offer("membarrier", False, f"{os.strerror(error.errno or 0)}: full barriers serve instead")
     return Offer("membarrier", bool(scopes), f"asymmetric fence within: {', '.join(scopes) or 'nothing'}")
+
+
+def _uring() -> Offer:
+    version = vbd_engine.liburing_version()
+    if not version:
+        return Offer("io_uring", False, "the core was built without liburing: blocking calls serve files instead")
+    use = f"asynchronous I/O of files that may wait (liburing {version})"
+    return _try("io_uring", process.try_io_uring, use, "blocking calls serve files instead")
 
 
 def _descriptors() -> Offer:

@@ -94,7 +94,13 @@ class Supervisor:
     def start(self, daemon: Daemon) -> None:
         """Start one and wait until it is ready. Raises `DaemonFailed` if it ends first or takes too long."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        environment = {**os.environ, READY_FD: str(ready_write), SUPERVISOR: str(os.getpid())}
+        # No daemon has matrices to multiply: numpy's threads for that would only take time to start.
+        environment = {
+            "OPENBLAS_NUM_THREADS": "1",
+            **os.environ,
+            READY_FD: str(ready_write),
+            SUPERVISOR: str(os.getpid()),
+        }
         with open(ready_read, "rb", buffering=0) as ready:
             try:
                 child = subprocess.Popen(

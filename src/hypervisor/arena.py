@@ -124,6 +124,7 @@ class Arena:
         self._lock = threading.Lock()
         self._runs: dict[int, PageRun] = {}
         self._free: list[tuple[int, int]] = [(0, self.n_pages)]
+        self._used = bytearray(self.n_pages)  # 1: somebody has had the page
         self._held = DeferredFrees(f"domain {peer}", self._take_back, time.monotonic)
         self._callbacks: list[tuple[int, Callable[[], None]]] = []
         self._looking = False  # a thread does, for `when_free`
@@ -158,11 +159,21 @@ class Arena:
             if start is None:
                 raise ResourceLimit(f"the arena for domain {self.peer} has no {n_pages} free pages in a row")
             run = self._runs[start] = PageRun(self, start, n_pages, owner)
-        with run.view as view:
-            for offset in range(0, run.n_bytes, len(_ZEROS)):
-                chunk = min(len(_ZEROS), run.n_bytes - offset)
-                view[offset : offset + chunk] = _ZEROS[:chunk]
+            page, end = self._used.find(1, start, start + n_pages), start + n_pages
+            self._used[start:end] = b"\1" * n_pages
+        if page >= 0:
+            self._wipe(page, end)
         return run
+
+    def _wipe(self, page: int, end: int) -> None:
+        """Pages that nobody has had are zeroes, and no memory yet: only what others have had is written.
+
+        A peer that may write can make it otherwise, before and after: what is in a page is never believed.
+        """
+        with self.memory.view[page * PAGE_BYTES : end * PAGE_BYTES] as view:
+            for offset in range(0, len(view), len(_ZEROS)):
+                chunk = min(len(_ZEROS), len(view) - offset)
+                view[offset : offset + chunk] = _ZEROS[:chunk]
 
     def _find(self, n_pages: int) -> int | None:
         for i, (start, length) in enumerate(self._free):

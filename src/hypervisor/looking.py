@@ -22,6 +22,7 @@ import numpy as np
 from paravirt.errors import InvalidRequest, NotFound
 from paravirt.hypervisor.messages import Op, get_text
 from paravirt.ring._core import ffi, lib
+from paravirt.ring.blkif_counters import BlkifCounters, counters_of
 from paravirt.ring.grant import ENTRY_BYTES, NOTE_BYTES
 from paravirt.ring.looking import LookedObject, parse_layout
 from paravirt.ring.looking import Wish as Wish
@@ -165,6 +166,11 @@ class LookedEnd:
         """Messages by latency, in buckets that begin at `BUCKETS_NS`. Front: from push to take of the k-th request and
         response; back: from take to push."""
         return tuple(self.core.latency)
+
+    @cached_property
+    def blkif(self) -> BlkifCounters | None:
+        """Requests and bytes of an end of a block device's queue; None when it counts none."""
+        return counters_of(self.core)
 
     @property
     def layouts(self) -> "tuple[np.dtype[Any] | None, np.dtype[Any] | None]":
@@ -328,6 +334,11 @@ class Looker:
         """Over Dom0's connection, which stays the caller's."""
         self._hypervisor = hypervisor
         self._seen: dict[int, _Seen] = {}
+
+    @property
+    def hypervisor(self) -> "Hypervisor":
+        """Dom0's connection."""
+        return self._hypervisor
 
     def look(self) -> list[LiveRing]:
         """All rings now, by name. Raises `PermissionRefused` unless this is Dom0, `HypervisorGone`."""

@@ -194,7 +194,7 @@ class BackReplay:
             run = self._end.arena.allocate(self._rewriter.pages * header.entries, owner="replay")
             self._free = list(range(run.gref, run.gref + run.n_pages))
         if header.protocol == blkif.NAME:
-            return VbdRequest(refs, port).to_keys()
+            return VbdRequest.single(refs, port).to_keys()
         return {**RingRequest(refs, port).to_keys(), **({} if layout is None else {LAYOUT_KEY: layout})}
 
     def connect(self, backend: str) -> None:

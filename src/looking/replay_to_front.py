@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paravirt.backend.connection import Connection
-from paravirt.backend.device import BackendDevice, RingPlace
+from paravirt.backend.device import BackendDevice, RingPlaces
 from paravirt.errors import ParavirtError, PeerError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.looking.compare import Report
@@ -29,6 +29,7 @@ from paravirt.protocol.decode import Entry, decoder_for
 from paravirt.protocol.device import PAGE_BYTES
 from paravirt.protocol.keys import RING_KEYS, RingRequest
 from paravirt.protocol.recording import Header, Kind, Record
+from paravirt.protocol.vbd import QUEUES_KEY
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.grant import GrantFailed
 from paravirt.xenstore import xenbus
@@ -279,9 +280,11 @@ class ReplayDevice(BackendDevice[Report]):
         self._on_start = on_start
 
     def _prepare(self) -> dict[str, str]:
-        return dict(self._header.offer)
+        offer = dict(self._header.offer)
+        offer.pop(QUEUES_KEY, None)  # one ring was recorded
+        return offer
 
-    def _read_request(self) -> RingPlace:
+    def _read_request(self) -> RingPlaces:
         keys = xenbus.read_keys(self._store, self.path.frontend, RING_KEYS)
         return RingRequest.from_keys(keys)
 

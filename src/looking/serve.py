@@ -18,11 +18,12 @@ from paravirt.looking.compare import Report
 from paravirt.looking.messages import rewriter_for
 from paravirt.looking.replay_to_front import ReplayDevice, ReplayEngine
 from paravirt.protocol.recording import Header, Reader, Record
+from paravirt.protocol.vbd import QUEUES_KEY
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.xenstore.client import XenstoreClient
 
 SLICE_S = 0.05
-_STATE_KEYS = frozenset(("state", "online", "frontend", "frontend-id", "hotplug-status", "hotplug-error"))
+_NOT_REPLAYED = frozenset(("state", "online", "frontend", "frontend-id", "hotplug-status", "hotplug-error", QUEUES_KEY))
 
 
 def recorded_device(header: Header) -> tuple[str, int]:
@@ -84,7 +85,7 @@ class FrontReplay:
 
     def _attach(self, stack: ExitStack, store: XenstoreClient, kind: str, number: int) -> None:
         name = f"{kind} {number}"
-        keys = {key: text for key, text in self.header.offer.items() if key not in _STATE_KEYS}
+        keys = {key: text for key, text in self.header.offer.items() if key not in _NOT_REPLAYED}
         frontend_keys = {"virtual-device": str(number), "device-type": "disk"} if kind == "vbd" else None
         devices.attach(store, self.path, keys, name=name, frontend_keys=frontend_keys)
         stack.callback(devices.detach, store, self.path, name=name)

@@ -268,6 +268,11 @@ class DeviceRequest:
 
     NAMES = (*RING_KEYS, LAYOUT_KEY)
 
+    @property
+    def queues(self) -> tuple[RingRequest, ...]:
+        """There is one."""
+        return (RingRequest(self.ring_refs, self.event_channel),)
+
     def to_keys(self, protocol: DeviceProtocol) -> Keys:
         return {**RingRequest(self.ring_refs, self.event_channel).to_keys(), LAYOUT_KEY: protocol.layout}
 

@@ -23,6 +23,9 @@ RING_KEYS = (
 )
 """What `RingRequest.from_keys` looks at."""
 
+ABSENT_FOR_ONE = ("ring-page-order", "multi-queue-num-queues")
+"""What a frontend says only of several pages, or queues. One that has a single one removes what another before it has
+left in the same directory, which would be taken for its own."""
 
 FENCE_KEY = "paravirt-fence"
 """Ours: the backend offers not to have a barrier in every push, the frontend repeats the offer if it does its part, or
@@ -49,6 +52,11 @@ class RingRequest:
     ring_refs: tuple[int, ...]  # 1, 2, 4, 8 or 16 grant references
     event_channel: int
 
+    @property
+    def queues(self) -> tuple[Self, ...]:
+        """A device with one ring has one queue."""
+        return (self,)
+
     def to_keys(self) -> Keys:
         keys = {"event-channel": str(self.event_channel)}
         if len(self.ring_refs) == 1:
@@ -66,6 +74,8 @@ class RingRequest:
             refs = tuple(number(keys, f"ring-ref{i}") for i in range(1 << order))
         else:
             refs = (number(keys, "ring-ref"),)
+        if len(set(refs)) != len(refs):
+            raise PeerError(f"the ring names one page twice: its references are {', '.join(map(str, refs))}")
         port = number(keys, "event-channel")
         if port == 0:
             raise PeerError("event-channel is 0, which is no port")

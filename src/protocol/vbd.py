@@ -19,12 +19,14 @@ from paravirt.protocol.blkif import (
     SECTOR_BYTES,
     Info,
 )
-from paravirt.protocol.keys import Keys, RingRequest, number
+from paravirt.protocol.keys import RING_KEYS, Keys, RingRequest, number
 
 XVD_MAJOR = 202
 EXTENDED = 1 << 28
 NATIVE_ABI = "x86_64-abi"
 X86_32_ABI = "x86_32-abi"
+MAX_QUEUES = 256
+"""Of one device; blkif.h gives no limit."""
 ABIS = (NATIVE_ABI, "arm-abi", X86_32_ABI)  # arm-abi has the layout of x86_64-abi
 
 Mode = Literal["r", "w"]
@@ -130,6 +132,8 @@ class VbdOffer:
     physical_sector_size: int = 0  # bytes; 0: sector_size
     removable: bool = False
     cdrom: bool = False
+    max_queues: int = 1
+    persistent: bool = False
 
     def to_keys(self) -> Keys:
         info = Info.READONLY * self.read_only | Info.REMOVABLE * self.removable | Info.CDROM * self.cdrom
@@ -137,9 +141,10 @@ class VbdOffer:
             "feature-flush-cache": str(int(self.flush)),
             "feature-barrier": str(int(self.barrier)),
             "feature-discard": str(int(self.discard)),
-            "feature-persistent": "0",
+            "feature-persistent": str(int(self.persistent)),
             "feature-max-indirect-segments": str(self.max_indirect_segments),
             "max-ring-page-order": str(self.max_ring_page_order),
+            "multi-queue-max-queues": str(self.max_queues),
             "info": str(info),
             "sector-size": str(self.sector_size),
             "physical-sector-size": str(self.physical_sector_size or self.sector_size),
@@ -177,6 +182,8 @@ class VbdOffer:
             physical_sector_size=_sector_size(keys, "physical-sector-size", sector_size),
             removable=bool(info & Info.REMOVABLE),
             cdrom=bool(info & Info.CDROM) or keys.get("device-type") == "cdrom",
+            max_queues=max_queues(keys),
+            persistent=_flag(keys, "feature-persistent"),
         )
 
 
@@ -187,6 +194,15 @@ OFFER_KEYS = (
     "discard-enable",
 )
 """What `VbdOffer.from_keys` looks at."""
+
+
+QUEUES_KEY = "multi-queue-max-queues"
+"""Read by a frontend before it makes its rings, with `max_queues`."""
+
+
+def max_queues(keys: Mapping[str, str]) -> int:
+    """Queues that a backend takes; 1 when it does not say, or says 0."""
+    return min(max(number(keys, QUEUES_KEY, 1), 1), MAX_QUEUES)
 
 
 def _flag(keys: Mapping[str, str], name: str, default: int = 0) -> bool:
@@ -200,25 +216,84 @@ def _sector_size(keys: Mapping[str, str], name: str, default: int) -> int:
     return size
 
 
+_NUM_QUEUES = "multi-queue-num-queues"
+_ORDER = "ring-page-order"
+
+REQUEST_KEYS = (*RING_KEYS, "protocol", "feature-persistent", _NUM_QUEUES)
+"""What `VbdRequest.from_keys` looks at first; with several queues also at `queue_keys`."""
+
+
+def queue_keys(n_queues: int) -> tuple[str, ...]:
+    """Where the rings and ports of several queues stand: each in a directory of its own."""
+    return tuple(f"queue-{queue}/{name}" for queue in range(n_queues) for name in RING_KEYS if name != _ORDER)
+
+
 @dataclass(frozen=True, slots=True)
 class VbdRequest:
-    """What the frontend publishes with INITIALISED: its ring and port."""
+    """What the frontend publishes with INITIALISED: its queues, each a ring and a port."""
 
-    ring_refs: tuple[int, ...]  # 1, 2, 4, 8 or 16 grant references
-    event_channel: int
+    queues: tuple[RingRequest, ...]  # 1 or more, with as many pages each
     protocol: str = NATIVE_ABI
-
-    def to_keys(self) -> Keys:
-        ring = RingRequest(self.ring_refs, self.event_channel).to_keys()
-        return {**ring, "protocol": self.protocol, "feature-persistent": "0"}
+    persistent: bool = False
 
     @classmethod
-    def from_keys(cls, keys: Mapping[str, str], *, max_ring_page_order: int = MAX_RING_PAGE_ORDER) -> Self:
+    def single(cls, ring_refs: tuple[int, ...], event_channel: int, protocol: str = NATIVE_ABI) -> Self:
+        """Of a frontend with one queue."""
+        return cls((RingRequest(ring_refs, event_channel),), protocol)
+
+    def to_keys(self) -> Keys:
+        keys = {"protocol": self.protocol, "feature-persistent": str(int(self.persistent))}
+        if len(self.queues) == 1:
+            return {**self.queues[0].to_keys(), **keys}
+        keys[_NUM_QUEUES] = str(len(self.queues))
+        for i, queue in enumerate(self.queues):
+            ring = queue.to_keys()
+            if _ORDER in ring:  # the same one for all of them
+                keys[_ORDER] = ring.pop(_ORDER)
+            keys |= {f"queue-{i}/{name}": text for name, text in ring.items()}
+        return keys
+
+    @staticmethod
+    def count_queues(keys: Mapping[str, str], max_queues: int) -> int:
+        """How many a frontend wants. `PeerError` for none, and for more than were offered."""
+        n_queues = number(keys, _NUM_QUEUES, 1)
+        if not 1 <= n_queues <= max_queues:
+            raise PeerError(f"{_NUM_QUEUES} is {n_queues}, not from 1 to the {max_queues} that are offered")
+        return n_queues
+
+    @classmethod
+    def from_keys(
+        cls, keys: Mapping[str, str], *, max_ring_page_order: int = MAX_RING_PAGE_ORDER, max_queues: int = 1
+    ) -> Self:
         """What a backend makes of the frontend's directory: `PeerError` for anything it cannot serve."""
         protocol = keys.get("protocol", NATIVE_ABI)
         if protocol not in ABIS:
             raise PeerError(f"protocol is {protocol[:40]!r}; this backend speaks {', '.join(ABIS)}")
-        if number(keys, "multi-queue-num-queues", 1) != 1:
-            raise PeerError("multi-queue-num-queues is not 1, and no multi-queue-max-queues was offered")
-        ring = RingRequest.from_keys(keys, max_ring_page_order=max_ring_page_order)
-        return cls(ring.ring_refs, ring.event_channel, protocol)
+        n_queues = cls.count_queues(keys, max_queues)
+        each = [keys] if n_queues == 1 else [_of_queue(keys, queue) for queue in range(n_queues)]
+        queues = []
+        for queue, own in enumerate(each):
+            try:
+                queues.append(RingRequest.from_keys(own, max_ring_page_order=max_ring_page_order))
+            except PeerError as error:
+                if n_queues == 1:
+                    raise
+                raise PeerError(f"queue {queue}: {error}") from error
+        _check_distinct("ring page", [ref for queue in queues for ref in queue.ring_refs])
+        _check_distinct("event channel", [queue.event_channel for queue in queues])
+        return cls(tuple(queues), protocol, _flag(keys, "feature-persistent"))
+
+
+def _of_queue(keys: Mapping[str, str], queue: int) -> Keys:
+    """The keys of one of several queues, as they are called where there is one."""
+    prefix = f"queue-{queue}/"
+    own = {name.removeprefix(prefix): text for name, text in keys.items() if name.startswith(prefix)}
+    return own | ({_ORDER: keys[_ORDER]} if _ORDER in keys else {})
+
+
+def _check_distinct(what: str, numbers: list[int]) -> None:
+    seen: set[int] = set()
+    for each in numbers:
+        if each in seen:
+            raise PeerError(f"two queues name the same {what}, {each}")
+        seen.add(each)

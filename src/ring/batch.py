@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Where messages are before and after they are in a ring: arrays of the caller, and the memory of the ring itself."""
 
-from typing import Any
+import threading
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paravirt.errors import InvalidRequest
 from paravirt.ring._core import ffi
-from paravirt.ring.memory import Mapping
+from paravirt.ring.memory import Mapping, pinned
 
 CData = Any
 Messages = NDArray[Any] | bytes | bytearray | memoryview
@@ -16,6 +17,7 @@ Memory = Mapping | tuple[Mapping, int, int] | memoryview | bytearray
 """Where a ring is: a whole mapping, (mapping, offset in bytes, size in bytes), or a writable buffer."""
 
 _REMEMBERED = 8
+Found = TypeVar("Found")
 
 
 class Batches:
@@ -57,13 +59,41 @@ class Batches:
                 f"a batch of messages of {self.message.itemsize} bytes cannot be {_describe(messages)}"
             )
         try:
-            return ffi.from_buffer("uint8_t[]", messages, require_writable=self.writable), n
+            return pinned(messages, writable=self.writable), n
         except (BufferError, ValueError) as error:
             raise InvalidRequest(f"not a batch of messages: {error}") from error
 
     def forget(self) -> None:
         self.known.clear()
         self.last, self.pointer = None, ffi.NULL
+
+
+class Remembered(Generic[Found]):
+    """What was found out about the arrays that were used last, which are kept alive: it costs more than a call into C.
+
+    Any thread may call.
+    """
+
+    __slots__ = ("_known", "_lock")
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Found, NDArray[Any]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, array: NDArray[Any]) -> Found | None:
+        known = self._known.get(id(array))
+        return known[0] if known else None
+
+    def remember(self, array: NDArray[Any], found: Found) -> Found:
+        with self._lock:
+            if len(self._known) >= _REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[id(array)] = (found, array)
+        return found
+
+    def forget(self) -> None:
+        with self._lock:
+            self._known.clear()
 
 
 def _describe(messages: Messages) -> str:

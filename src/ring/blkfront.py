@@ -14,6 +14,7 @@ import numpy as np
 from paravirt.errors import InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.blkif import RESPONSE_BYTES, bytes_of
+from paravirt.ring.blkif_counters import Counting
 from paravirt.ring.event import WaitResult
 from paravirt.ring.grant import Granter
 from paravirt.ring.shared import FrontRing
@@ -22,7 +23,7 @@ CData = Any
 
 SLOT_PAGES = lib.PV_BLKIF_MAX_SEGMENTS
 
-_ASK = struct.Struct("<QQQII")  # struct pv_blkfront_ask: offset, data, length, operation, flag
+_ASK = struct.Struct("<QQQIIII")  # struct pv_blkfront_ask: offset, data, length, operation, flag, gref, first sector
 _VIOLATIONS = {
     lib.PV_BLKFRONT_UNKNOWN_ID: "request {0}, which is not in flight",
     lib.PV_BLKFRONT_WRONG_OPERATION: "request {0} with operation {1}, which is not what was asked",
@@ -56,6 +57,7 @@ class Slots:
         for name, array in self._arrays.items():
             setattr(self._core, name, array)
         lib.pv_blkfront_init(self._core)
+        self._counting = Counting(self._core)
         self._asks = ffi.new("struct pv_blkfront_ask[]", n_slots)
         self._asks_view = bytes_of(self._asks).data
         self._chosen = ffi.new("uint32_t[]", n_slots)
@@ -67,8 +69,22 @@ class Slots:
 
     @property
     def core(self) -> CData:
-        """`struct pv_blkfront *`, for its counters."""
+        """`struct pv_blkfront *`."""
         return self._core
+
+    @property
+    def counters(self) -> CData:
+        """`struct pv_blkif_counters *`: what was answered, on all rings."""
+        return self._counting.core
+
+    def count_in(self, ring: FrontRing | None) -> None:
+        """Count where Dom0 sees it, with `ring`, until that is closed; None: privately."""
+        self._counting.show_in(ring)
+
+    @property
+    def n_slots(self) -> int:
+        n_slots: int = self._core.n_slots
+        return n_slots
 
     @property
     def free(self) -> int:
@@ -87,6 +103,19 @@ class Slots:
         held: int = self._core.n_held
         return held
 
+    def persist(self, persistent: bool) -> None:
+        """From now on pages stay granted when a request is answered, or no longer. For each new backend, before
+        `reissue`.
+        """
+        lib.pv_blkfront_persist(self._core, persistent)
+
+    def purge(self) -> int:
+        """Take back the persistent grants that neither a request nor the backend uses; how many. `complete` does it
+        every ten seconds.
+        """
+        purged: int = lib.pv_blkfront_purge(self._core)
+        return purged
+
     def reclaim(self) -> int:
         """Look again at what is `held`; how many are `free` then. Nothing tells when a backend lets go of a page."""
         free: int = lib.pv_blkfront_reclaim(self._core)
@@ -96,7 +125,7 @@ class Slots:
         """Prepare the `i`th request of the next `issue`: bytes on the disk, the address of what a write writes, and a
         discard's flag.
         """
-        _ASK.pack_into(self._asks_view, i * _ASK.size, offset, data, length, operation, flag)
+        _ASK.pack_into(self._asks_view, i * _ASK.size, offset, data, length, operation, flag, 0, 0)
 
     def gather(self, slot: int, into: CData, n_bytes: int) -> None:
         """Copy out the first bytes of an answered read, before anything else is issued."""
@@ -118,7 +147,7 @@ class Slots:
         if result == lib.PV_BLKFRONT_ANSWERED:
             return self._chosen[0], self._answers[0].status
         if result == lib.PV_BLKFRONT_WRONG:
-            raise self._wrong()
+            raise self.wrong()
         if result:
             self._settle(ring, result)
         return self._chosen[0], None
@@ -153,9 +182,10 @@ class Slots:
         done = [(answers[i].slot, answers[i].status) for i in range(right)]
         if right == n:
             return done, None
-        return done, self._wrong()
+        return done, self.wrong()
 
-    def _wrong(self) -> PeerError:
+    def wrong(self) -> PeerError:
+        """How an answer was wrong that C has found so."""
         wrong = self._core.wrong
         text = _VIOLATIONS[self._core.violation].format(wrong.id, wrong.operation, wrong.status)
         return PeerError(f"the backend answered {text}")

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from paravirt.errors import ResourceLimit
 from paravirt.ring._core import ffi, lib
+from paravirt.ring.blkif_counters import Counting
+from paravirt.ring.blkif_grants import PersistentGrants
 from paravirt.ring.grant import Mapper
 from paravirt.ring.shared import BackRing
 
@@ -35,6 +37,7 @@ REFUSED = {
     lib.PV_BLKIF_REFUSED_GRANT: "a grant could not be mapped",
     lib.PV_BLKIF_REFUSED_MEMORY: "no memory for its segments",
     lib.PV_BLKIF_REFUSED_INDIRECT: "indirect operation that is neither a read nor a write",
+    lib.PV_BLKIF_REFUSED_IN_USE: "a persistent grant that another request is using",
 }
 
 CData = Any
@@ -57,8 +60,7 @@ class Limits:
 class RequestBatch:
     """Up to `capacity` requests on their way through a backend, with plans and responses beside them.
 
-    `requests` and `responses` are byte arrays to take into and to push from; `counters` is a C struct that `finish`
-    keeps.
+    `requests` and `responses` are byte arrays to take into and to push from.
     """
 
     def __init__(self, mapper: Mapper, data: memoryview, capacity: int, *, x86_32: bool = False) -> None:
@@ -78,16 +80,31 @@ class RequestBatch:
         self._pool = ffi.addressof(self._core, "pool")
         if lib.pv_blkif_pool_init(self._pool, capacity * MAX_SEGMENTS):
             raise ResourceLimit(f"no memory for a batch of {capacity} requests")
-        self.counters = ffi.addressof(self._core, "counters")
+        self._counting = Counting(self._core)
+        self._grants: PersistentGrants | None = None
         self._wire = ffi.new("uint8_t[]", capacity * X86_32_REQUEST_BYTES) if x86_32 else None
         self.requests = bytes_of(self._requests if self._wire is None else self._wire)
         self.responses = bytes_of(self._responses)
         self.capacity = capacity
 
+    @property
+    def counters(self) -> CData:
+        """`struct pv_blkif_counters *`: what `finish` and `serve` count."""
+        return self._counting.core
+
+    def count_in(self, ring: BackRing | None) -> None:
+        """Count where Dom0 sees it, with `ring`, until that is closed; None: privately. While nobody serves."""
+        self._counting.show_in(ring)
+
     def set_limits(self, limits: Limits) -> None:
         """For the requests of the next `prepare` or `serve`."""
         for name in Limits.__slots__:
             setattr(self._limits, name, getattr(limits, name))
+
+    def persist(self, grants: PersistentGrants | None) -> None:
+        """With nothing in flight: from now on what is mapped stays in `grants`, which are the caller's, or does not."""
+        self._grants = grants
+        self._pool.grants = ffi.NULL if grants is None else grants.core
 
     def prepare(self, n: int) -> int:
         """Validate the first `n` requests and map their grants; how many need the disk."""
@@ -101,6 +118,7 @@ class RequestBatch:
 
     def set_disk(self, *, memory: CData | None = None, n_bytes: int = 0, fd: int = -1) -> None:
         """What `serve` serves from: `n_bytes` at a C pointer, which the caller keeps, or an open file."""
+        self._core.kind = lib.PV_BLKIF_DISK_FILE if memory is None else lib.PV_BLKIF_DISK_MEMORY
         self._core.disk = ffi.NULL if memory is None else memory
         self._core.disk_bytes, self._core.fd = n_bytes, fd
 
@@ -119,19 +137,19 @@ class RequestBatch:
 
     @property
     def error(self) -> int:
-        """The first errno of the file in the last `serve`, or 0."""
+        """The first errno of the disk in the last `serve`, or 0."""
         error: int = self._core.error
         return error
 
     @property
     def unsupported(self) -> int:
-        """Operations that the file did not have in the last `serve`: a bit for each."""
+        """Operations that the disk did not have in the last `serve`: a bit for each."""
         unsupported: int = self._core.unsupported
         return unsupported
 
-    def copy(self, n: int) -> None:
-        """Serve every pending request but discards from memory."""
-        lib.pv_blkif_copy(self._core, n)
+    def do(self, n: int) -> None:
+        """Do every pending request on the disk; what went wrong is in `error` and `unsupported`."""
+        lib.pv_blkif_do_all(self._core, n)
 
     def is_pending(self, i: int) -> bool:
         pending: bool = self._plans[i].status == lib.PV_BLKIF_PENDING

@@ -13,7 +13,7 @@ from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.batch import Memory, view_of
 from paravirt.ring.event import EventPort, check_status
-from paravirt.ring.memory import PAGE_BYTES
+from paravirt.ring.memory import PAGE_BYTES, pinned
 from paravirt.ring.stream import StreamStatistics
 
 CData = Any
@@ -71,8 +71,8 @@ class FlexRing:
         self.order = order
         self.port = port
         self._port_core: CData = ffi.NULL if port is None else port.core  # outlives the port's close
-        self._indexes: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
-        self._data: CData = ffi.from_buffer("uint8_t[]", bytes_, require_writable=True)
+        self._indexes: CData = pinned(view, writable=True)
+        self._data: CData = pinned(bytes_, writable=True)
         self._core: CData = ffi.new("struct pv_flex *")
         self._closed = False
         if start is None:

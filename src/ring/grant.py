@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
+from paravirt.ring.batch import Remembered
 from paravirt.ring.memory import PAGE_BYTES, Mapping
 
 CData = Any
@@ -143,6 +144,22 @@ def release_pins(entries: Mapping, n_pages: int, maptrack: Mapping, others: Sequ
     return cleared
 
 
+def _batch_of(ops: NDArray[Any]) -> "tuple[CData, int, NDArray[np.int16]]":
+    """Address and number of the operations, and the column of their statuses."""
+    if ops.dtype != COPY_OP:
+        raise InvalidRequest(f"a batch of copies is an array of COPY_OP, not of {ops.dtype}")
+    try:
+        batch = ffi.from_buffer("struct pv_grant_copy_op[]", ops, require_writable=True)
+    except (BufferError, ValueError) as error:
+        raise InvalidRequest(f"a batch of copies is a contiguous array of COPY_OP to write to: {error}") from error
+    return batch, ops.size, ops["status"]
+
+
+def _buffer_of(local: NDArray[Any], *, writable: bool) -> tuple[CData, int]:
+    buffer = ffi.from_buffer("uint8_t[]", local, require_writable=writable)
+    return buffer, len(buffer)
+
+
 class _Half:
     """What both halves share: the C struct, and an end after which its pointer is not used any more."""
 
@@ -245,7 +262,9 @@ class Granter(_Half):
     def statistics(self) -> GranterStatistics:
         """The counters, live."""
         core = self.core
-        return GranterStatistics(core.grants - core.revokes, core.grants, core.revokes, core.busy)
+        grants, revokes = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        lib.pv_grant_counts(core, grants, revokes)
+        return GranterStatistics(grants[0] - revokes[0], grants[0], revokes[0], core.busy)
 
 
 class Mapper(_Half):
@@ -270,7 +289,15 @@ class Mapper(_Half):
         core.entries, core.data = entries.pointer("struct pv_grant_entry *"), data.pointer()
         core.pins, core.pinned = maptrack.pointer("struct pv_pin *", MAPTRACK_HEADER_BYTES), self._pinned
         core.base, core.n_pages, core.self, core.read_only = base, n_pages, domid, data.read_only
+        self._batches: Remembered[tuple[CData, int, NDArray[np.int16]]] = Remembered()
+        self._sources: Remembered[tuple[CData, int]] = Remembered()
+        self._targets: Remembered[tuple[CData, int]] = Remembered()
         super().__init__(core, base, n_pages)
+
+    def close(self) -> None:
+        super().close()
+        for remembered in (self._batches, self._sources, self._targets):
+            remembered.forget()
 
     def map(self, gref: int, *, read_only: bool = False) -> int:
         """Pin a reference; returns the byte offset of its page in the data. Raises `GrantFailed`."""
@@ -305,17 +332,19 @@ class Mapper(_Half):
     def copy_array(self, ops: NDArray[Any], local: Any, *, to_grant: bool) -> "NDArray[np.int16]":
         """Like `copy_from` (`to_grant`: `copy_to`) for an array of `COPY_OP`, in one call whatever its length.
 
-        The statuses, which are a column of `ops`. Raises `InvalidRequest` for another array.
+        The statuses, which are a column of `ops`. Raises `InvalidRequest` for another array. The addresses of the last
+        arrays are remembered, and the arrays with them until `close`: it pays to fill the same ones anew, and to have
+        `local` as an array, too.
         """
-        if ops.dtype is not COPY_OP and ops.dtype != COPY_OP:  # to compare costs more than the call
-            raise InvalidRequest(f"a batch of copies is an array of COPY_OP, not of {ops.dtype}")
-        try:
-            batch = ffi.from_buffer("struct pv_grant_copy_op[]", ops, require_writable=True)
-        except (BufferError, ValueError) as error:
-            raise InvalidRequest(f"a batch of copies is a contiguous array of COPY_OP to write to: {error}") from error
-        with ffi.from_buffer("uint8_t[]", local, require_writable=not to_grant) as buffer:
-            lib.pv_grant_copy(self.core, batch, ops.size, buffer, len(buffer), to_grant)
-        statuses: NDArray[np.int16] = ops["status"]
+        core = self.core
+        batch, n, statuses = self._batches.get(ops) or self._batches.remember(ops, _batch_of(ops))
+        if isinstance(local, np.ndarray):
+            buffers = self._sources if to_grant else self._targets
+            pointer, n_bytes = buffers.get(local) or buffers.remember(local, _buffer_of(local, writable=not to_grant))
+            lib.pv_grant_copy(core, batch, n, pointer, n_bytes, to_grant)
+        else:
+            with ffi.from_buffer("uint8_t[]", local, require_writable=not to_grant) as buffer:
+                lib.pv_grant_copy(core, batch, n, buffer, len(buffer), to_grant)
         return statuses
 
     def copy_between(self, ops: Sequence[CopyPair], to: "Mapper") -> list[GrantStatus]:

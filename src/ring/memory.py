@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import posix_ipc
 
 from paravirt.errors import Closed, InvalidRequest, ResourceLimit
@@ -82,6 +83,12 @@ def seal_writes(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
 
+def _refused(n_bytes: int, error: OSError) -> Exception:
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return ResourceLimit(f"{n_bytes} bytes of shared memory cannot be mapped: {error.strerror}")
+    return error
+
+
 class Mapping:
     """Shared memory mapped into this process; not inherited by forked children.
 
@@ -91,30 +98,34 @@ class Mapping:
 
     def __init__(self, fd: int, n_bytes: int, *, offset_bytes: int = 0, read_only: bool = False) -> None:
         """Map `n_bytes` of `fd` from `offset_bytes`; the descriptor stays the caller's. Raises `ResourceLimit`."""
-        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
-        try:
-            mapped = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, protection, offset=offset_bytes)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise ResourceLimit(f"{n_bytes} bytes of shared memory cannot be mapped: {error.strerror}") from error
-            raise
-        self._adopt(mapped, n_bytes, read_only)
+        if offset_bytes + n_bytes > os.fstat(fd).st_size:
+            raise ValueError(f"{n_bytes} bytes from {offset_bytes} on are more than the object has")
+        self._reserve(n_bytes, read_only)
+        self._fill(0, n_bytes, fd, offset_bytes)
 
     @classmethod
     def from_pages(cls, fd: int, offsets_bytes: Sequence[int], *, read_only: bool = False) -> Self:
         """Map pages of `fd` that stand at any offsets, side by side in the order given."""
-        n_bytes = len(offsets_bytes) * PAGE_BYTES
-        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
         mapping = cls.__new__(cls)
-        # The place is reserved by a mapping of nothing, which the pages replace one by one.
-        place = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection)
-        mapping._adopt(place, n_bytes, read_only)
+        mapping._reserve(len(offsets_bytes) * PAGE_BYTES, read_only)
         for i, offset_bytes in enumerate(offsets_bytes):
-            address = ffi.cast("void *", mapping.address + i * PAGE_BYTES)
-            if status := lib.pv_map_page(address, fd, offset_bytes, read_only):
-                mapping.close()
-                raise OSError(-status, os.strerror(-status))
+            mapping._fill(i * PAGE_BYTES, PAGE_BYTES, fd, offset_bytes)
         return mapping
+
+    def _reserve(self, n_bytes: int, read_only: bool) -> None:
+        """A place for `_fill`, by a mapping of nothing: Python's mappings of a descriptor keep a copy of it."""
+        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        try:
+            place = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection)
+        except OSError as error:
+            raise _refused(n_bytes, error) from error
+        self._adopt(place, n_bytes, read_only)
+
+    def _fill(self, start: int, n_bytes: int, fd: int, offset_bytes: int) -> None:
+        address = ffi.cast("void *", self.address + start)
+        if status := lib.pv_map_pages(address, n_bytes, fd, offset_bytes, self.read_only):
+            self.close()
+            raise _refused(n_bytes, OSError(-status, os.strerror(-status)))
 
     def _adopt(self, mapped: mmap.mmap, n_bytes: int, read_only: bool) -> None:
         self._mmap = mapped
@@ -181,7 +192,19 @@ def map_new(provider: Provider, n_bytes: int) -> tuple[int, Mapping]:
         raise
 
 
+def pinned(buffer: Any, c_type: str = "uint8_t[]", *, writable: bool = False) -> CData:
+    """A C pointer to a buffer, which keeps it in place as long as the pointer lives.
+
+    Pythons before 3.12.3 crash when their garbage collector takes a memoryview apart while somebody holds its buffer.
+    It does not look into arrays, so one stands between. Raises `BufferError`, `ValueError` or `TypeError` for a buffer
+    that is not contiguous or not `writable`.
+    """
+    if isinstance(buffer, memoryview):
+        buffer = np.asarray(buffer)
+    return ffi.from_buffer(c_type, buffer, require_writable=writable)
+
+
 def address_of(buffer: bytes | bytearray | memoryview) -> tuple[CData, int]:
     """A C pointer to a buffer, which keeps it in place as long as the pointer lives, and its address."""
-    pointer = ffi.from_buffer(buffer)
+    pointer = pinned(buffer, "char[]")
     return pointer, int(ffi.cast("uintptr_t", pointer))

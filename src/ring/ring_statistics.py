@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What one end of a ring counts."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 CData = Any
@@ -59,3 +60,9 @@ def statistics_of(core: CData, *, is_front: bool) -> RingStatistics:
         spun_ns=core.spin.spun_ns,
         spins_gated=core.spin.gated,
     )
+
+
+def total_of(rings: Sequence[RingStatistics]) -> RingStatistics:
+    """Of several rings together: sums, but for `max_outstanding`, which is the largest."""
+    counts = {field.name: [getattr(ring, field.name) for ring in rings] for field in fields(RingStatistics)}
+    return RingStatistics(**{name: (max if name == "max_outstanding" else sum)(n) for name, n in counts.items()})

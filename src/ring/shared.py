@@ -25,6 +25,7 @@ from paravirt.ring.batch import Messages as Messages
 from paravirt.ring.batch import view_of as view_of
 from paravirt.ring.event import EventPort, WaitResult, check_status, resume_on_signal
 from paravirt.ring.looking import Record
+from paravirt.ring.memory import pinned
 from paravirt.ring.ring_statistics import RingStatistics as RingStatistics
 from paravirt.ring.ring_statistics import statistics_of
 from paravirt.ring.waiting import Fence, SpinBudget, Wait, fence_name, fence_number, spin_of
@@ -86,7 +87,7 @@ class Ring:
         self.port = port
         size = entry_bytes or entry_bytes_of(self.request, self.response)
         view = view_of(memory)
-        self._memory: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
+        self._memory: CData = pinned(view, writable=True)
         self._record = chosen.record
         self._core: CData = ffi.new("struct pv_ring *") if chosen.record is None else chosen.record.ring
         layout = (self._memory, view.nbytes, size, self.request.itemsize, self.response.itemsize)
@@ -132,6 +133,11 @@ class Ring:
         self._wait_ns, most_ns = spin_of(chosen.wait, chosen.max_spin_ns)
         self._budget = budget = chosen.budget  # the core points into it
         lib.pv_spin_init(ffi.addressof(self._core, "spin"), most_ns, ffi.NULL if budget is None else budget.core)
+
+    @property
+    def wait_ns(self) -> int:
+        """What `wait` spins for when it is not told: as its `spin_ns`."""
+        return self._wait_ns
 
     @property
     def fence(self) -> Fence:
@@ -212,9 +218,14 @@ class Ring:
         if status == -errno.EINVAL:
             raise InvalidRequest("more responses than requests that were taken")
         self._check(status)
+        self._tell()
+        return status & _COUNT
+
+    def _tell(self) -> None:
+        """Notify the peer in the slow way. A signal handler may raise here, and before: whoever waits does it then."""
         assert self.port is not None
         self.port.notify_stale()
-        return status & _COUNT
+        self._core.untold = 0
 
     def take(self, out: Messages, max_count: int | None = None, *, spin_ns: int = 0) -> int:
         """Copy up to `max_count` messages (None: as many as fit) to the start of `out`; how many, 0 for none now.
@@ -253,6 +264,8 @@ class Ring:
         """
         if spin_ns is None:
             spin_ns = self._wait_ns
+        if self._core.untold:
+            self._tell()
         if timeout_s is None:
             status = lib.pv_ring_wait(self._core, spin_ns, -1)
             if status == _WAIT_EVENT:
@@ -262,6 +275,11 @@ class Ring:
         core = self._core
         status = resume_on_signal(lambda spin, left: lib.pv_ring_wait(core, spin, left), spin_ns, timeout_s)
         return WaitResult(self._check(status))
+
+    @property
+    def wait_spin_ns(self) -> int:
+        """What `wait` spins, as `pv_ring_wait` takes it."""
+        return self._wait_ns
 
     def poll(self) -> bool:
         """Whether there is something to take now."""
@@ -282,6 +300,8 @@ class Ring:
 
     def final_check(self) -> bool:
         """Like `poll`; when there is nothing, the peer notifies with its next message: for a foreign poll loop."""
+        if self._core.untold:
+            self._tell()
         return bool(self._check(lib.pv_ring_final_check(self._core)))
 
     @property

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from paravirt.errors import Closed, InvalidRequest, PeerError
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.event import EventPort, check_status
+from paravirt.ring.memory import pinned
 from paravirt.ring.shared import Memory, view_of
 
 CData = Any
@@ -70,7 +71,7 @@ class ByteStream:
         """
         view = view_of(memory)
         self.port = port
-        self._memory: CData = ffi.from_buffer("uint8_t[]", view, require_writable=True)
+        self._memory: CData = pinned(view, writable=True)
         self._core: CData = ffi.new("struct pv_stream *")
         self._port_core: CData = ffi.NULL if port is None else port.core  # outlives the port's close
         self._closed = False

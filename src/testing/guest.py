@@ -16,10 +16,12 @@ from typing import Any
 
 import click
 
-from paravirt.errors import ParavirtError
+from paravirt.errors import ParavirtError, PeerGone
 from paravirt.frontend.domain import Domain
+from paravirt.frontend.load import run_load
 from paravirt.frontend.vbd import Disk
-from paravirt.testing.disk_bench import measure_disk
+from paravirt.ring.blkload import LoadJob
+from paravirt.ring.shared import RingStatistics
 from paravirt.testing.ext4 import Superblock, parse_superblock
 
 READ_BYTES = 44 * 1024
@@ -61,15 +63,38 @@ def measure(disk: Disk, depths: list[int], seconds: float, n_bytes: int, write: 
     for depth in depths:
         label = f"random {n_bytes // 1024} KiB {'writes' if write else 'reads'}, {depth} in flight"
         tell(begin=depth)
-        result = measure_disk(
-            disk,
+        job = LoadJob(
+            rw="randwrite" if write else "randread",
+            block_bytes=n_bytes,
             depth=depth,
+            n_bytes=disk.size_bytes,
             seconds=seconds,
-            n_bytes=n_bytes,
-            write=write,
-            progress=lambda share, label=label: tell(progress=[label, share]),  # type: ignore[misc]
         )
-        tell(result=asdict(result))
+        before = ring_of(disk)
+        done = run_load(disk, job, progress=lambda share, label=label: tell(progress=[label, share]))  # type: ignore[misc]
+        after, share = ring_of(disk), done.latency.percentiles_ns
+        tell(
+            result={
+                "depth": depth,
+                "n_bytes": n_bytes,
+                "seconds": done.seconds,
+                "iops": done.iops,
+                "mb_per_s": done.iops * n_bytes / 1e6,
+                "p50_us": share[50.0] / 1e3,
+                "p99_us": share[99.0] / 1e3,
+                "notifications": after.notifications_sent - before.notifications_sent,
+                "suppressed": after.notifications_suppressed - before.notifications_suppressed,
+                "cpu_s": done.cpu_s,
+            }
+        )
+
+
+def ring_of(disk: Disk) -> RingStatistics:
+    """What has been counted at the ring, which is there as long as the host's backend lives."""
+    ring = disk.statistics().ring
+    if ring is None:
+        raise PeerGone("the backend has gone")
+    return ring
 
 
 @click.command()

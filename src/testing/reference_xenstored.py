@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from paravirt.errors import AlreadyExists, Closed, InvalidRequest, NotFound, StoreGone, TimedOut, XenstoreError
+from paravirt.testing.debian import run, unpack
 from paravirt.xenstore.wire import Op, Packet, PacketParser, encode
 
 PACKAGE: Final = "xen-utils-4.17"
@@ -47,14 +48,10 @@ def default_cache() -> Path:
 def fetch(cache: Path | None = None) -> None:
     """Get the daemons and compile the shim into `cache`. `NotFound` if this machine has no such package or no gcc."""
     cache = cache or default_cache()
-    cache.mkdir(parents=True, exist_ok=True)
     try:
         find_program("c", cache)
     except NotFound:
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            _run(["apt-get", "download", "-qq", PACKAGE], scratch)
-            (package,) = Path(scratch).glob("*.deb")
-            _run(["dpkg", "-x", str(package), str(cache)], scratch)
+        unpack(PACKAGE, cache)
     find_shim(cache)
 
 
@@ -76,19 +73,10 @@ def find_shim(cache: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             made = Path(scratch) / path.name
             flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-            _run(["gcc", *flags, str(_SHIM_SOURCE), "-o", str(made)], scratch)
+            command = ["gcc", *flags, str(_SHIM_SOURCE), "-o", str(made)]
+            run(command, scratch, hint=" (are libxen-dev and libc6-dev installed?)")
             made.rename(path)
     return path
-
-
-def _run(command: list[str], directory: str) -> None:
-    try:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise NotFound(f"{command[0]} is missing") from None
-    if done.returncode:
-        last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise NotFound(f"{' '.join(command[:2])} failed (are libxen-dev and libc6-dev installed?): {last[0]}")
 
 
 class ReferenceDaemon:

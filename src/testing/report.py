@@ -29,7 +29,7 @@ class Measured:
 
 
 def disk_row(result: dict[str, Any], backend_cpu_s: float) -> Measured:
-    """A guest's `DiskResult` as a row."""
+    """What a guest has measured of its disk as a row."""
     return Measured(
         f"disk, {result['n_bytes'] / 1024:g} KiB x {result['depth']}",
         result["iops"],
@@ -88,7 +88,7 @@ def print_table(console: Console, rows: Iterable[Measured]) -> None:
         )
     console.print(table)
     console.print(
-        "per s: pairs of request and response, or reads. p50, p99: of a batch alone on the ring; of one call.",
+        "per s: pairs of request and response, or reads. p50, p99: of a batch alone on the ring; of one read.",
         soft_wrap=True,
     )
     console.print(

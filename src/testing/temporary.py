@@ -48,10 +48,12 @@ class TemporaryHost:
         *,
         log_level: str = "warning",
         backend_spin_us: float | None = None,
+        backend_options: Sequence[str] = (),
         memory_mib: int | None = None,
         drivers: Sequence[str] = (),
     ) -> None:
-        """`backend_spin_us`: how long the backend watches an empty ring before it sleeps.
+        """`backend_spin_us`: how long the backend of disks watches an empty ring before it sleeps; `backend_options`:
+        more of `paravirt backend`.
 
         `memory_mib`: shared memory that all domains together may have; None: the hypervisor's default. `drivers`:
         backends of other device classes, each "module:Class", which is the name of its daemon, too.
@@ -61,6 +63,7 @@ class TemporaryHost:
         self._arguments.update(self._drivers)
         if backend_spin_us is not None:
             self._arguments["backend"] += ["--spin-us", str(backend_spin_us)]
+        self._arguments["backend"] += backend_options
         if memory_mib is not None:
             self._arguments["hypervisor"] += ["--memory", str(memory_mib)]
         with ExitStack() as stack:

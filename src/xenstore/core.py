@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from paravirt.errors import Closed, ResourceLimit
 from paravirt.ring._core import ffi, lib
+from paravirt.ring.memory import pinned
 from paravirt.xenstore import control as control_requests
 from paravirt.xenstore import domain_requests
 from paravirt.xenstore.admin import Administer, AdminState, ControlActions, NoActions, Statistics
@@ -151,7 +152,7 @@ class CoreHub:
     def serve_ring(self, domid: int, page: memoryview, port: CData, how: int) -> None:
         """Serve a domain over a mapped page and a port, which must outlive `stop_ring`. `how`: PV_XS_RING_*."""
         self.stop_ring(domid)
-        pointer = ffi.from_buffer("uint8_t[]", page, require_writable=True)
+        pointer = pinned(page, writable=True)
         self._pages[domid] = pointer
         lib.pv_xs_serve_ring(self.ring_connection(domid).core, pointer, port, how)
 

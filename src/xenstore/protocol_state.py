@@ -168,7 +168,7 @@ class ClientProtocol:
         self.sinks: set[EventSink] = set()
         self._reconnects = reconnects
         self._connected = True
-        self._request_ids = itertools.cycle(range(1, 1 << 32))
+        self._requests = itertools.count()
         self._tokens = itertools.count(1)
         self._under_way: dict[int, Request] = {}
         self._output: deque[tuple[Request, bytes]] = deque()
@@ -201,7 +201,7 @@ class ClientProtocol:
         elif not self._connected and request.op == Op.UNWATCH:
             request.finish(Op.UNWATCH, ACK)  # the watch went with the connection
         else:
-            request.request_id = next(self._request_ids)
+            request.request_id = 1 + next(self._requests) % (2**32 - 1)
             self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -328,7 +328,7 @@ class ClientProtocol:
         for subscription in self.subscriptions.values():
             if subscription.registered:
                 request = subscription.watch()
-                request.request_id = next(self._request_ids)
+                request.request_id = 1 + next(self._requests) % (2**32 - 1)
                 self._enqueue(request)
         for request in waiting.values():
             request.sent = False

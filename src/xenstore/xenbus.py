@@ -58,16 +58,24 @@ def _until_known(change: Callable[[], T]) -> T:
 
 
 def switch_state(
-    store: XenstoreClient, directory: str, state: XenbusState, keys: Mapping[str, str] | None = None
+    store: XenstoreClient,
+    directory: str,
+    state: XenbusState,
+    keys: Mapping[str, str] | None = None,
+    *,
+    forget: Iterable[str] = (),
 ) -> bool:
-    """Write our state, and with it `keys`, in one transaction. False when the directory is gone: nothing was
-    written.
+    """Write our state, and with it `keys`, in one transaction that also removes the nodes `forget`. False when the
+    directory is gone: nothing was written.
     """
 
     def write(transaction: Transaction) -> bool:
         current = read_key(transaction, f"{directory}/state")
         if current is None:
             return False
+        for name in forget:
+            if read_key(transaction, f"{directory}/{name}") is not None:
+                transaction.rm(f"{directory}/{name}")
         for name, value in (keys or {}).items():
             transaction.write(f"{directory}/{name}", value)
         if current != str(int(state)):

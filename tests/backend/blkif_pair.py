@@ -11,8 +11,10 @@ import numpy as np
 from paravirt.protocol.blkif import INDIRECT_REQUEST, MAX_SEGMENTS, REQUEST, RESPONSE, SEGMENT, Operation
 from paravirt.ring import blkif
 from paravirt.ring.blkif import Limits
+from paravirt.ring.blkif_grants import PERSISTENT_GRANTS, UNUSED_S, PersistentGrants
 from paravirt.ring.grant import Granter, Mapper, entries_bytes, init_maptrack, maptrack_bytes
 from paravirt.ring.memory import Mapping, address_of, map_new
+from paravirt.ring.shared import BackRing, FrontRing
 
 BASE, PAGES, SECTORS = 8, 32, 2048
 
@@ -25,6 +27,18 @@ class Pair:
     mapper: Mapper
     data: Mapping
     batch: blkif.RequestBatch
+    kept: PersistentGrants | None = None
+
+    def persist(self, max_grants: int = PERSISTENT_GRANTS, unused_s: float = UNUSED_S) -> None:
+        """What is mapped stays mapped, until `let_go`."""
+        self.kept = PersistentGrants(self.mapper, max_grants, unused_s)
+        self.batch.persist(self.kept)
+
+    def let_go(self) -> None:
+        self.batch.persist(None)
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
 
     def run(self, requests: np.ndarray, disk: bytearray | None = None) -> np.ndarray:
         """Take requests through prepare, copy and finish; the responses."""
@@ -33,7 +47,7 @@ class Pair:
         self.batch.prepare(n)
         if disk is not None:
             self.batch.set_disk(memory=address_of(disk)[0], n_bytes=len(disk))
-            self.batch.copy(n)
+            self.batch.do(n)
         self.batch.finish(n)
         return np.frombuffer(bytes(self.batch.responses[: n * 16]), RESPONSE)
 
@@ -48,8 +62,10 @@ def make_pair(*, x86_32: bool = False) -> Iterator[Pair]:
     mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=PAGES, domid=0)
     batch = blkif.RequestBatch(mapper, data.view, 32, x86_32=x86_32)
     batch.set_limits(Limits(SECTORS))
-    yield Pair(granter, mapper, data, batch)
-    del batch
+    made = Pair(granter, mapper, data, batch)
+    yield made
+    made.let_go()
+    del batch, made
     mapper.close()
     granter.close()
     for mapping in objects:
@@ -77,7 +93,9 @@ def together(requests: list[np.ndarray]) -> np.ndarray:
 
 
 def in_use(pair: Pair) -> int:
-    return pair.mapper.statistics().pinned_pages
+    """Pages that are mapped, but those that wait for the next request to use them."""
+    kept = pair.kept.statistics() if pair.kept else None
+    return pair.mapper.statistics().pinned_pages - (kept.cached - kept.in_use if kept else 0)
 
 
 def indirect(
@@ -104,3 +122,17 @@ def write_segments(pair: Pair, page: int, segments: list[tuple[int, int, int]]) 
         array[i] = segment
     raw = array.tobytes()
     pair.data.view[page * 4096 : page * 4096 + len(raw)] = raw
+
+
+@contextmanager
+def ring_of_answers() -> Iterator[BackRing]:
+    """A back end that has taken as many requests as it may."""
+    memory = shared(4096)
+    with (
+        memory,
+        FrontRing.create(memory, REQUEST, RESPONSE) as front,
+        BackRing.attach(memory, REQUEST, RESPONSE) as ring,
+    ):
+        front.push(np.zeros(32, REQUEST))
+        ring.take_batch()
+        yield ring

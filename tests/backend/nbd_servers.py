@@ -43,7 +43,7 @@ class Server:
 
     def start(self) -> None:
         self.path.unlink(missing_ok=True)
-        self._process = subprocess.Popen(self._command)
+        self._process = subprocess.Popen(self._command, env=needs.own_environment())
         deadline = time.monotonic() + DEADLINE_S
         while not is_listening(self.path):
             assert self._process.poll() is None, f"{self._command[0]} has ended"

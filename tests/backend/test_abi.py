@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import paravirt
+from paravirt.backend.c_engine import EngineName
 from paravirt.protocol import blkif
 from paravirt.protocol.blkif import Operation, Status
 from paravirt.protocol.decode.blkif import BlkifDecoder
@@ -21,8 +22,8 @@ DEADLINE_S = 20.0
 
 
 @pytest.fixture
-def host() -> Iterator[paravirt.Host]:
-    with paravirt.Host() as running:
+def host(vbd_engine: EngineName) -> Iterator[paravirt.Host]:
+    with paravirt.Host(engine=vbd_engine) as running:
         yield running
 
 
@@ -46,7 +47,7 @@ def test_each_abi(host: paravirt.Host, order: int, abi: str, layout: "np.dtype[n
     ring = FrontRing.create(pages.view, layout, blkif.RESPONSE, port=channel)
     assert ring.size == blkif.ring_entries(order)
     refs = tuple(arena.grant(pages.gref + i) for i in range(1 << order))
-    keys = VbdRequest(refs, channel.port, abi).to_keys()
+    keys = VbdRequest.single(refs, channel.port, abi).to_keys()
     if not abi:
         del keys["protocol"]
     assert xenbus.switch_state(domain.store, path.frontend, XenbusState.INITIALISED, keys)

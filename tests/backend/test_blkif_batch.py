@@ -4,7 +4,6 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,9 @@ from paravirt.ring import blkif
 from paravirt.ring.blkif import Limits
 from paravirt.ring.grant import Granter, Mapper, entries_bytes, init_maptrack, maptrack_bytes
 from paravirt.ring.memory import address_of
-from paravirt.ring.shared import BackRing, FrontRing
 
 from ..faults import failing
-from .blkif_pair import BASE, PAGES, SECTORS, Pair, in_use, request, shared, together
+from .blkif_pair import BASE, PAGES, SECTORS, Pair, in_use, request, ring_of_answers, shared, together
 
 
 def test_read_and_write_move_the_right_bytes(pair: Pair) -> None:
@@ -156,6 +154,7 @@ def test_counters(pair: Pair) -> None:
     counters = pair.batch.counters
     assert (counters.reads, counters.writes, counters.flushes, counters.refused) == (3, 1, 1, 1)
     assert (counters.read_bytes, counters.written_bytes, counters.errors) == (3 * 4096, 4096, 0)
+    assert (counters.copied_bytes, counters.barriers, counters.no_memory) == (4 * 4096, 0, 0)
 
 
 @given(st.binary(min_size=112, max_size=112 * 8))
@@ -180,7 +179,7 @@ def test_no_bytes_of_a_peer_do_harm(raw: bytes) -> None:
     disk = bytearray(64 * 512)
     batch.prepare(n)
     batch.set_disk(memory=address_of(disk)[0], n_bytes=len(disk))
-    batch.copy(n)
+    batch.do(n)
     batch.finish(n)
     answers = np.frombuffer(bytes(batch.responses[: n * 16]), RESPONSE)
     assert answers["id"].tolist() == requests["id"].tolist()
@@ -202,20 +201,6 @@ def run_file(pair: Pair, requests: np.ndarray, fd: int) -> tuple[list[int], int]
         pair.batch.set_disk(fd=fd)
         assert pair.batch.serve(ring, n)
     return np.frombuffer(bytes(pair.batch.responses[: n * 16]), RESPONSE)["status"].tolist(), pair.batch.error
-
-
-@contextmanager
-def ring_of_answers() -> Iterator[BackRing]:
-    """A back end that has taken as many requests as it may."""
-    memory = shared(4096)
-    with (
-        memory,
-        FrontRing.create(memory, REQUEST, RESPONSE) as front,
-        BackRing.attach(memory, REQUEST, RESPONSE) as ring,
-    ):
-        front.push(np.zeros(32, REQUEST))
-        ring.take_batch()
-        yield ring
 
 
 @pytest.fixture

@@ -21,7 +21,19 @@ from paravirt.protocol.blkif import (
 from paravirt.ring.blkif import Limits, RequestBatch
 
 from ..faults import failing
-from .blkif_pair import BASE, PAGES, SECTORS, Pair, in_use, indirect, make_pair, request, together, write_segments
+from .blkif_pair import (
+    BASE,
+    PAGES,
+    SECTORS,
+    Pair,
+    in_use,
+    indirect,
+    make_pair,
+    request,
+    ring_of_answers,
+    together,
+    write_segments,
+)
 
 ALL = Limits(SECTORS, barrier=True, discard=True, max_indirect_segments=256)
 
@@ -46,7 +58,8 @@ def test_a_barrier_writes(pair: Pair) -> None:
     assert pair.run(request(Operation.WRITE_BARRIER, 16), disk)["status"][0] == Status.OKAY
     assert disk[16 * 512 : 24 * 512] == b"b" * 4096
     assert in_use(pair) == 0
-    assert pair.batch.counters.writes == 1
+    counters = pair.batch.counters
+    assert (counters.writes, counters.barriers, counters.written_bytes, counters.copied_bytes) == (1, 1, 4096, 4096)
 
 
 def test_an_empty_barrier_is_a_flush(pair: Pair) -> None:
@@ -89,12 +102,12 @@ def test_a_discard_is_left_to_the_caller(pair: Pair) -> None:
     assert pair.batch.operation(0) == Operation.DISCARD
     assert pair.batch.is_secure(0)
     assert pair.batch.place(0) == (8 * 512, 100 * 512)
-    pair.batch.set_disk(n_bytes=SECTORS * 512)
-    pair.batch.copy(1)
+    with ring_of_answers() as ring:
+        assert not pair.batch.serve(ring, 1)
     assert pair.batch.is_pending(0)
     pair.batch.complete(0, Status.OKAY)
     pair.batch.finish(1)
-    assert pair.batch.counters.discards == 1
+    assert (pair.batch.counters.discards, pair.batch.counters.discarded_bytes) == (1, 100 * 512)
 
 
 def test_discards_of_large_sectors_are_aligned(pair: Pair) -> None:
@@ -200,8 +213,6 @@ def test_4096_segments_in_eight_pages(pair: Pair) -> None:
 
 def test_many_extents_reach_a_file(pair: Pair, tmp_path: Path) -> None:
     """More of them than one system call takes."""
-    from paravirt.ring._core import lib
-
     path = tmp_path / "disk.img"
     content = os.urandom(SECTORS * 512)
     path.write_bytes(content)
@@ -213,7 +224,7 @@ def test_many_extents_reach_a_file(pair: Pair, tmp_path: Path) -> None:
     assert pair.batch.prepare(1) == 1
     with path.open("rb") as file:
         pair.batch.set_disk(fd=file.fileno())
-        lib.pv_blkif_transfer(pair.batch._core, 1)
+        pair.batch.do(1)
     pair.batch.finish(1)
     assert pair.batch.error == 0
     read = b"".join(bytes(pair.data.view[(gref - BASE) * 4096 + first * 512 :][:512]) for gref, first, _ in segments)
@@ -271,7 +282,7 @@ def test_segments_that_find_no_memory_are_refused(pair: Pair, call: int) -> None
     assert fault.happened
     assert answers["status"].tolist() == [Status.OKAY, Status.ERROR, *[Status.OKAY] * 8, Status.ERROR, Status.OKAY]
     assert pair.batch.refusal(2) == "no memory for its segments"
-    assert pair.batch.counters.refused == 2
+    assert (pair.batch.counters.refused, pair.batch.counters.no_memory) == (2, 2)
     assert in_use(pair) == 0
     assert pair.run(together([many, many]), disk)["status"].tolist() == [Status.OKAY] * 2
     assert bytes(pair.data.view[:4096]) == disk[255 * 4096 : 256 * 4096]

@@ -59,7 +59,9 @@ def test_images_of_qemu(tmp_path: Path, path: Path, kind: str) -> None:
         needs.missing("qemu-img is not installed")
     image = str(tmp_path / "image")
     options = ["-o", "force_size=on"] if kind == "vpc" else []
-    subprocess.run(["qemu-img", "create", "-q", "-f", kind, *options, image, "4M"], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", kind, *options, image, "4M"], check=True, env=needs.own_environment()
+    )
     with running(path, "qemu-nbd", "--persistent", "--shared=0", "-k", str(path), "-f", kind, image):
         disk = connect(path)
         assert disk.size_bytes == 4 << 20

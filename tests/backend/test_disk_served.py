@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 
 import paravirt
+from paravirt.backend.c_engine import EngineName
 from paravirt.backend.disks import DRIVERS, FILTERS, Disk, MemoryDisk, own
 from paravirt.backend.disks.base import Transfer, total
 from paravirt.backend.disks.filters.base import Filter
@@ -27,8 +28,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[paravirt.Host]:
-    with paravirt.Host() as running_host:
+def host(vbd_engine: EngineName) -> Iterator[paravirt.Host]:
+    with paravirt.Host(engine=vbd_engine) as running_host:
         yield running_host
 
 
@@ -209,7 +210,7 @@ def together(host: paravirt.Host, domain: paravirt.Domain) -> Iterator[paravirt.
     own.register("together", Together)
     try:
         host.attach_disk(domain, "1M", driver="together:delay,all=1ms:memory")  # so that more comes meanwhile
-        with domain.open_disk() as disk:
+        with domain.open_disk(merge=False) as disk:
             yield disk
         host.detach_disk(domain)
     finally:

@@ -48,9 +48,16 @@ def test_close_is_harmless_when_repeated(disk: Disk) -> None:
 
 
 def test_null_reads_zeroes_and_keeps_nothing() -> None:
-    disk = open_disk("null", "1G", read_only=False)
+    disk = open_disk("null,read-zeroes=1", "1G", read_only=False)
     disk.pwritev([memoryview(b"x" * 512)], 0)
     assert read(disk, 512, 4096, at=0) == [bytes(512), bytes(4096)]
+
+
+def test_null_leaves_buffers_alone() -> None:
+    disk = open_disk("null", "1G", read_only=False)
+    page = bytearray(b"p" * 512)
+    disk.preadv([memoryview(page)], 0)
+    assert page == b"p" * 512
 
 
 def test_writes_reach_the_file(image: Path) -> None:

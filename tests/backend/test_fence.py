@@ -4,6 +4,7 @@
 import pytest
 
 import paravirt
+from paravirt.frontend.vbd import Disk
 from paravirt.protocol.keys import FENCE_KEY
 from paravirt.ring import waiting
 from paravirt.ring.waiting import Fence
@@ -15,9 +16,11 @@ needs_membarrier = pytest.mark.skipif(
 
 def fences_of(host: paravirt.Host, disk: object) -> tuple[Fence, Fence]:
     (device,) = host._backend._devices.values()
-    assert device._connection is not None
-    slots = disk._slots  # type: ignore[attr-defined]
-    return slots.ring.fence, device._connection.ring.fence
+    (connection,) = device._connections
+    assert isinstance(disk, Disk)
+    ring = disk.queue.end.ring
+    assert ring is not None
+    return ring.fence, connection.ring.fence
 
 
 @needs_membarrier
@@ -40,7 +43,7 @@ def test_a_frontend_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     with paravirt.Host(fence="process") as host:
         domain = host.create_domain("guest")
         host.attach_disk(domain, str(1 << 20), driver="memory")
-        monkeypatch.setattr("paravirt.frontend.vbd.fence_for", lambda word: "full")
+        monkeypatch.setattr("paravirt.frontend.disk_device.fence_for", lambda word: "full")
         with domain.open_disk("xvda") as disk:
             assert fences_of(host, disk) == ("full", "full")
             assert disk.pread(512, 0) == bytes(512)

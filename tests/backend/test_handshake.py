@@ -18,6 +18,7 @@ from paravirt.errors import ParavirtError
 from paravirt.host import vbd
 from paravirt.hypervisor.client import Arena, EventChannel, PageRun
 from paravirt.protocol import blkif
+from paravirt.protocol.blkif import Operation
 from paravirt.protocol.vbd import VbdRequest
 from paravirt.protocol.xenbus import DevicePath, XenbusState
 from paravirt.ring.shared import FrontRing
@@ -48,6 +49,9 @@ class FakeEngine:
     def resize(self, sectors: int) -> None:
         self.sectors = sectors
 
+    def withdraw(self, operation: Operation) -> None:
+        raise AssertionError("no disk here lacks an operation")
+
     def statistics(self) -> EngineStatistics:
         raise AssertionError("nobody asks")
 
@@ -55,7 +59,7 @@ class FakeEngine:
 @pytest.fixture
 def host() -> Iterator[paravirt.Host]:
     FakeEngine.made = []
-    with paravirt.Host(engine=FakeEngine) as running:
+    with paravirt.Host(engine=FakeEngine, max_queues=3) as running:
         yield running
 
 
@@ -78,7 +82,7 @@ class Front:
         FrontRing.create(self.pages.view, blkif.REQUEST, blkif.RESPONSE).close()
         refs = tuple(self.arena.grant(self.pages.gref + i) for i in range(n_pages))
         self.channel = self.domain.hypervisor.alloc_unbound(self.waiter, 0)
-        return VbdRequest(refs, self.channel.port)
+        return VbdRequest.single(refs, self.channel.port)
 
     def write(self, state: XenbusState, keys: dict[str, str] | None = None, *, without: tuple[str, ...] = ()) -> None:
         def change(transaction: Transaction) -> None:
@@ -165,8 +169,8 @@ def test_four_ring_pages(front: Front) -> None:
 
 
 def test_page_order_zero(front: Front) -> None:
-    request = front.offer()
-    keys = {"ring-page-order": "0", "ring-ref0": str(request.ring_refs[0]), "event-channel": str(request.event_channel)}
+    (place,) = front.offer().queues
+    keys = {"ring-page-order": "0", "ring-ref0": str(place.ring_refs[0]), "event-channel": str(place.event_channel)}
     front.write(S.INITIALISED, keys)
     front.expect(S.CONNECTED)
 
@@ -205,6 +209,20 @@ def test_both_sides_close_at_once(front: Front) -> None:
     assert engine.stopped == 1
 
 
+def test_disconnecting_twice_is_harmless(front: Front) -> None:
+    """Closed by its frontend, and then stopped twice."""
+    engine = front.connect()
+    front.write(S.CLOSED)
+    front.expect(S.CLOSED)
+    (device,) = front.host._backend._devices.values()
+    front.host._backend.stop()
+    for _ in range(2):
+        device._disconnect()
+        device.close()
+    assert (engine.started, engine.stopped) == (1, 1)
+    assert device.statistics() is None
+
+
 def test_guest_closes_and_comes_back(front: Front) -> None:
     for _ in range(3):
         engine = front.connect()
@@ -226,7 +244,8 @@ BAD = {
     "no event-channel": ({"event-channel": None}, "event-channel is missing"),
     "event-channel of nobody": ({"event-channel": "4000"}, ""),
     "zero queues": ({"multi-queue-num-queues": "0"}, "multi-queue"),
-    "two queues": ({"multi-queue-num-queues": "2"}, "multi-queue"),
+    "two queues of which nothing is there": ({"multi-queue-num-queues": "2"}, "queue 0: ring-ref is missing"),
+    "more queues than offered": ({"multi-queue-num-queues": "4"}, "multi-queue-num-queues is 4, not from 1 to the 3"),
     "unknown protocol": ({"protocol": "x86_128-abi"}, "protocol"),
     "too many pages": ({"ring-page-order": "5"}, "ring-page-order"),
     "pages without references": ({"ring-page-order": "1"}, "ring-ref0 is missing"),
@@ -243,7 +262,7 @@ def test_a_bad_frontend_is_refused_and_others_go_on(
     request = front.offer()
     keys: dict[str, str | None] = {**request.to_keys(), **change}
     if keys.get("ring-ref") == "+1":
-        keys["ring-ref"] = str(request.ring_refs[0] + 1)
+        keys["ring-ref"] = str(request.queues[0].ring_refs[0] + 1)
     for name, value in keys.items():
         if value is not None:
             front.store.write(f"{front.path.frontend}/{name}", value.encode("utf-8", "surrogateescape"))
@@ -292,7 +311,7 @@ def test_a_bad_image_is_looked_at_once(host: paravirt.Host, caplog: pytest.LogCa
 def test_event_channel_already_bound(front: Front) -> None:
     request = front.offer()
     other = front.host.hypervisor.waiter()
-    front.host.hypervisor.bind_interdomain(other, front.domain.domid, request.event_channel)
+    front.host.hypervisor.bind_interdomain(other, front.domain.domid, request.queues[0].event_channel)
     front.write(S.INITIALISED, request.to_keys())
     front.expect(S.CLOSING)
     other.close()
@@ -340,7 +359,7 @@ def test_a_defect_closes_its_device_only(host: paravirt.Host, front: Front, monk
     other.expect(S.INIT_WAIT)
     other.connect()
 
-    def fail(self: VbdBackend, request: VbdRequest) -> Connection:
+    def fail(self: VbdBackend, *place: object) -> Connection:
         raise RuntimeError("never thought of")
 
     monkeypatch.setattr(VbdBackend, "_map", fail)
@@ -387,7 +406,7 @@ def test_failed_and_repeated_connects_leak_nothing(front: Front) -> None:
     assert descriptors() == before
     front.write(S.CLOSED)
     front.expect(S.CLOSED)
-    assert front.arena.revoke(request.ring_refs[0]), "the backend kept the ring page"
+    assert front.arena.revoke(request.queues[0].ring_refs[0]), "the backend kept the ring page"
 
 
 def test_a_backend_dies_just_after_it_connected(host: paravirt.Host, front: Front) -> None:

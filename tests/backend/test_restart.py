@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A real frontend and what its backend does around the ends of a connection."""
 
+import asyncio
 import logging
 import random
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 import paravirt
 from paravirt.backend import disks
+from paravirt.backend.c_engine import EngineName
 from paravirt.backend.engine import EngineStatistics, PythonEngine
 from paravirt.backend.service import BackendService
 from paravirt.errors import AlreadyExists, InvalidRequest, IoError, PeerError
@@ -23,8 +25,8 @@ DEADLINE_S = 20.0
 
 
 @pytest.fixture
-def host() -> Iterator[paravirt.Host]:
-    with paravirt.Host() as running:
+def host(vbd_engine: EngineName) -> Iterator[paravirt.Host]:
+    with paravirt.Host(engine=vbd_engine) as running:
         yield running
 
 
@@ -191,6 +193,8 @@ def test_pages_that_the_backend_lets_go_late(monkeypatch: pytest.MonkeyPatch) ->
             assert disk.statistics().held_slots == 32
             with pytest.raises(PeerError, match="keeps the pages of 32"):
                 disk.pread(512, 0, timeout_s=DEADLINE_S)
+            with pytest.raises(PeerError, match="keeps the pages of 32"):
+                asyncio.run(asyncio.wait_for(disk.aio.pread(512, 0), DEADLINE_S))
             LateEngine.let_go.set()
             host._backend.stop()  # when its engine has finished
             with another_backend(host):

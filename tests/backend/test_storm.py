@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import paravirt
+from paravirt.backend.c_engine import EngineName
 from paravirt.frontend.vbd import Disk
 from paravirt.ring.event import EventPort
 
@@ -14,8 +15,8 @@ DEADLINE_S = 20.0
 
 
 @pytest.fixture
-def host() -> Iterator[paravirt.Host]:
-    with paravirt.Host() as running:
+def host(vbd_engine: EngineName) -> Iterator[paravirt.Host]:
+    with paravirt.Host(engine=vbd_engine) as running:
         yield running
 
 
@@ -30,10 +31,10 @@ def disk(host: paravirt.Host) -> Iterator[Disk]:
 def ends(host: paravirt.Host, disk: Disk) -> tuple[EventPort, EventPort]:
     """Event channels of the frontend and of the backend."""
     (device,) = host._backend._devices.values()
-    connection = device._connection  # type: ignore[attr-defined]
-    assert disk._end.channel is not None
+    (connection,) = device._connections  # type: ignore[attr-defined]
+    assert disk.queue.end.channel is not None
     port: EventPort = connection.port
-    return disk._end.channel, port
+    return disk.queue.end.channel, port
 
 
 @pytest.mark.parametrize("pick", [lambda ports: ports, lambda ports: ports[::-1]], ids=["frontend", "backend"])

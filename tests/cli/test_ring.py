@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pytest
 
-from paravirt.cli.ring.watch import time_text
+from paravirt.cli.live import time_text
 from paravirt.testing.temporary import TemporaryHost
 from tests.host.running import ended, read_line
 

@@ -98,6 +98,14 @@ class TestStart:
         assert "here" not in names
         living.ask("domain", "destroy", "here")
 
+    def test_queues_of_a_disk(self) -> None:
+        with RunningHost("--max-queues", "7") as host:
+            host.ask("domain", "create", "guest")
+            host.ask("vbd", "attach", "guest", "1M", "--driver", "memory")
+            offered = host.ask("xenstore", "read", "/local/domain/0/backend/vbd/1/51712/multi-queue-max-queues")
+            assert offered.strip() == "7"
+            assert host.stop() == 0
+
 
 class TestDomains:
     def test_create_list_destroy(self, living: RunningHost) -> None:

@@ -176,3 +176,36 @@ def test_a_disk_that_grows(host: TemporaryHost, guest: str, image: Path) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "no disk xvdb" in complaint(host, "vbd", "resize", guest, "xvdb")
     assert paravirt(host, "vbd", "detach", guest, "xvda").returncode == 0
+
+
+def test_limits(host: TemporaryHost, guest: str) -> None:
+    done = paravirt(host, "vbd", "attach", guest, "8M", "--driver", "memory", "--iops", "100")
+    assert done.returncode == 0, done
+    shown = "100 IOPS"
+    for options, now in (
+        ((), shown),
+        (("--iops", "50", "--iops-burst", "70", "--bytes", "1M"), "50 IOPS (burst 70), 1048576 B/s"),
+        (("--bytes", "4k", "--bytes-burst", "8k"), "4096 B/s (burst 8192)"),
+        ((), "4096 B/s (burst 8192)"),
+        (("--none",), "no limits"),
+    ):
+        done = paravirt(host, "vbd", "limit", guest, "xvda", *options)
+        assert done.returncode == 0, done
+        assert done.stdout.rstrip().endswith(f": {now}")
+    (told,) = json.loads(paravirt(host, "vbd", "list", guest, "--json").stdout)
+    assert told["qos"] == ""
+    assert "no disk xvdb" in complaint(host, "vbd", "limit", guest, "xvdb")
+    assert "no disk xvdb" in complaint(host, "vbd", "limit", guest, "xvdb", "--iops", "5")
+    assert "needs paravirt-qos-iops" in complaint(host, "vbd", "limit", guest, "xvda", "--iops-burst", "5")
+    assert "--bytes 'much'" in complaint(host, "vbd", "limit", guest, "xvda", "--bytes", "much")
+    assert "--none" in complaint(host, "vbd", "limit", guest, "xvda", "--none", "--iops", "5")
+
+
+@pytest.mark.parametrize(("options", "trusted"), [((), "1"), (("--untrusted-backend",), "0")])
+def test_the_frontend_is_told_whether_its_backend_is_trusted(
+    host: TemporaryHost, guest: str, options: tuple[str, ...], trusted: str
+) -> None:
+    assert paravirt(host, "vbd", "attach", guest, "8M", "--driver", "memory", *options).returncode == 0
+    domid = json.loads(paravirt(host, "vbd", "list", guest, "--json").stdout)[0]["domid"]
+    read = paravirt(host, "xenstore", "read", f"/local/domain/{domid}/device/vbd/51712/trusted")
+    assert read.stdout.strip() == trusted

@@ -30,9 +30,15 @@ TESTS = [
     *(f"tests/{folder}" for folder in ("ring", "hypervisor", "backend", "frontend", "xenstore")),
     "tests/host/test_process_rights.py",
     "tests/cli/test_xenstore_trace.py",
+    "tests/integration/test_nbd_export.py",
 ]
-OTHER_USERS = ["--deselect", "tests/host/test_as_user.py"]
-"""Tests that run others as a user who may not write the counters."""
+OTHER_USERS = [
+    "--deselect",
+    "tests/host/test_as_user.py",
+    "--deselect",
+    "tests/integration/test_nbd_export.py::test_mistakes",
+]
+"""Tests with processes that may not write the counters, and say so."""
 COUNTERS = ["--coverage", "-fprofile-update=atomic"]
 """Threads count too; an addition that is not atomic would lose some."""
 

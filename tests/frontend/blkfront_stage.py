@@ -58,12 +58,16 @@ def shared(n_bytes: int) -> Mapping:
 
 
 @contextmanager
-def make_stage() -> Iterator[Stage]:
-    entries, data = shared(entries_bytes(PAGES)), shared(PAGES * 4096)
-    maptrack = shared(maptrack_bytes(PAGES))
-    init_maptrack(maptrack, BASE, PAGES)
-    granter = Granter(entries, base=BASE, n_pages=PAGES, peer=BACKEND)
-    mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=PAGES, domid=BACKEND)
+def make_stage(*, buffer_pages: int = 0) -> Iterator[Stage]:
+    """`buffer_pages`: behind the pages of the slots, granted."""
+    pages = PAGES + buffer_pages
+    entries, data = shared(entries_bytes(pages)), shared(pages * 4096)
+    maptrack = shared(maptrack_bytes(pages))
+    init_maptrack(maptrack, BASE, pages)
+    granter = Granter(entries, base=BASE, n_pages=pages, peer=BACKEND)
+    mapper = Mapper(entries, data, maptrack, base=BASE, n_pages=pages, domid=BACKEND)
+    for page in range(PAGES, pages):
+        granter.access(page)
     made = Stage(Slots(granter, data.pointer(), BASE, N_SLOTS, BACKEND), granter, mapper, data)
     made.new_ring()
     yield made

@@ -89,7 +89,7 @@ def test_a_large_write_is_indirect(stage: Stage) -> None:
     assert (done, error) == ([(int(request["id"][0]), 0)], None)
     assert (stage.slots.in_flight, stage.slots.free) == (0, N_SLOTS)
     assert stage.granter.statistics().granted == 0
-    assert stage.slots.core.written_bytes == LARGE
+    assert stage.slots.counters.written_bytes == LARGE
 
 
 def test_a_large_read_comes_back_in_order(stage: Stage) -> None:
@@ -181,7 +181,7 @@ def test_barriers_and_discards(stage: Stage) -> None:
     done, error = stage.answer(requests)
     assert [status for _, status in done] == [Status.OKAY] * 2
     assert error is None
-    assert (stage.slots.core.writes, stage.slots.core.discards) == (2, 1)
+    assert (stage.slots.counters.writes, stage.slots.counters.discards) == (2, 1)
     assert stage.granter.statistics().granted == 0
 
 

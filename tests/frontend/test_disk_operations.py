@@ -13,6 +13,7 @@ import pytest
 
 import paravirt
 from paravirt.backend import disks
+from paravirt.backend.c_engine import EngineName
 from paravirt.backend.disks import MemoryDisk
 from paravirt.errors import InvalidRequest, IoError, NotFound, ReadOnly
 from paravirt.protocol.blkif import MAX_REQUEST_BYTES, Status
@@ -23,8 +24,8 @@ DEADLINE_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[paravirt.Host]:
-    with paravirt.Host() as made:
+def running(vbd_engine: EngineName) -> Iterator[paravirt.Host]:
+    with paravirt.Host(engine=vbd_engine) as made:
         yield made
 
 

@@ -54,7 +54,7 @@ def in_place(host: paravirt.Host, domain: paravirt.Domain) -> Iterator[InPlaceFr
 
 def engine_of(host: paravirt.Host, driver: type[DeviceBackend]) -> DriverEngine:
     (device,) = host._services[driver.protocol.name]._devices.values()
-    engine = device._engine
+    (engine,) = device._engines
     assert isinstance(engine, DriverEngine)
     return engine
 
@@ -327,7 +327,7 @@ def test_a_budget_for_all_rings_of_a_domain(host: paravirt.Host, domain: paravir
         host.attach(guest, EchoBack, number)
     devices = [domain.open(EchoFront, 0), domain.open(EchoFront, 1), other.open(EchoFront, 0)]
     of = {
-        (path.frontend_domid, path.device_id): device._engine._ring._budget  # type: ignore[attr-defined]
+        (path.frontend_domid, path.device_id): device._engines[0]._ring._budget  # type: ignore[attr-defined]
         for path, device in ((device.path, device) for device in host._services["vecho"]._devices.values())
     }
     assert of[domain.domid, 0] is of[domain.domid, 1]

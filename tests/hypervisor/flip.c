@@ -7,6 +7,8 @@
 #include "pv_grant.h"
 
 static int tries;
+static struct pv_grant_entry entries[4];
+static uint8_t data[4 * 4096];
 
 /* Fails, with another frame in the entry each time. */
 int flip(uint64_t *word, uint64_t *expected)
@@ -17,10 +19,15 @@ int flip(uint64_t *word, uint64_t *expected)
 	return 0;
 }
 
+/* The entry of the page that is being copied. */
+void flip_one(const void *page)
+{
+	entries[((const uint8_t *)page - data) / 4096].frame ^= 1;
+}
+
 int main(void)
 {
-	static uint8_t data[4 * 4096], local[16];
-	struct pv_grant_entry entries[4] = {{0}};
+	static uint8_t local[16];
 	struct pv_grant_private granted[4] = {{0}};
 	struct pv_pin pins[4] = {{0}};
 	struct pv_pinned pinned[4] = {{0}};

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Arenas and grants over sockets, with both memory providers."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -208,3 +210,26 @@ def test_quotas_and_the_budget_say_what_is_exhausted(make_world: MakeWorld) -> N
     world.connect(1)
     with pytest.raises(HypervisorError, match="2 connections"):
         world.connect(1)
+
+
+def resident_pages(address: int) -> int:
+    """Of the mapping that begins there."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.startswith(f"{address:08x}-"):
+            return next(int(found.split()[1]) // 4 for found in lines if found.startswith("Rss:"))
+    raise AssertionError("no such mapping")
+
+
+def test_pages_take_memory_when_they_are_first_used(world: World) -> None:
+    guest = world.connect(world.dom0.create_domain("guest").domid)
+    before = len(os.listdir("/proc/self/fd"))
+    with guest.create_arena(0, 256) as arena:
+        assert len(os.listdir("/proc/self/fd")) == before + 2  # the broker's; what is mapped keeps none
+        run = arena.allocate(200)
+        assert resident_pages(arena.memory.address) == 0
+        run.view[100 * 4096 : 103 * 4096] = b"x" * (3 * 4096)
+        assert resident_pages(arena.memory.address) == 3
+        arena.free(run)
+        again = arena.allocate(250)
+        assert again.view == bytes(250 * 4096)

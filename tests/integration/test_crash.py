@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from paravirt.host import vbd
 from paravirt.host.launch import DomainProcess
 from paravirt.hypervisor.client import DomainInfo
 from paravirt.testing.temporary import TemporaryHost
+from tests.eventually import eventually
 from tests.host.running import freeze
 
 SIZE = 4 << 20
@@ -68,14 +68,6 @@ class Guest:
         self.process.wait(DEADLINE_S)
         self._reader.join(DEADLINE_S)
         self.process.close()
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    """Wait until something holds that nobody announces."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.01)
 
 
 def is_idle(pid: int) -> bool:

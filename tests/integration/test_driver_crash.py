@@ -14,8 +14,9 @@ from paravirt.host import device
 from paravirt.hypervisor.client import DomainInfo
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.testing.temporary import TemporaryHost
+from tests.eventually import eventually
 from tests.host.running import freeze
-from tests.integration.test_crash import DEADLINE_S, Guest, descriptors, eventually, held, is_idle
+from tests.integration.test_crash import DEADLINE_S, Guest, descriptors, held, is_idle
 
 ROOT = Path(__file__).parent.parent.parent
 DRIVER = "tests.echo_device:EchoBack"

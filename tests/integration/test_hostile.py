@@ -2,14 +2,13 @@
 """Peers that lie, on a live ring: their device is closed with an error, everything else goes on."""
 
 import struct
-import threading
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 import paravirt
+from paravirt.backend.c_engine import EngineName
 from paravirt.backend.engine import PythonEngine
 from paravirt.errors import PeerError, PeerGone
 from paravirt.frontend.vbd import Disk
@@ -19,15 +18,9 @@ from paravirt.protocol.vbd import VbdRequest
 from paravirt.protocol.xenbus import XenbusState
 from paravirt.ring.shared import FrontRing
 from paravirt.xenstore import xenbus
+from tests.eventually import eventually
 
 DEADLINE_S = 20.0
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
 
 
 class RogueFront:
@@ -44,7 +37,7 @@ class RogueFront:
         waiter = hypervisor.waiter()
         channel = hypervisor.alloc_unbound(waiter, 0)
         self.ring = FrontRing.create(self.pages.view, blkif.REQUEST, blkif.RESPONSE, port=channel)
-        keys = VbdRequest((self.arena.grant(self.pages.gref),), channel.port).to_keys()
+        keys = VbdRequest.single((self.arena.grant(self.pages.gref),), channel.port).to_keys()
         eventually(lambda: self.backend() is XenbusState.INIT_WAIT)
         xenbus.switch_state(self.domain.store, self.path.frontend, XenbusState.INITIALISED, keys)
         eventually(lambda: self.backend() is XenbusState.CONNECTED)
@@ -65,8 +58,8 @@ class RogueFront:
 
 
 @pytest.fixture
-def host() -> Iterator[paravirt.Host]:
-    with paravirt.Host() as running:
+def host(vbd_engine: EngineName) -> Iterator[paravirt.Host]:
+    with paravirt.Host(engine=vbd_engine) as running:
         yield running
 
 

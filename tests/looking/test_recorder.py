@@ -75,7 +75,7 @@ def host() -> Iterator[paravirt.Host]:
 def test_all_that_a_disk_does(host: paravirt.Host) -> None:
     domain = host.create_domain("guest")
     host.attach_disk(domain, "1M", driver="memory")
-    with domain.open_disk() as disk, Looker(host.hypervisor) as looker:
+    with domain.open_disk(merge=False) as disk, Looker(host.hypervisor) as looker:
         disk.pread(512, 0)
         with recorded(looker, "vbd/1/51712") as running:
             for i in range(20):

@@ -81,7 +81,7 @@ def disk_file(host: paravirt.Host, guest: paravirt.Domain, tmp_path: Path) -> Pa
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     host.attach_disk(guest, image)
-    with guest.open_disk(max_segments=11) as disk:
+    with guest.open_disk(max_segments=11, merge=False) as disk:
         record(host, "vbd/1/51712", tmp_path / "disk.pcapng", lambda: use_disk(disk))
     return tmp_path / "disk.pcapng"
 
@@ -113,11 +113,11 @@ def test_a_disk_answers_as_it_did(guest: paravirt.Domain, disk_file: Path, optio
 
 def test_writes_are_done_with_what_was_asked_for(host: paravirt.Host, guest: paravirt.Domain, disk_file: Path) -> None:
     to_back(guest, disk_file, "vbd", 51712, speed=0, data="pattern")
-    with guest.open_disk(max_segments=11) as disk:
+    with guest.open_disk(max_segments=11, merge=False) as disk:
         assert disk.pread(512, 0) == pattern(0, 512)
         assert disk.pread(512, 88 * 512) == pattern(1, 512), "the second of 44 KiB"
     to_back(guest, disk_file, "vbd", 51712, speed=0)
-    with guest.open_disk(max_segments=11) as disk:
+    with guest.open_disk(max_segments=11, merge=False) as disk:
         assert not any(disk.pread(51200, 0))
 
 
@@ -243,7 +243,7 @@ def test_recordings_that_fit_no_device_are_refused(host: paravirt.Host, guest: p
 
 def test_a_front_end_gets_the_recorded_answers(host: paravirt.Host, guest: paravirt.Domain, disk_file: Path) -> None:
     with FrontReplay(host.hypervisor, host.store, 1, disk_file, device=("vbd", 51728), fill=True) as replaying:
-        with guest.open_disk("xvdb", max_segments=11) as disk:
+        with guest.open_disk("xvdb", max_segments=11, merge=False) as disk:
             assert disk.size_bytes == 1 << 20
             use_disk(disk)
             report = replaying.wait(timeout_s=DEADLINE_S)
@@ -265,7 +265,7 @@ def test_data_that_is_read_is_zeros_or_a_pattern(host: paravirt.Host, guest: par
     for fill, expected in ((False, bytes(4096)), (True, pattern(0, 4096))):
         with (
             FrontReplay(host.hypervisor, host.store, 1, file, fill=fill) as replaying,
-            guest.open_disk(max_segments=11) as disk,
+            guest.open_disk(max_segments=11, merge=False) as disk,
         ):
             assert disk.pread(4096, 0) == expected
             assert replaying.wait(timeout_s=DEADLINE_S).is_same

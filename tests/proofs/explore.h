@@ -30,6 +30,8 @@ void end_process(int number);
 void await_signal(int number);
 /* A descriptor that wakes and orders no memory. */
 int explore_open(void);
+/* A relaxed store of a word that others read by pv_copy_racing. */
+void write_word(uint64_t *at, uint64_t value);
 /* After a look that found nothing: until somebody has written something. */
 void await_change(void);
 

@@ -292,6 +292,19 @@ void explore_fence(int site)
 	fence(&threads[running], site != weak_site);
 }
 
+void explore_fence_one_way(int is_acquire, int site)
+{
+	struct thread *me = &threads[running];
+
+	reached[site] = 1;
+	if (running < 0 || site == weak_site)
+		return;
+	if (is_acquire)
+		join(&me->view, &me->acquired);
+	else
+		me->released = me->view;
+}
+
 int explore_membarrier(int site)
 {
 	reached[site] = 1;
@@ -341,6 +354,21 @@ void explore_copy(void *to, const void *from, uint64_t n)
 	plain_range(from, n, 0);
 	plain_range(to, n, 1);
 	memcpy(to, from, n);
+}
+
+/* Out of words that their owner writes by relaxed stores: any that may be read, each for itself. */
+void explore_copy_racing(void *to, const void *from, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i += sizeof(uint64_t)) {
+		uint64_t word = explore_load((const uint8_t *)from + i, sizeof word, RELAXED, NO_SITE);
+
+		memcpy((uint8_t *)to + i, &word, sizeof word);
+	}
+}
+
+void write_word(uint64_t *at, uint64_t value)
+{
+	explore_store(at, sizeof *at, value, RELAXED, NO_SITE);
 }
 
 #define SIZED(bytes)                                                                                    \

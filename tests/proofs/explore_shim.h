@@ -20,6 +20,8 @@ uint64_t explore_rmw(void *at, uint32_t bytes, enum rmw what, uint64_t value, en
 int explore_compare_exchange(void *at, uint32_t bytes, void *expected, uint64_t desired, int site);
 void explore_fence(int site);
 int explore_membarrier(int site);
+void explore_fence_one_way(int is_acquire, int site);
+void explore_copy_racing(void *to, const void *from, uint64_t n);
 void explore_copy(void *to, const void *from, uint64_t n);
 
 #define SITE (SITE_BASE + __COUNTER__)
@@ -38,6 +40,9 @@ void explore_copy(void *to, const void *from, uint64_t n);
 #define pv_fence_full() explore_fence(SITE)
 #define pv_fence_heavy(command) ((void)(command), explore_membarrier(SITE))
 #define pv_fence_light() ((void)SITE)
+#define pv_fence_acquire() explore_fence_one_way(1, SITE)
+#define pv_fence_release() explore_fence_one_way(0, SITE)
+#define pv_copy_racing(to, from, n) explore_copy_racing((to), (from), (n))
 #define pv_fence_compiler() ((void)SITE)
 #define pv_prefetch_write(p) ((void)(p))
 #define pv_pause() ((void)0)

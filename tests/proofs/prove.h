@@ -50,6 +50,9 @@ static uint64_t load(const void *at, uint64_t private_value)
 #define pv_fence_full() ((void)0)
 #define pv_fence_light() ((void)0)
 #define pv_fence_heavy(command) 0
+#define pv_fence_acquire() ((void)0)
+#define pv_fence_release() ((void)0)
+#define pv_copy_racing(to, from, n) copy_bounded((to), (from), (n))
 #define pv_fence_compiler() ((void)0)
 #define pv_prefetch_write(p) ((void)(p))
 #define pv_pause() ((void)0)
@@ -67,12 +70,12 @@ static int compare_exchange(uint64_t *at, uint64_t *expected, uint64_t desired)
 }
 
 /* Contents do not matter here; that neither range leaves its object does. */
-static void copy(const void *to, const void *from, uint64_t n)
+static void copy_bounded(const void *to, const void *from, uint64_t n)
 {
 	must(n <= __ESBMC_get_object_size(to) && (uint64_t)__ESBMC_POINTER_OFFSET(to) <= __ESBMC_get_object_size(to) - n);
 	must(n <= __ESBMC_get_object_size(from) && (uint64_t)__ESBMC_POINTER_OFFSET(from) <= __ESBMC_get_object_size(from) - n);
 }
 
-#define memcpy(to, from, n) copy((to), (from), (n))
+#define memcpy(to, from, n) copy_bounded((to), (from), (n))
 
 #endif

@@ -44,6 +44,7 @@ PROOFS = {
     ("grant", "map_stays_in_the_chunk"): Proof(6),
     ("grant", "unmap_counts"): Proof(3),
     ("grant", "copy_stays_in_bounds"): Proof(6),
+    ("grant", "copies_out_of_what_is_granted"): Proof(6),
     ("grant", "revoke_only_what_nobody_uses"): Proof(6, quick=True),
     ("event", "take_gives_slots"): Proof(4),
     ("event", "notify_rings_a_sleeper"): Proof(3, quick=True),
@@ -54,6 +55,9 @@ PROOFS = {
     ("blkif", "maps_sectors_of_512"): Proof(4),
     ("blkif", "maps_sectors_of_4096"): Proof(4),
     ("blkfront", "answers_only_what_was_asked"): Proof(4),
+    ("blkfront", "answers_only_what_was_asked persistent"): Proof(4, defines=("PERSISTENT=1",)),
+    ("blkfront", "forgets_what_stayed_granted"): Proof(12),
+    ("blkif_grants", "keeps_each_page_once"): Proof(6),
 }
 # A harness that must fail when this text of its C file is replaced by that.
 SEEDED = {
@@ -74,6 +78,7 @@ SEEDED = {
     ("flex", "peeks_in_bounds"): ("if (queued < n)\n\t\treturn 0;", ""),
     ("grant", "map_stays_in_the_chunk"): ("first && entry.frame - mapper->base >= mapper->n_pages", "0"),
     ("grant", "copy_stays_in_bounds"): ("held->grefs[held->n++] = gref;", "held->grefs[held->n] = gref;"),
+    ("grant", "copies_out_of_what_is_granted"): ("return pv_load_relaxed(shared) == seen.word;", "return 1;"),
     ("grant", "revoke_only_what_nobody_uses"): (
         "(PV_GTF_READING | PV_GTF_WRITING))\n\t\t\tbreak",
         "PV_GTF_WRITING)\n\t\t\tbreak",
@@ -84,11 +89,12 @@ SEEDED = {
         "sector + sectors > limits->sectors",
     ),
     ("blkif", "maps_sectors_of_512"): (
-        "unpin(mapper, asked->segments, plan);\n\t\t\treturn refuse",
-        "return refuse",
+        "unpin(mapper, pool, plan);\n\t\t\treturn 0;",
+        "return 0;",
     ),
     ("blkif", "fetches_into_its_place"): ("left < PV_BLKIF_INDIRECT_PAGE_SEGMENTS ? left", "1 ? left"),
     ("blkfront", "answers_only_what_was_asked"): (" || !front->slots[response->id].sequence", ""),
+    ("blkif_grants", "keeps_each_page_once"): ("if (cached->in_use)\n\t\treturn PV_BLKIF_REFUSED_IN_USE;", ""),
 }
 
 

@@ -1,16 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /* pv_blkfront_complete for any responses: each answers a request that was in flight, once, and no slot is lost or doubled. */
 #include "prove.h"
+#include "blkfront_private.h"
+/* It changes no slot, and goes through all pages: not for the solver. */
+#define blkfront_purge_now_and_then(front) ((void)(front))
 #include "pv_blkfront.c"
+#undef blkfront_purge_now_and_then
+#include "pv_blkfront_grants.c"
 
 #define SLOTS 3u
 #define RESPONSES 2u
 #define FIRST_GREF 100u
 #define FEW_SEGMENTS 2u
+#ifndef PERSISTENT
+#define PERSISTENT 0
+#endif
 
 static struct pv_blkif_request shadow[SLOTS], batch[SLOTS];
 static struct pv_blkfront_slot slots[SLOTS];
+static struct pv_granter ours = { .base = FIRST_GREF, .n_pages = SLOTS * SLOT_PAGES };
 static uint32_t free_slots[SLOTS], held[SLOTS];
+static struct pv_blkif_counters counters;
 static struct pv_blkfront front;
 
 static int is_shared(const void *at)
@@ -22,13 +32,23 @@ static int is_shared(const void *at)
 int pv_grant_revoke(struct pv_granter *granter, uint32_t gref)
 {
 	must(gref - FIRST_GREF < SLOTS * SLOT_PAGES);
-	return nondet_any() & 1 ? -EBUSY : 0;
+	if (nondet_any() & 1)
+		return -EBUSY;
+	ours.granted[gref - FIRST_GREF].flags = 0;
+	return 0;
 }
 
-int pv_grant_access(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only) { return 0; }
+void pv_grant_expect_back(const struct pv_granter *granter, uint32_t gref) {}
+int pv_grant_in_use(struct pv_granter *granter, uint32_t gref) { return (int)(nondet_any() & 1); }
+uint32_t pv_grant_now(const struct pv_granter *granter) { return 0; }
+int pv_grant_access_at(struct pv_granter *granter, uint32_t gref, uint16_t domid, uint32_t frame, int read_only, uint32_t ms)
+{
+	return 0;
+}
 uint32_t pv_ring_room(const struct pv_ring *ring) { return SLOTS; }
 int64_t pv_ring_push(struct pv_ring *ring, const void *messages, uint32_t n) { return n; }
 int64_t pv_ring_take_spin(struct pv_ring *ring, void *messages, uint32_t max, int64_t spin_ns) { return 0; }
+void pv_blkif_count(struct pv_blkif_counters *to, const struct pv_blkif_counters *more) { }
 
 /*
  * Each slot is free, held, or in flight with a request of its own; or it is the last one and lends its pages to the first,
@@ -38,8 +58,9 @@ static void make_front(void)
 {
 	int lent = nondet_any() & 1;
 
-	front = (struct pv_blkfront){ .shadow = shadow, .batch = batch, .slots = slots, .free = free_slots,
-				      .held = held, .n_slots = SLOTS, .first_gref = FIRST_GREF };
+	front = (struct pv_blkfront){ .granter = &ours, .persistent = PERSISTENT, .shadow = shadow, .batch = batch,
+				      .slots = slots, .free = free_slots, .held = held, .n_slots = SLOTS,
+				      .first_gref = FIRST_GREF, .counters = &counters };
 	for (uint32_t slot = 0; slot < SLOTS; slot++) {
 		uint8_t n = (uint8_t)nondet_any(), operation = (uint8_t)nondet_any();
 		int large = lent && slot == 0;
@@ -100,10 +121,12 @@ void answers_only_what_was_asked(void)
 {
 	struct pv_blkif_response responses[RESPONSES];
 	struct pv_blkfront_answer answers[RESPONSES];
+	struct pv_grant_private any_granted[SLOTS * SLOT_PAGES];
 	uint64_t before[SLOTS];
 	uint32_t n;
 
 	make_front();
+	ours.granted = any_granted;
 	for (uint32_t i = 0; i < RESPONSES; i++)
 		responses[i] = (struct pv_blkif_response){ .id = nondet_any(), .operation = (uint8_t)nondet_any(),
 							   .status = (int16_t)nondet_any() };
@@ -122,4 +145,17 @@ void answers_only_what_was_asked(void)
 	if (n < RESPONSES)
 		must(front.wrong.id == responses[n].id);
 	must_account_for_each_slot();
+}
+
+/* No slot gets lost when a backend that keeps pages is followed by one that does not. */
+void forgets_what_stayed_granted(void)
+{
+	struct pv_grant_private any_granted[SLOTS * SLOT_PAGES];
+
+	make_front();
+	ours.granted = any_granted;
+	front.persistent = 1;
+	pv_blkfront_persist(&front, 0);
+	must_account_for_each_slot();
+	must(front.persistent == 0);
 }

@@ -27,7 +27,7 @@ static struct pv_blkif_pool pool;
 static struct pv_blkif_limits limits;
 static struct pv_blkif_request request;
 static struct pv_blkif_plan plan;
-static int n_mapped, all_refused;
+static int n_mapped, all_refused, begun;
 
 static int is_shared(const void *at)
 {
@@ -35,11 +35,12 @@ static int is_shared(const void *at)
 }
 
 /* Any answer that prove_grant.c allows. */
-int pv_grant_map(struct pv_mapper *of, uint32_t gref, int read_only, uint64_t *frame_offset)
+int pv_grant_map_next(struct pv_mapper *of, uint32_t gref, int read_only, uint64_t *frame_offset)
 {
 	uint64_t page = nondet_any();
 
 	assume(page < PAGES);
+	must(begun);
 	must(read_only || !limits.read_only || request.operation == PV_BLKIF_OP_READ ||
 	     request.operation == PV_BLKIF_OP_INDIRECT);
 	must(read_only || plan.operation == PV_BLKIF_OP_READ);
@@ -50,11 +51,16 @@ int pv_grant_map(struct pv_mapper *of, uint32_t gref, int read_only, uint64_t *f
 	return PV_GNTST_OKAY;
 }
 
-int pv_grant_unmap(struct pv_mapper *of, uint32_t gref, int read_only)
+int pv_grant_unmap_next(struct pv_mapper *of, uint32_t gref, int read_only)
 {
+	must(begun);
 	n_mapped--;
 	return PV_GNTST_OKAY;
 }
+
+void pv_grant_begin(struct pv_mapper *of) { must(!begun++); }
+void pv_grant_end(struct pv_mapper *of) { must(begun--); }
+void pv_grant_expect(const struct pv_mapper *of, uint32_t gref) {}
 
 /*
  * What is copied is any bytes: so are the parts of an indirect request or a discard, which are looked at in copies, and the
@@ -117,7 +123,7 @@ static void what_gets_to_its_grants_lies_on_the_disk(uint32_t sector_size)
 		must_lie_on_the_disk();
 	if (plan.reason == PV_BLKIF_REFUSED_GRANT && request.operation != PV_BLKIF_OP_INDIRECT)
 		must_lie_on_the_disk();
-	must(n_mapped == 0 && plan.n_extents == 0 && plan.pinned == 0 && pool.used == 0);
+	must(n_mapped == 0 && plan.n_extents == 0 && plan.pinned == 0 && pool.used == plan.n_segments && !begun);
 }
 
 static void what_is_let_through_lies_in_its_pages(uint32_t sector_size)
@@ -127,7 +133,8 @@ static void what_is_let_through_lies_in_its_pages(uint32_t sector_size)
 
 	must(pending == (plan.status == PV_BLKIF_PENDING) && n_mapped == (int)plan.pinned);
 	must(plan.n_extents <= PV_BLKIF_MAX_SEGMENTS && plan.pinned <= PV_BLKIF_MAX_SEGMENTS);
-	must(plan.first == 0 && plan.pinned == pool.used && pool.used <= pool.capacity);
+	must(plan.first == 0 && plan.n_segments == pool.used && pool.used <= pool.capacity && !begun);
+	must(!pending || plan.pinned == plan.n_segments);
 	if (!pending) {
 		must(plan.pinned == 0 && plan.status != PV_BLKIF_RSP_OKAY);
 		return;
@@ -160,7 +167,7 @@ void fetches_into_its_place(void)
 	assume(plan.first <= pool.capacity - indirect.nr_segments);
 	if (!fetch(&mapper, &indirect, &plan, &pool))
 		must(plan.status == PV_BLKIF_RSP_ERROR && plan.reason == PV_BLKIF_REFUSED_GRANT);
-	must(n_mapped == 0);
+	must(n_mapped == 0 && !begun);
 }
 
 void checks_sectors_of_512(void) { what_gets_to_its_grants_lies_on_the_disk(512); }

@@ -106,6 +106,26 @@ void copy_stays_in_bounds(void)
 	must(mapper.copies + mapper.failures == 2);
 }
 
+/* Without a pin: of a page that was granted to us and that is still so at a second look, and what is not counts as failed. */
+void copies_out_of_what_is_granted(void)
+{
+	struct pv_grant_copy_op op = { .gref = any(), .offset = (uint16_t)any(), .length = (uint16_t)any(),
+				       .local_offset = nondet_any() };
+	union entry_word found;
+	uint8_t local[64];
+
+	make_mapper();
+	assume(op.length);
+	pv_grant_copy(&mapper, &op, 1, local, sizeof local, 0);
+	if (op.status != PV_GNTST_OKAY || n_exchanged || mapper.pinned_pages || is_pinned(&pins[op.gref - mapper.base]))
+		return;
+	found.word = last_load;
+	must(n_loads == 2);
+	must((found.entry.flags & (PV_GTF_TYPE_MASK | PV_GTF_SUB_PAGE)) == PV_GTF_PERMIT_ACCESS);
+	must(found.entry.domid == SELF && found.entry.frame - mapper.base < PAGES);
+	must(mapper.copies == 1 && mapper.copied_bytes == op.length);
+}
+
 void revoke_only_what_nobody_uses(void)
 {
 	uint32_t gref = any(), index;

@@ -151,6 +151,76 @@ static int nothing_pinned(void)
 	return mapper.pinned_pages == 0 && !(entries[0].flags & (PV_GTF_READING | PV_GTF_WRITING));
 }
 
+/* Copies out of a page, without a pin, beside its granter, which takes it back when it likes. */
+static uint64_t words[2];
+
+static void set_up_copy(void)
+{
+	set_up_grant();
+	memset(words, 0, sizeof words);
+	mapper.data = (uint8_t *)words;
+}
+
+static void put(uint64_t value)
+{
+	for (int i = 0; i < 2; i++)
+		write_word(&words[i], value);
+}
+
+static void grants_and_reuses(void)
+{
+	put(1);
+	must(pv_grant_access(&granter, BASE, 3, BASE, 0) == 0);
+	raise_signal(0);
+	while (pv_grant_revoke(&granter, BASE))
+		await_change();
+	put(2);
+}
+
+/* The same reference in the same way: who copies cannot tell the two grants from each other, but from what comes after. */
+static void grants_twice_and_reuses(void)
+{
+	grants_and_reuses();
+	must(pv_grant_access(&granter, BASE, 3, BASE, 0) == 0);
+	while (pv_grant_revoke(&granter, BASE))
+		await_change();
+	put(3);
+}
+
+static int copy_out(uint64_t *copied)
+{
+	struct pv_grant_copy_op op = { .gref = BASE, .length = sizeof words };
+
+	await_signal(0);
+	pv_grant_copy(&mapper, &op, 1, (uint8_t *)copied, sizeof words, 0);
+	return op.status == PV_GNTST_OKAY;
+}
+
+static void maps_and_unmaps(void)
+{
+	uint64_t offset;
+
+	if (pv_grant_map(&mapper, BASE, 1, &offset) == PV_GNTST_OKAY)
+		must(pv_grant_unmap(&mapper, BASE, 1) == PV_GNTST_OKAY);
+}
+
+static void copies_one(void)
+{
+	uint64_t copied[2];
+
+	if (copy_out(copied))
+		must(copied[0] == 1 && copied[1] == 1);
+}
+
+static void copies_one_or_two(void)
+{
+	uint64_t copied[2];
+
+	if (copy_out(copied))
+		for (int i = 0; i < 2; i++)
+			must(copied[i] == 1 || copied[i] == 2);
+}
+
 /* A process that dies with a page mapped: the broker gives the page back, but not what another process has mapped. */
 static struct pv_pin other_pins[1];
 static struct pv_pinned other_pinned[1];
@@ -207,6 +277,9 @@ const struct scenario page_scenarios[] = {
 	{"flex ring", set_up_flex, {says_no_more, reads_to_the_end}, NULL, 0},
 	{"grant and revoke", set_up_grant, {grants, maps}, NULL, 0},
 	{"two threads that map", set_up_grant, {grants_only, maps_to_read, maps_to_read}, nothing_pinned, 0},
+	{"copy and revoke", set_up_copy, {grants_and_reuses, copies_one}, nothing_pinned, 0},
+	{"copy, revoke, grant again", set_up_copy, {grants_twice_and_reuses, copies_one_or_two}, nothing_pinned, 0},
+	{"copy beside a mapping thread", set_up_copy, {grants_and_reuses, copies_one, maps_and_unmaps}, nothing_pinned, 1},
 	{"dead mapper", set_up_death, {maps_and_dies, is_broker, revokes}, NULL, 0},
 	{"dead mapper beside a live one", set_up_death, {maps_and_dies, is_broker, other_maps}, other_still_maps, 0},
 	{0},

@@ -35,7 +35,7 @@ EXPLORER = ["explore", "explore_memory", "explore_system"]
 
 MACROS = (
     "load_relaxed|load_acquire|load_ordered|store_relaxed|store_release|fetch_or|fetch_and|exchange|add|count"
-    "|compare_exchange|fence_full|fence_heavy|fence_light|fence_compiler"
+    "|compare_exchange|fence_full|fence_heavy|fence_light|fence_acquire|fence_release|fence_compiler"
 )
 # How each can be weakened, weakest last; what is not here has nothing to lose in this model.
 WEAKER = {
@@ -48,6 +48,8 @@ WEAKER = {
     "compare_exchange": ["acquire and release", "relaxed"],
     "fence_full": ["acquire and release", "removed"],
     "fence_heavy": ["here only", "removed"],
+    "fence_acquire": ["removed"],
+    "fence_release": ["removed"],
 }
 
 

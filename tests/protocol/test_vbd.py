@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 from paravirt.errors import InvalidRequest, PeerError
 from paravirt.protocol import blkif
-from paravirt.protocol.vbd import OFFER_KEYS, VbdConfig, VbdOffer, VbdRequest, device_name, device_number
+from paravirt.protocol.keys import RingRequest
+from paravirt.protocol.vbd import (
+    OFFER_KEYS,
+    REQUEST_KEYS,
+    VbdConfig,
+    VbdOffer,
+    VbdRequest,
+    device_name,
+    device_number,
+    max_queues,
+    queue_keys,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +51,7 @@ def test_names_that_are_no_device(name: str) -> None:
 
 
 def test_request_of_one_page() -> None:
-    request = VbdRequest((8,), 3)
+    request = VbdRequest.single((8,), 3)
     assert request.to_keys() == {
         "ring-ref": "8",
         "event-channel": "3",
@@ -51,15 +62,47 @@ def test_request_of_one_page() -> None:
 
 
 def test_request_of_four_pages() -> None:
-    keys = VbdRequest((8, 9, 10, 11), 3).to_keys()
+    keys = VbdRequest.single((8, 9, 10, 11), 3).to_keys()
     assert keys["ring-page-order"] == "2"
     assert [keys[f"ring-ref{i}"] for i in range(4)] == ["8", "9", "10", "11"]
     assert "ring-ref" not in keys
-    assert VbdRequest.from_keys(keys).ring_refs == (8, 9, 10, 11)
+    assert VbdRequest.from_keys(keys).queues == (RingRequest((8, 9, 10, 11), 3),)
 
 
 def test_page_order_zero_means_the_numbered_name() -> None:
-    assert VbdRequest.from_keys({"ring-page-order": "0", "ring-ref0": "9", "event-channel": "1"}).ring_refs == (9,)
+    keys = {"ring-page-order": "0", "ring-ref0": "9", "event-channel": "1"}
+    assert VbdRequest.from_keys(keys).queues == (RingRequest((9,), 1),)
+
+
+def test_request_of_two_queues() -> None:
+    """Each has a directory of its own; how large their rings are is said once."""
+    request = VbdRequest((RingRequest((8,), 3), RingRequest((9,), 4)), persistent=True)
+    assert request.to_keys() == {
+        "multi-queue-num-queues": "2",
+        "queue-0/ring-ref": "8",
+        "queue-0/event-channel": "3",
+        "queue-1/ring-ref": "9",
+        "queue-1/event-channel": "4",
+        "protocol": "x86_64-abi",
+        "feature-persistent": "1",
+    }
+    assert VbdRequest.from_keys(request.to_keys(), max_queues=2) == request
+    assert set(request.to_keys()) <= {*REQUEST_KEYS, *queue_keys(2)}
+
+
+def test_request_of_queues_with_large_rings() -> None:
+    request = VbdRequest(tuple(RingRequest(tuple(range(8 + 4 * i, 12 + 4 * i)), 3 + i) for i in range(3)))
+    keys = request.to_keys()
+    assert keys["ring-page-order"] == "2"
+    assert [keys[f"queue-2/ring-ref{i}"] for i in range(4)] == ["16", "17", "18", "19"]
+    assert "queue-0/ring-page-order" not in keys
+    assert "ring-ref0" not in keys
+    assert VbdRequest.from_keys(keys, max_queues=4) == request
+
+
+def test_one_queue_by_number_keeps_the_flat_names() -> None:
+    keys = {"multi-queue-num-queues": "1", "ring-ref": "8", "event-channel": "3"}
+    assert VbdRequest.from_keys(keys, max_queues=8) == VbdRequest.single((8,), 3)
 
 
 GOOD = {"ring-ref": "8", "event-channel": "3"}
@@ -85,6 +128,50 @@ def test_requests_a_backend_refuses(change: dict[str, str | None], complaint: st
     keys = {name: value for name, value in {**GOOD, **change}.items() if value is not None}
     with pytest.raises(PeerError, match=complaint):
         VbdRequest.from_keys(keys)
+
+
+TWO = VbdRequest((RingRequest((8, 9), 3), RingRequest((10, 11), 4))).to_keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"multi-queue-num-queues": "0"}, "multi-queue-num-queues is 0, not from 1 to the 2 that are offered"),
+        ({"multi-queue-num-queues": "3"}, "multi-queue-num-queues is 3, not from 1 to the 2 that are offered"),
+        ({"multi-queue-num-queues": "-1"}, "multi-queue-num-queues is '-1'"),
+        ({"multi-queue-num-queues": "two"}, "multi-queue-num-queues is 'two'"),
+        ({"multi-queue-num-queues": "1"}, "^ring-ref0 is missing"),
+        ({"queue-1/ring-ref1": None}, "queue 1: ring-ref1 is missing"),
+        ({"queue-0/event-channel": None}, "queue 0: event-channel is missing"),
+        ({"queue-1/event-channel": "0"}, "queue 1: event-channel is 0"),
+        ({"queue-1/ring-ref0": "x"}, "queue 1: ring-ref0 is 'x'"),
+        ({"queue-1/ring-ref1": "10"}, "queue 1: the ring names one page twice"),
+        ({"queue-1/ring-ref1": "8"}, "two queues name the same ring page, 8"),
+        ({"queue-1/event-channel": "3"}, "two queues name the same event channel, 3"),
+        ({"ring-page-order": "5"}, "queue 0: ring-page-order is '5'"),
+    ],
+)
+def test_requests_of_queues_that_a_backend_refuses(change: dict[str, str | None], complaint: str) -> None:
+    keys = {name: value for name, value in {**TWO, **change}.items() if value is not None}
+    with pytest.raises(PeerError, match=complaint):
+        VbdRequest.from_keys(keys, max_queues=2)
+
+
+@given(st.dictionaries(st.sampled_from([*TWO]), st.text("-0189x ", max_size=4)))
+def test_no_keys_of_queues_raise_anything_else(change: dict[str, str]) -> None:
+    try:
+        made = VbdRequest.from_keys({**TWO, **change}, max_queues=2)
+    except PeerError:
+        return
+    refs = [ref for queue in made.queues for ref in queue.ring_refs]
+    ports = [queue.event_channel for queue in made.queues]
+    assert len(set(refs)) == len(refs)
+    assert len(set(ports)) == len(ports)
+
+
+@pytest.mark.parametrize(("said", "taken"), [(None, 1), ("0", 1), ("1", 1), ("7", 7), ("100000", 256)])
+def test_queues_that_a_backend_takes(said: str | None, taken: int) -> None:
+    assert max_queues({} if said is None else {"multi-queue-max-queues": said}) == taken
 
 
 @given(st.dictionaries(st.sampled_from([*GOOD, "ring-page-order", "ring-ref0", "protocol"]), st.text(max_size=12)))
@@ -120,6 +207,8 @@ def test_offer_goes_both_ways() -> None:
         physical_sector_size=4096,
         removable=True,
         cdrom=True,
+        max_queues=8,
+        persistent=True,
     )
     assert VbdOffer.from_keys(full.to_keys()) == full
     assert full.to_keys()["info"] == "3"

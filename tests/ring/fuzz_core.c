@@ -403,7 +403,10 @@ static void fuzz_blkif(void)
 	uint8_t *data = malloc(PAGES * 4096), flags = byte();
 	struct pv_mapper mapper = { .entries = entries, .data = data, .pins = pins, .pinned = pinned, .base = BASE,
 				    .n_pages = PAGES, .self = SELF };
+	struct pv_blkif_counters counters = { 0 };
+	struct pv_blkif_grants grants;
 	struct pv_blkif_batch batch = { .mapper = &mapper, .requests = requests, .plans = plans, .responses = responses,
+					.kind = PV_BLKIF_DISK_MEMORY, .counters = &counters,
 					.disk = calloc(DISK_SECTORS, 512), .disk_bytes = DISK_SECTORS * 512 };
 
 	batch.limits = (struct pv_blkif_limits){ .sectors = DISK_SECTORS, .sector_size = flags & 1 ? 4096 : 512,
@@ -412,6 +415,8 @@ static void fuzz_blkif(void)
 						 .discard_secure = flags >> 4 & 1 };
 	memset(data, 0, PAGES * 4096);
 	must(pv_blkif_pool_init(&batch.pool, 2) == 0);
+	must(pv_blkif_grants_init(&grants, &mapper, 1 + (flags >> 6 & 1), 0) == 0);
+	batch.pool.grants = flags >> 5 & 1 ? &grants : NULL;
 	while (left) {
 		for (int i = 0; i < PAGES; i++)
 			entries[i] = (struct pv_grant_entry){ (uint16_t)(1 | (byte() & 4)), SELF, BASE + byte() % PAGES };
@@ -420,12 +425,14 @@ static void fuzz_blkif(void)
 			make_request(&requests[i]);
 		pv_blkif_prepare(&mapper, &batch.limits, requests, REQUESTS, plans, &batch.pool);
 		check_plans(&batch);
-		pv_blkif_copy(&batch, REQUESTS);
-		pv_blkif_finish(&mapper, requests, plans, REQUESTS, &batch.pool, responses, &batch.counters);
+		pv_blkif_do_all(&batch, REQUESTS);
+		pv_blkif_finish(&mapper, requests, plans, REQUESTS, &batch.pool, responses, &counters);
 		for (int i = 0; i < REQUESTS; i++)
 			must(responses[i].id == requests[i].id && responses[i].status <= 0 && responses[i].status >= -2);
-		must(mapper.pinned_pages == 0);
+		must(mapper.pinned_pages == grants.cached && grants.in_use == 0);
 	}
+	pv_blkif_grants_free(&grants);
+	must(mapper.pinned_pages == 0);
 	pv_blkif_pool_free(&batch.pool);
 	free(batch.disk);
 	free(requests);

@@ -3,7 +3,18 @@
 #ifndef INTERRUPT_SHIM_H
 #define INTERRUPT_SHIM_H
 
+#include <string.h>
+
 void interrupt(void);
+
+/* Interrupted in the middle. */
+static inline void copy_racing(void *to, const void *from, size_t n)
+{
+	interrupt();
+	memcpy(to, from, n / 2);
+	interrupt();
+	memcpy((char *)to + n / 2, (const char *)from + n / 2, n - n / 2);
+}
 
 #define SHIM_ORDER __ATOMIC_SEQ_CST
 #define pv_load_relaxed(p) (interrupt(), __atomic_load_n((p), SHIM_ORDER))
@@ -17,6 +28,9 @@ void interrupt(void);
 #define pv_fence_full() interrupt()
 #define pv_fence_light() interrupt()
 #define pv_fence_heavy(command) (interrupt(), 0)
+#define pv_fence_acquire() interrupt()
+#define pv_fence_release() interrupt()
+#define pv_copy_racing(to, from, n) copy_racing((to), (from), (n))
 #define pv_count(p) pv_add((p), 1)
 #define pv_add(p, n) ((void)__atomic_fetch_add((p), (n), SHIM_ORDER))
 #define pv_compare_exchange(p, expected, desired) \

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paravirt.errors import Closed, InvalidRequest, PeerError
@@ -29,6 +30,7 @@ from paravirt.ring.event import (
     ring_bell,
 )
 from paravirt.ring.memory import PAGE_BYTES, Mapping, create_object
+from paravirt.ring.shared import FrontRing
 
 from .support import DEADLINE_S
 
@@ -469,3 +471,45 @@ def test_no_wake_up_is_lost(ends: tuple[End, End]) -> None:
     thread.join(DEADLINE_S)
     assert failures == []
     assert receiver.statistics().received == rounds
+
+
+@pytest.mark.parametrize("retry", ["wait", "final_check"])
+def test_a_peer_that_could_not_be_told_is_told_before_anybody_waits(retry: str) -> None:
+    """A signal handler raised between the push and the slow way to notify."""
+    generation = ffi.new("uint32_t *", 7)
+    message = np.dtype("<u8")
+    fd, inbox = new_inbox()
+    raised = [Unheard()]
+
+    def ask() -> None:
+        if raised:
+            raise raised.pop()
+        port.set_peer(Mapping(fd, PAGE_BYTES), 4, -1, generation[0])
+
+    with (
+        EventWaiter(generation) as waiter,
+        EventPort(waiter, None, 0) as port,
+        FrontRing.create(memoryview(bytearray(PAGE_BYTES)), message, message, port=port) as front,
+    ):
+        port.set_peer(Mapping(fd, PAGE_BYTES), 3, -1, 7)
+        port.on_stale = ask
+        generation[0] = 8
+        with pytest.raises(Unheard):
+            front.push(np.array([5], message))
+        pending = ffi.cast("struct pv_inbox *", inbox.address).pending
+        assert pending[0] == 0
+        if retry == "wait":
+            front.wait(timeout_s=0)
+        else:
+            front.final_check()
+        assert pending[0] == 1 << 4
+        pending[0] = 0
+        front.final_check()
+        assert pending[0] == 0, "once"
+        assert front.outstanding == 1
+    inbox.close()
+    os.close(fd)
+
+
+class Unheard(Exception):
+    pass

@@ -203,7 +203,7 @@ def test_a_load_that_cannot_be_read_keeps_nobody_from_spinning(function: str, re
 
 def test_a_page_that_cannot_be_mapped() -> None:
     address = ffi.cast("void *", 0)
-    assert lib.pv_map_page(address, -1, 0, 0) == -errno.EBADF
+    assert lib.pv_map_pages(address, 4096, -1, 0, 0) == -errno.EBADF
     with failing("mmap", errno.ENOMEM):
         assert lib.pv_hv_deliver(0, 0, -1) == -errno.ENOMEM
 
@@ -212,5 +212,5 @@ def test_a_page_that_a_fork_would_copy_is_refused() -> None:
     fd, mapping = new_inbox()
     with mapping, failing("madvise", errno.EINVAL):
         target: Any = mapping.pointer("void *")
-        assert lib.pv_map_page(target, fd, 0, 1) == -errno.EINVAL
+        assert lib.pv_map_pages(target, 4096, fd, 0, 1) == -errno.EINVAL
     os.close(fd)

@@ -2,6 +2,8 @@
 """The client's state without I/O: what becomes of requests, watches and transactions when a connection breaks."""
 
 import contextlib
+import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -305,6 +307,24 @@ def test_the_end_is_told_to_all_who_wait(protocol: ClientProtocol) -> None:
     with pytest.raises(Closed):
         request.outcome()
     assert sink.seen == ["end Closed"]
+
+
+def test_requests_leave_nothing_behind(protocol: ClientProtocol) -> None:
+    """Their numbers go round for ever, and are not remembered."""
+    tracemalloc.start()
+    try:
+        for n in range(5000):
+            if n == 100:
+                before = tracemalloc.get_traced_memory()[0]
+            request = submit(protocol, Op.READ)
+            send_all(protocol)
+            protocol.receive(encode(Op.READ, request.request_id, 0, b"value"))
+            assert request.request_id == n + 1
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000
+    finally:
+        tracemalloc.stop()
+    protocol._requests = itertools.count(2**32 - 3)
+    assert [submit(protocol, Op.READ).request_id for _ in range(4)] == [2**32 - 2, 2**32 - 1, 1, 2]
 
 
 def test_a_request_longer_than_a_packet_is_never_sent(protocol: ClientProtocol) -> None:

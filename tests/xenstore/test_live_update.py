@@ -193,12 +193,12 @@ def test_nothing_piles_up(alone: Durable) -> None:
         assert update(alone) == "OK"
         sizes = []
         before = n_descriptors(alone, store)
-        for _ in range(20):
+        for _ in range(10):
             assert update(alone) == "OK"
             status = Path(f"/proc/{alone.pid}/status").read_text()
             sizes.append(int(status.partition("VmRSS:")[2].split()[0]))
         assert n_descriptors(alone, store) == before
-        assert max(sizes[10:]) < max(sizes[:10]) + 2048, sizes
+        assert max(sizes[5:]) < max(sizes[:5]) + 1024, sizes
     for client in clients:
         client.send(Op.READ, b"/a\0")
         assert client.next()[3] == b"1"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from paravirt.errors import InvalidRequest
+from paravirt.ring.vbd_engine import DiskKind
 
 SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 SECTOR_SIZES = (512, 4096)
@@ -23,8 +24,8 @@ class Disk(Protocol):
     checked them.
 
     A call does all of it or raises `OSError`; the guest then sees an I/O error (of EOPNOTSUPP: that there is no such
-    operation) and other requests go on. One thread calls at a time, but any may call `current_size` and
-    `interrupt`.
+    operation) and other requests go on. One thread calls at a time, unless the disk has `many_threads`; but any may
+    call `current_size` and `interrupt`.
 
     Subclass it: what has a value here is optional.
     """
@@ -41,12 +42,18 @@ class Disk(Protocol):
     removable: bool = False
     cdrom: bool = False
     direct: bool = False  # passes the page cache of this machine by
+    many_threads: bool = False  # each queue of a frontend may call without waiting for the others
     many_in_flight: bool = False  # `preadv_many` and `pwritev_many` are better than one after the other
 
     # Two kinds of disk are served in C, a batch in one call, which does not ask the methods to read, write and flush:
     # one that is plain memory says where, one that is a file (its own `preadv` would do just that) has a descriptor.
     memory: memoryview | None = None
     fd: int | None = None
+    # One whose other methods, too, do just what the C core does to such a disk says so: see `core_kind`. "memory" is
+    # private and mapped anonymously.
+    served_as: DiskKind | None = None
+    # Of a file: the C core asks it through io_uring, because its calls may wait for something.
+    uring: bool = False
 
     @abstractmethod
     def preadv(self, buffers: Sequence[memoryview], offset: int) -> None:
@@ -92,6 +99,20 @@ class Disk(Protocol):
         """Free it; harmless when repeated."""
 
 
+_CORE_METHODS = ("preadv", "pwritev", "flush", "discard", "interrupt")
+
+
+def core_kind(disk: Disk) -> DiskKind | None:
+    """As what the C core can serve a disk without any of its methods; None when they have to be called.
+
+    A subclass that does something of its own in one of them is no longer what its base class said.
+    """
+    kind = type(disk)
+    declares = next((cls for cls in kind.__mro__ if "served_as" in vars(cls)), kind)
+    own = any(getattr(kind, name) is not getattr(declares, name, None) for name in _CORE_METHODS)
+    return None if own else disk.served_as
+
+
 def _errno_of(call: Callable[[Sequence[memoryview], int], None], buffers: Sequence[memoryview], offset: int) -> int:
     try:
         call(buffers, offset)
@@ -122,7 +143,8 @@ def parse_size(text: str, what: str, multiple: int = 512) -> int:
     match = re.fullmatch(r"([0-9]{1,15})([kmgt]?)", text.strip().lower(), re.ASCII)
     size = int(match[1]) * SUFFIXES[match[2]] if match else 0
     if size <= 0 or size % multiple:
-        raise InvalidRequest(f"{what} {text!r} is not a positive multiple of {multiple} bytes (such as 64M)")
+        unit = "number of bytes" if multiple == 1 else f"multiple of {multiple} bytes"
+        raise InvalidRequest(f"{what} {text!r} is not a positive {unit} (such as 64M)")
     return size
 
 

@@ -8,16 +8,19 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Literal, Self, cast, get_args
 
 from paravirt.backend.disks import block_device
 from paravirt.backend.disks.base import SECTOR_SIZES, Disk, scatter, skip, total
 from paravirt.backend.disks.spec import Opening
 from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, PermissionRefused
 from paravirt.ring.memory import address_of
+from paravirt.ring.vbd_engine import DiskKind
 
 # struct flock on Linux: type, whence, start, length, pid (0 for locks of an open file description).
 _FLOCK = struct.Struct("hhqqi4x")
+
+Io = Literal["auto", "uring", "sync"]
 
 Call = Callable[[int, Sequence[memoryview], int], int]
 
@@ -30,6 +33,9 @@ class FileDisk(Disk):
     exclude everybody, readers exclude writers.
     """
 
+    served_as: DiskKind | None = "file"
+    many_threads = True
+
     def __init__(
         self,
         spec: str,
@@ -40,9 +46,11 @@ class FileDisk(Disk):
         removable: bool = False,
         cdrom: bool = False,
         secure_discard: bool = False,
+        io: Io = "auto",
     ) -> None:
         """`sector_size`: None for that of the device, or 512 for a file. A cdrom is removable and read-only.
-        `secure_discard`: the device can do it, of which Linux does not tell.
+        `secure_discard`: the device can do it, of which Linux does not tell. `io`: how the engine in C asks it: by
+        blocking calls, through io_uring, or as the file says that it may wait.
         """
         self._path = spec
         self.read_only = read_only or cdrom
@@ -52,13 +60,16 @@ class FileDisk(Disk):
             self._is_device = _is_block_device(fd, spec)
             self._take_sizes(fd, sector_size)
             self._take_discard(fd, secure_discard)
+            self.uring = io == "uring" or (io == "auto" and may_wait(fd, self.sector_size))
             lock(fd, spec, self.read_only)
         except BaseException:
             os.close(fd)
             raise
         self._fd: int | None = fd
-        # With O_DIRECT buffers have to be aligned, which the engine in C does not look after.
-        self.fd = None if direct else fd
+        # What a guest asks for lies on whole sectors in its pages, too: as O_DIRECT wants it.
+        self.fd = fd
+        if self._is_device:
+            self.served_as = "device"
 
     @classmethod
     def open(cls, opening: Opening) -> Self:
@@ -66,6 +77,9 @@ class FileDisk(Disk):
         direct, sector_size = options.flag("direct"), options.sector_size()
         removable, cdrom = options.flag("removable"), options.flag("cdrom")
         secure_discard = options.flag("secure-discard")
+        io: Io = "auto"
+        if wanted := options.choice("io", *get_args(Io)):
+            io = cast(Io, wanted)
         options.end()
         return cls(
             opening.argument,
@@ -75,6 +89,7 @@ class FileDisk(Disk):
             removable=removable,
             cdrom=cdrom,
             secure_discard=secure_discard,
+            io=io,
         )
 
     def _take_sizes(self, fd: int, sector_size: int | None) -> None:
@@ -219,6 +234,18 @@ def _direct_sector(fd: int, path: str) -> int:
                 if error.errno != errno.EINVAL:
                     raise InvalidRequest(f"image {path} cannot be read: {error.strerror}") from None
     raise InvalidRequest(f"image {path} cannot be opened with direct=1: its file system does not do that")
+
+
+def may_wait(fd: int, sector_size: int) -> bool:
+    """Whether reads can wait for something, by the file's own word: where a read that must not wait is refused there is
+    nothing to wait for (tmpfs), and io_uring would only hand each read to a thread of the kernel's.
+    """
+    with mmap.mmap(-1, sector_size) as page, memoryview(page) as view:
+        try:
+            os.preadv(fd, [view], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+    return True
 
 
 def lock(fd: int, path: str, read_only: bool) -> None:

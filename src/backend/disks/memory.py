@@ -14,7 +14,9 @@ from paravirt.errors import ResourceLimit
 class MemoryDisk(Disk):
     """`memory:SIZE`. What is discarded gives its memory back and reads as zeroes."""
 
+    served_as = "memory"
     can_discard = True
+    many_threads = True
     discard_granularity_bytes = mmap.PAGESIZE
 
     def __init__(self, spec: str, read_only: bool, *, sector_size: int = 512) -> None:

@@ -2,9 +2,11 @@
 """What happened to a ring between two looks."""
 
 from dataclasses import dataclass, fields
+from operator import add
 from typing import Any
 
 from paravirt.hypervisor.looking import BUCKETS_NS, LiveRing, LookedEnd, percentile_ns
+from paravirt.ring.blkif_counters import NAMES
 from paravirt.ring.ring_statistics import RingStatistics
 
 RATES = (
@@ -29,13 +31,23 @@ class EndRates:
 
     interval_s: float
     per_s: dict[str, float]
-    """Each of `RATES`."""
+    """Each of `RATES`; of a block device also what its end counts."""
     outstanding: int
     """At the later look."""
     max_outstanding: int
     """Since the end was made."""
     latency: tuple[int, ...]
     """Messages of the interval by latency, in the buckets of `BUCKETS_NS`."""
+
+    def __add__(self, other: "EndRates") -> "EndRates":
+        """The same end of several queues."""
+        return EndRates(
+            interval_s=max(self.interval_s, other.interval_s),
+            per_s={name: rate + other.per_s.get(name, 0.0) for name, rate in self.per_s.items()},
+            outstanding=self.outstanding + other.outstanding,
+            max_outstanding=self.max_outstanding + other.max_outstanding,
+            latency=tuple(map(add, self.latency, other.latency)),
+        )
 
     @property
     def mean_batch(self) -> float | None:
@@ -67,9 +79,13 @@ def rates(before: LookedEnd, now: LookedEnd) -> EndRates:
     """Of one and the same end. A process that counts backwards has done nothing."""
     interval_s = max(now.at_ns - before.at_ns, 1) / 1e9
     old, new = before.statistics, now.statistics
+    per_s = {name: max(0, getattr(new, name) - getattr(old, name)) / interval_s for name in RATES}
+    if before.blkif is not None and now.blkif is not None:
+        for name in NAMES:
+            per_s[name] = max(0, getattr(now.blkif, name) - getattr(before.blkif, name)) / interval_s
     return EndRates(
         interval_s=interval_s,
-        per_s={name: max(0, getattr(new, name) - getattr(old, name)) / interval_s for name in RATES},
+        per_s=per_s,
         outstanding=now.outstanding,
         max_outstanding=min(new.max_outstanding, now.size),
         latency=tuple(max(0, n - was) for n, was in zip(now.latency, before.latency, strict=True)),

@@ -2,7 +2,6 @@
 """`paravirt ring watch`."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paravirt.cli.context import Context, new_table, pass_context
+from paravirt.cli.live import histogram, interval_options, page, ticks, time_text
 from paravirt.cli.ring.list import state
 from paravirt.cli.ring.rates import EndRates, Watch
-from paravirt.hypervisor.looking import BUCKETS_NS, LiveRing, Looker, Wish
+from paravirt.hypervisor.looking import LiveRing, Looker, Wish
 from paravirt.testing.report import short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Step = list[tuple[LiveRing, dict[str, EndRates]]]
-BAR_WIDTH = 40
 COLUMNS = (
     "Ring", "End", "Requests /s", "Batch", "In flight", "Sent /s", "Sup- pressed /s", "Spurious /s", "Spins /s",
     "Sleeps /s", "p50", "p99", "Max",
@@ -31,21 +30,7 @@ WIDE = ("Spurious /s", "Spins /s", "Max")
 
 @click.command()
 @click.argument("ring", required=False)
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="Stop after so long; otherwise with Ctrl-C.",
-)
-@click.option(
-    "--interval",
-    type=click.FloatRange(0.01),
-    default=1.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="From one look to the next.",
-)
-@click.option("--exact", is_flag=True, help="Measure the latency of every message, not of one in 64.")
+@interval_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object a line for each ring and interval.")
 @pass_context
 def watch(
@@ -63,7 +48,7 @@ def watch(
         name = None if ring is None else looker.find(ring).name
         show = stack.enter_context(_printer(as_json))
         watched = Watch()
-        for _ in _ticks(interval, seconds):
+        for _ in ticks(interval, seconds):
             rings = [found for found in looker.look() if name in (None, found.name)]
             if exact:
                 _want_latencies(looker, rings)
@@ -72,15 +57,6 @@ def watch(
                 show([], name)
             elif any(ends for _, ends in step):
                 show(step, name)
-
-
-def _ticks(interval_s: float, seconds: float | None) -> Iterator[None]:
-    """Now and after each interval, for `seconds`."""
-    start, n = time.monotonic(), 0
-    while seconds is None or n * interval_s <= seconds + interval_s / 2:
-        time.sleep(max(0.0, start + n * interval_s - time.monotonic()))
-        yield
-        n += 1
 
 
 def _want_latencies(looker: Looker, rings: list[LiveRing]) -> None:
@@ -92,19 +68,11 @@ def _want_latencies(looker: Looker, rings: list[LiveRing]) -> None:
 @contextmanager
 def _printer(as_json: bool) -> Iterator[Callable[[Step, str | None], None]]:
     """What shows a step, of one ring (its name) or of all."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
     if as_json:
         yield _print_json
-    elif console.is_terminal:
-        from rich.live import Live
-
-        with Live(console=console, auto_refresh=False) as live:
-            yield lambda step, name: live.update(_page(step, name, console.width), refresh=True)
     else:
-        console.width = 1000  # a pipe has no width: never fold
-        yield lambda step, name: console.print(_page(step, name, console.width))
+        with page() as draw:
+            yield lambda step, name: draw(lambda width: _page(step, name, width))
 
 
 def _print_json(step: Step, name: str | None) -> None:
@@ -164,23 +132,6 @@ def _charts(ends: dict[str, EndRates]) -> Iterator[tuple[str, str]]:
     """A histogram for each end that has measured something: an octave a line, by its lower bound."""
     titles = {"front": "Latency at the front end", "back": "Time at the back end"}
     for which, rates in ends.items():
-        octaves = [sum(rates.latency[i : i + 4]) for i in range(0, len(rates.latency), 4)]
-        filled = [i for i, n in enumerate(octaves) if n]
-        if not filled:
-            continue
-        most = max(octaves)
-        lines = [
-            f"{time_text(BUCKETS_NS[4 * i]):>8} {'█' * -(-octaves[i] * BAR_WIDTH // most)} {octaves[i]:,}"
-            for i in range(filled[0], filled[-1] + 1)
-        ]
-        yield titles[which], "\n".join(lines)
-
-
-def time_text(ns: int | None) -> str:
-    """Three digits and a unit."""
-    if ns is None:
-        return "-"
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if ns >= size:
-            return f"{ns / size:.3g} {unit}"
-    return f"{ns} ns"
+        chart = histogram(rates.latency)
+        if chart is not None:
+            yield titles[which], chart

@@ -5,13 +5,13 @@
 """
 
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
 from paravirt.errors import NotFound
+from paravirt.testing.debian import unpack
 
 PACKAGE: Final = "libdpdk-dev"
 VARIABLE: Final = "PARAVIRT_DPDK"
@@ -37,21 +37,9 @@ def fetch(to: Path) -> None:
         return
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to) as scratch:
-        _run(["apt-get", "download", "-qq", PACKAGE], scratch)
-        (package,) = Path(scratch).glob("*.deb")
-        _run(["dpkg", "-x", str(package), scratch], scratch)
+        unpack(PACKAGE, Path(scratch))
         (to / _INCLUDE).parent.mkdir(exist_ok=True)
         (Path(scratch) / _INCLUDE).rename(to / _INCLUDE)
-
-
-def _run(command: list[str], where: str) -> None:
-    try:
-        done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise NotFound(f"{command[0]} is missing") from None
-    if done.returncode:
-        last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise NotFound(f"{' '.join(command[:3])} failed: {last[-1]}")
 
 
 def main() -> None:

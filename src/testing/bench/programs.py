@@ -42,7 +42,9 @@ class Programs:
 
     def _make(self, name: str, files: Sequence[Path], *flags: str) -> Path:
         compiler = _COMPILERS[files[0].suffix]
-        command = (*compiler, "-O2", f"-I{C_CORE}", *flags, *map(str, files), "-pthread")
+        libraries = [flag for flag in flags if flag.startswith("-l")]  # behind what needs them
+        flags = tuple(flag for flag in flags if not flag.startswith("-l"))
+        command = (*compiler, "-O2", f"-I{C_CORE}", f"-I{PEERS}", *flags, *map(str, files), *libraries, "-pthread")
         if command not in self._made:
             target = Path(self._folder.name) / f"{len(self._made)}-{name}"
             self._made[command] = _compile([*command, "-o", str(target)], name) or target

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from paravirt.testing.bench import dpdk, peers
 from paravirt.testing.bench.case import MODES, Case, Mode, Sample
@@ -99,9 +99,15 @@ def measure_peer(
 
 def run_program(command: list[str], name: str, seconds: float) -> Sample:
     """Run a measuring program: what its one line of JSON says. Raises as `measure_peer`."""
+    told = run_json(command, name, seconds)
+    return Sample(told["messages_per_s"], told["p50_ns"], told["p99_ns"], told["cpu_s"])
+
+
+def run_json(command: list[str], name: str, seconds: float) -> dict[str, Any]:
+    """The same, as it is."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=seconds + _OWN_TIME_S)
     if done.returncode == 3:
         raise NotHere(f"{name} does not run here: {done.stderr.strip() or 'it does not say why'}")
     done.check_returncode()
-    told = json.loads(done.stdout)
-    return Sample(told["messages_per_s"], told["p50_ns"], told["p99_ns"], told["cpu_s"])
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told

@@ -1,36 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* `cacheline CPU CPU SECONDS`: prints the round trip of one cache line between two CPUs, in ns. */
-#define _GNU_SOURCE
-#include <sched.h>
+#include "pinned.h"
+
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define ROUNDS_PER_CLOCK_READ 256
-
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ll + now.tv_nsec;
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof set, &set))
-		exit(3);
-}
 
 static void wait_for(uint64_t *line, uint64_t value)
 {
@@ -65,10 +42,11 @@ static double ask(uint64_t *line, double seconds)
 
 int main(int argc, char **argv)
 {
-	uint64_t *line = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	uint64_t *line;
 
-	if (argc != 4 || line == MAP_FAILED)
+	if (argc != 4)
 		return 2;
+	line = share(4096);
 	*line = 1;
 	if (!fork()) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);

@@ -2,25 +2,9 @@
 """multiprocessing.Pipe: a socket pair, a message and a system call each; who has nothing to do sleeps."""
 
 import multiprocessing
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 
-from paravirt.testing.bench.peers.runner import Setup, main
-
-
-class PipeEnd:
-    def __init__(self, connection: "Connection[bytes, bytes]") -> None:
-        self.put, self.get = connection.send_bytes, connection.recv_bytes
-
-    def send(self, messages: Sequence[bytes]) -> None:
-        send = self.put
-        for message in messages:
-            send(message)
-
-    def receive(self, most: int) -> Sequence[bytes]:
-        """One: to look whether there is another costs more than to sleep for it."""
-        return (self.get(),)
+from paravirt.testing.bench.peers.runner import Setup, SingleEnd, main
 
 
 class PipeLink:
@@ -29,11 +13,11 @@ class PipeLink:
     def __init__(self, setup: Setup, directory: Path) -> None:
         self._front, self._back = multiprocessing.Pipe()
 
-    def front(self) -> PipeEnd:
-        return PipeEnd(self._front)
+    def front(self) -> SingleEnd:
+        return SingleEnd(self._front.send_bytes, self._front.recv_bytes)
 
-    def back(self) -> PipeEnd:
-        return PipeEnd(self._back)
+    def back(self) -> SingleEnd:
+        return SingleEnd(self._back.send_bytes, self._back.recv_bytes)
 
     def close(self) -> None:
         """A pipe has no name."""

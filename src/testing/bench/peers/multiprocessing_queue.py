@@ -2,27 +2,13 @@
 """multiprocessing.Queue, one for each direction: pickled, through a thread, a lock and a pipe."""
 
 import multiprocessing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paravirt.testing.bench.peers.runner import Setup, main
+from paravirt.testing.bench.peers.runner import Setup, SingleEnd, main
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
-
-
-class QueueEnd:
-    def __init__(self, out: "Queue[bytes]", into: "Queue[bytes]") -> None:
-        self.put, self.get = out.put, into.get
-
-    def send(self, messages: Sequence[bytes]) -> None:
-        send = self.put
-        for message in messages:
-            send(message)
-
-    def receive(self, most: int) -> Sequence[bytes]:
-        return (self.get(),)
 
 
 class QueueLink:
@@ -33,11 +19,11 @@ class QueueLink:
         self._requests: Queue[bytes] = context.Queue(max(setup.slots, setup.in_flight))
         self._responses: Queue[bytes] = context.Queue(max(setup.slots, setup.in_flight))
 
-    def front(self) -> QueueEnd:
-        return QueueEnd(self._requests, self._responses)
+    def front(self) -> SingleEnd:
+        return SingleEnd(self._requests.put, self._responses.get)
 
-    def back(self) -> QueueEnd:
-        return QueueEnd(self._responses, self._requests)
+    def back(self) -> SingleEnd:
+        return SingleEnd(self._responses.put, self._requests.get)
 
     def close(self) -> None:
         """Its semaphores lose their names when they are made."""

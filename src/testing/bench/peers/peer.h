@@ -15,23 +15,14 @@
 #ifndef PEER_H
 #define PEER_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
-#include <errno.h>
+#include "pinned.h"
+
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifndef THREADS
@@ -87,26 +78,6 @@ static struct response *front_responses, *back_responses;
 
 #define load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-
-static int64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ll + now.tv_nsec;
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof set, &set)) {
-		fprintf(stderr, "CPU %d is not for this process\n", cpu);
-		exit(3);
-	}
-}
 
 /* Message number `first` and the n - 1 after it, so that no two near each other and no two places in one are alike. */
 static void fill(void *messages, uint32_t bytes, uint64_t first, uint32_t n)
@@ -270,17 +241,6 @@ static const struct mode {
 	{"oneway", oneway_front, oneway_back},
 	{"pingpong", pingpong_front, echo_back},
 };
-
-static void *share(size_t bytes)
-{
-	void *shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-
-	if (shared == MAP_FAILED) {
-		fprintf(stderr, "no memory to share: %s\n", strerror(errno));
-		exit(3);
-	}
-	return shared;
-}
 
 static void *private_array(size_t bytes)
 {

@@ -3,11 +3,10 @@
 
 import mmap
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paravirt.testing.bench.peers.runner import CannotRun, Setup, main
+from paravirt.testing.bench.peers.runner import CannotRun, Setup, SingleEnd, main
 
 try:
     import posix_ipc
@@ -36,12 +35,13 @@ class Direction:
         return semaphore
 
 
-class PosixIpcEnd:
+class PosixIpcEnd(SingleEnd):
     def __init__(self, out: Direction, into: Direction) -> None:
+        super().__init__(self._put, self._get)
         self._out, self._into = out, into
         self._sent = self._received = 0
 
-    def put(self, message: bytes) -> None:
+    def _put(self, message: bytes) -> None:
         out, n = self._out, self._out.n_bytes
         out.free.acquire()
         at = self._sent % out.slots * n
@@ -49,11 +49,7 @@ class PosixIpcEnd:
         self._sent += 1
         out.filled.release()
 
-    def send(self, messages: Sequence[bytes]) -> None:
-        for message in messages:
-            self.put(message)
-
-    def get(self) -> bytes:
+    def _get(self) -> bytes:
         into, n = self._into, self._into.n_bytes
         into.filled.acquire()
         at = self._received % into.slots * n
@@ -61,10 +57,6 @@ class PosixIpcEnd:
         self._received += 1
         into.free.release()
         return received
-
-    def receive(self, most: int) -> Sequence[bytes]:
-        """One: to look whether there is another costs more than to sleep for it."""
-        return (self.get(),)
 
 
 class PosixIpcLink:

@@ -78,6 +78,22 @@ class End(Protocol):
         """Up to so many of those that are there; a library that has no look without a wait waits for the first."""
 
 
+class SingleEnd:
+    """An end of a library that moves one message a call and waits for it in the kernel."""
+
+    def __init__(self, put: Callable[[bytes], object], get: Callable[[], bytes]) -> None:
+        self.put, self.get = put, get
+
+    def send(self, messages: Sequence[bytes]) -> None:
+        put = self.put
+        for message in messages:
+            put(message)
+
+    def receive(self, most: int) -> Sequence[bytes]:
+        """One: to look whether there is another costs more than to sleep for it."""
+        return (self.get(),)
+
+
 class Link(Protocol):
     """What one library makes for one run. Made before the fork, with names in `directory` or in /dev/shm."""
 

@@ -53,10 +53,12 @@ static int is_unspecified(const uint8_t *address)
 static int may_arp(const struct pv_switch_locking *locking, struct packet packet)
 {
 	static const uint8_t ethernet_and_ipv4[6] = { 0, 1, IPV4 >> 8, IPV4 & 0xff, 6, 4 };
-	const uint8_t *hardware = packet.bytes + 8, *protocol = packet.bytes + 14;
+	const uint8_t *sender;
 
-	return packet.n >= 18 && memcmp(packet.bytes, ethernet_and_ipv4, sizeof(ethernet_and_ipv4)) == 0 &&
-	       memcmp(hardware, locking->mac, 6) == 0 && (is_unspecified(protocol) || is_own_ipv4(locking, protocol));
+	if (packet.n < 18 || memcmp(packet.bytes, ethernet_and_ipv4, sizeof(ethernet_and_ipv4)) != 0)
+		return 0;
+	sender = packet.bytes + 14;
+	return memcmp(packet.bytes + 8, locking->mac, 6) == 0 && (is_unspecified(sender) || is_own_ipv4(locking, sender));
 }
 
 /* UDP to a DHCP server, the start of it. */
@@ -70,10 +72,11 @@ static int is_dhcp_request(struct packet packet)
 
 static int may_ipv4(const struct pv_switch_locking *locking, struct packet packet)
 {
-	const uint8_t *source = packet.bytes + 12;
+	const uint8_t *source;
 
 	if (packet.n < 20 || packet.bytes[0] >> 4 != 4 || (packet.bytes[0] & 15) < 5)
 		return 0;
+	source = packet.bytes + 12;
 	return is_own_ipv4(locking, source) || (is_unspecified(source) && is_dhcp_request(packet));
 }
 
@@ -106,7 +109,7 @@ static int may_ipv6_payload(const struct pv_switch_locking *locking, struct pack
 	int is_fragment = 0;
 
 	for (int i = 0; i < MOST_EXTENSIONS; i++) {
-		const uint8_t *header = packet.bytes + at;
+		uint32_t header = at;
 
 		switch (next) {
 		case HOP_BY_HOP:
@@ -114,23 +117,23 @@ static int may_ipv6_payload(const struct pv_switch_locking *locking, struct pack
 		case DESTINATION_OPTIONS:
 			if (packet.n < at + 2)
 				return 0;
-			at += (header[1] + 1u) * 8;
+			at += (packet.bytes[header + 1] + 1u) * 8;
 			break;
 		case FRAGMENT:
 			if (packet.n < at + 8)
 				return 0;
 			/* Of the later ones only the source can be told; their first one was seen, or is missing. */
-			if (switch_be16(header + 2) >> 3)
+			if (switch_be16(packet.bytes + header + 2) >> 3)
 				return 1;
 			is_fragment = 1;
 			at += 8;
 			break;
 		case ICMPV6:
-			return packet.n > at && may_icmpv6(locking, header, packet.n - at, is_fragment);
+			return packet.n > at && may_icmpv6(locking, packet.bytes + at, packet.n - at, is_fragment);
 		default:
 			return 1;
 		}
-		next = header[0];
+		next = packet.bytes[header];
 	}
 	return 0;
 }

@@ -17,7 +17,7 @@ import numpy as np
 
 from paravirt.backend.connection import Connection, Engine
 from paravirt.errors import Closed, HypervisorGone, ParavirtError, PeerError, StoreGone, XenstoreError
-from paravirt.hypervisor.client import Hypervisor
+from paravirt.hypervisor.client import EventChannel, Hypervisor, MappedPages, Waiter
 from paravirt.protocol.keys import FENCE_KEY, RingRequest
 from paravirt.protocol.xenbus import BackendStep, DevicePath, XenbusState, backend_step, parse_state
 from paravirt.ring.looking import RingLabel
@@ -40,12 +40,20 @@ S = TypeVar("S")
 Layout = np.dtype[Any]
 
 
+class QueuePlace(Protocol):
+    """Where the rings of one queue are. Those of most classes are a `RingRequest`."""
+
+    @property
+    def ring_refs(self) -> tuple[int, ...]:
+        """References of the pages of its (first) ring."""
+
+
 class RingPlaces(Protocol):
     """The frontend's keys, as far as every class has them. Two of the same rings are equal."""
 
     @property
-    def queues(self) -> tuple[RingRequest, ...]:
-        """Ring and port of each queue, one or more."""
+    def queues(self) -> tuple[QueuePlace, ...]:
+        """Rings and ports of each queue, one or more."""
 
 
 class RingPolicy:
@@ -301,33 +309,45 @@ class BackendDevice(ABC, Generic[S]):
 
     def _map(self, request: RingPlaces, queue: int, fence: Fence) -> Connection:
         """Ring, data and port of one queue; after a failure nothing of it is kept."""
-        guest, place = self.path.frontend_domid, request.queues[queue]
+        place = request.queues[queue]
+        assert isinstance(place, RingRequest)
         with ExitStack() as stack:
-            arena = stack.enter_context(self._hypervisor.foreign_arena(guest, place.ring_refs[0]))
+            arena = stack.enter_context(self._hypervisor.foreign_arena(self.path.frontend_domid, place.ring_refs[0]))
             pages = stack.enter_context(arena.map_pages(place.ring_refs))
             waiter = self._hypervisor.waiter()
             stack.callback(waiter.close)
-            port = self._hypervisor.bind_interdomain(waiter, guest, place.event_channel)
-            port.late_eoi()  # a guest that sends events without requests wakes us once a second
-            ring = BackRing.attach(
-                pages.view,
-                *self._layouts(request),
-                port=port,
-                fence=fence,
-                wait=wait_after(self._rings.max_spin_ns),
-                max_spin_ns=self._rings.max_spin_ns,
-                budget=self._rings.budget(guest),
-                record=self._hypervisor.ring_record(self._label(place, port.port, queue)),
-            )
+            port = self._bind(waiter, place.event_channel)
+            label = self._label(place, port.port, queue, self.message_protocol or self.path.kind)
+            ring = self._attach(pages, self._layouts(request), port, fence, label)
             stack.pop_all()
         return Connection(ring=ring, arena=arena, waiter=waiter, port=port, pages=pages, queue=queue)
 
-    def _label(self, place: RingRequest, port: int, queue: int) -> RingLabel:
+    def _bind(self, waiter: Waiter, frontend_port: int) -> EventChannel:
+        """Our end of a channel of the frontend's."""
+        port = self._hypervisor.bind_interdomain(waiter, self.path.frontend_domid, frontend_port)
+        port.late_eoi()  # a guest that sends events without requests wakes us once a second
+        return port
+
+    def _attach(
+        self, pages: MappedPages, layouts: tuple[Layout, Layout], port: EventChannel, fence: Fence, label: RingLabel
+    ) -> BackRing:
+        return BackRing.attach(
+            pages.view,
+            *layouts,
+            port=port,
+            fence=fence,
+            wait=wait_after(self._rings.max_spin_ns),
+            max_spin_ns=self._rings.max_spin_ns,
+            budget=self._rings.budget(self.path.frontend_domid),
+            record=self._hypervisor.ring_record(label),
+        )
+
+    def _label(self, place: RingRequest, port: int, queue: int, protocol: str) -> RingLabel:
         guest, own = self.path.frontend_domid, self._hypervisor.domid
         return RingLabel(
             kind=self.path.kind,
             device_id=self.path.device_id,
-            protocol=self.message_protocol or self.path.kind,
+            protocol=protocol,
             domid=own,
             peer_domid=guest,
             granter_domid=guest,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, Self
 
 from paravirt.errors import InvalidRequest, NotFound, ResourceLimit
 from paravirt.ring._core import ffi, lib
@@ -136,6 +136,15 @@ class Switch:
             raise ResourceLimit(f"cannot make a switch of {max_addresses} addresses: {os.strerror(-status)}")
         self.core = ffi.gc(self.core, lib.pv_switch_destroy)
         self._verdict: CData = ffi.new("struct pv_switch_verdict *")
+        self._owner: object = None
+
+    @classmethod
+    def borrow(cls, core: CData, owner: object) -> Self:
+        """One that belongs to a loop, as long as `owner` lives; used while the loop stands still."""
+        switch = cls.__new__(cls)
+        switch.core, switch._owner = core, owner
+        switch._verdict = ffi.new("struct pv_switch_verdict *")
+        return switch
 
     # -- ports
 

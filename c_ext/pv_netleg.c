@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: MIT */
+/* What frames come from and go to: one place for what differs between the kinds of legs. */
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "netloop_private.h"
+#include "pv_atomic.h"
+#include "pv_offload.h"
+
+/* What the kernel puts before each frame of a TAP interface (linux/virtio_net.h). */
+struct vnet_header {
+	uint8_t flags;
+	uint8_t gso_type;
+	uint16_t header_bytes;
+	uint16_t gso_size;
+	uint16_t csum_start;
+	uint16_t csum_offset;
+};
+
+#define VNET_NEEDS_CSUM 1
+#define VNET_DATA_VALID 2
+#define VNET_GSO_TCPV4 1
+#define VNET_GSO_TCPV6 4
+#define VNET_GSO_ECN 0x80
+
+#define LARGEST_SLOTS 20u
+
+void netleg_fail(struct pv_netleg *leg, int64_t error)
+{
+	leg->state = error == -EPROTO ? PV_NETLEG_PEER : PV_NETLEG_FAILED;
+	leg->error = (int32_t)-error;
+}
+
+/* ---- TAP ---- */
+
+/* What a header says of a frame. What the kernel says is believed as far as the frame bears it out. */
+static int read_header(const uint8_t *bytes, struct pv_frame *frame, const struct vnet_header *header)
+{
+	struct pv_l4 l4;
+
+	if (header->flags & VNET_DATA_VALID)
+		frame->flags |= PV_FRAME_VALIDATED;
+	if (header->flags & VNET_NEEDS_CSUM)
+		frame->flags |= PV_FRAME_CSUM_BLANK | PV_FRAME_VALIDATED;
+	switch (header->gso_type & ~VNET_GSO_ECN) {
+	case 0:
+		return 1;
+	case VNET_GSO_TCPV4:
+		frame->gso_type = PV_NETIF_GSO_TCPV4;
+		break;
+	case VNET_GSO_TCPV6:
+		frame->gso_type = PV_NETIF_GSO_TCPV6;
+		break;
+	default:
+		return 0;
+	}
+	frame->gso_size = header->gso_size;
+	return frame->gso_size && pv_offload_look(bytes, frame->length, &l4);
+}
+
+static int64_t take_tap(struct pv_netleg *leg, struct pv_burst *burst)
+{
+	uint32_t before = burst->n;
+
+	for (uint32_t tries = 0; tries < PV_NETLOOP_BURST; tries++) {
+		struct pv_frame *frame = pv_burst_next(burst, PV_NETIF_MAX_FRAME);
+		struct vnet_header header = { .flags = 0 };
+		uint8_t *bytes;
+		ssize_t n;
+
+		if (!frame)
+			break;
+		bytes = burst->memory + frame->offset;
+		n = read(leg->fd, bytes - leg->vnet_bytes, PV_NETIF_MAX_FRAME + leg->vnet_bytes);
+		if (n < 0) {
+			if (errno == EAGAIN || errno == EINTR)
+				break;
+			return -errno;
+		}
+		if (n < (ssize_t)(leg->vnet_bytes + PV_NETIF_MIN_FRAME))
+			continue;
+		if (leg->vnet_bytes)
+			memcpy(&header, bytes - leg->vnet_bytes, sizeof(header));
+		frame->length = (uint32_t)n - leg->vnet_bytes;
+		if (read_header(bytes, frame, &header))
+			pv_burst_keep(burst, frame);
+	}
+	return burst->n - before;
+}
+
+static struct vnet_header header_of(uint8_t *bytes, struct pv_frame *frame)
+{
+	struct vnet_header header = { .flags = 0 };
+	struct pv_l4 l4;
+
+	if (frame->flags & PV_FRAME_CSUM_BLANK && pv_offload_look(bytes, frame->length, &l4)) {
+		pv_offload_prepare(bytes, &l4);
+		header.flags = VNET_NEEDS_CSUM;
+		header.csum_start = l4.l4;
+		header.csum_offset = (uint16_t)(l4.checksum - l4.l4);
+		if (frame->gso_type) {
+			header.gso_type = frame->gso_type == PV_NETIF_GSO_TCPV4 ? VNET_GSO_TCPV4 : VNET_GSO_TCPV6;
+			header.gso_size = frame->gso_size;
+			header.header_bytes = l4.payload;
+		}
+	} else if (frame->flags & PV_FRAME_VALIDATED) {
+		header.flags = VNET_DATA_VALID;
+	}
+	return header;
+}
+
+static int write_all(struct pv_netleg *leg, const uint8_t *bytes, uint32_t n)
+{
+	ssize_t written;
+
+	do
+		written = write(leg->fd, bytes, n);
+	while (written < 0 && errno == EINTR);
+	return written == (ssize_t)n;
+}
+
+/* For an interface that takes no headers. `room`: for a segment. */
+static int write_plain(struct pv_netleg *leg, uint8_t *bytes, struct pv_frame *frame, uint8_t *room)
+{
+	struct pv_l4 l4;
+	uint32_t n;
+
+	if (!(frame->flags & PV_FRAME_CSUM_BLANK))
+		return write_all(leg, bytes, frame->length);
+	if (!pv_offload_look(bytes, frame->length, &l4))
+		return 0;
+	if (!frame->gso_type) {
+		pv_offload_finish(bytes, &l4);
+		return write_all(leg, bytes, frame->length);
+	}
+	n = pv_offload_segments(&l4, frame->gso_size);
+	if (n > PV_NETBACK_MAX_SEGMENTS)
+		return 0;
+	for (uint32_t i = 0; i < n; i++)
+		if (!write_all(leg, room, pv_offload_segment(bytes, &l4, frame->gso_size, i, room)))
+			return 0;
+	return 1;
+}
+
+static void send_tap(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *frames, uint32_t n)
+{
+	/* Behind the frames of a burst there is room for one more. */
+	uint8_t *room = leg->loop->burst.memory + NETLOOP_BURST_BYTES;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint8_t *bytes = memory + frames[i].offset;
+		int well;
+
+		if (leg->vnet_bytes) {
+			struct vnet_header header = header_of(bytes, &frames[i]);
+			uint8_t *start = bytes - leg->vnet_bytes;
+
+			memset(start, 0, leg->vnet_bytes);
+			memcpy(start, &header, sizeof(header));
+			well = write_all(leg, start, frames[i].length + leg->vnet_bytes);
+		} else {
+			well = write_plain(leg, bytes, &frames[i], room);
+		}
+		if (well)
+			leg->counters.out_packets++;
+		else
+			leg->counters.dropped++;
+		leg->counters.out_bytes += well ? frames[i].length : 0;
+	}
+}
+
+/* ---- all kinds ---- */
+
+int64_t netleg_take(struct pv_netleg *leg, struct pv_burst *burst)
+{
+	switch (leg->kind) {
+	case PV_NETLEG_BACK:
+		return pv_netback_take(leg->back, burst, PV_NETLOOP_BURST, leg->loop->now_ns);
+	case PV_NETLEG_FRONT:
+		return pv_netfront_take(leg->front, burst, PV_NETLOOP_BURST);
+	case PV_NETLEG_TAP:
+		return take_tap(leg, burst);
+	case PV_NETLEG_USER:
+		return netleg_take_user(leg, burst);
+	default:
+		return 0;
+	}
+}
+
+static void send_front(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *frames, uint32_t n)
+{
+	int64_t sent = pv_netfront_send(leg->front, memory, frames, n);
+
+	if (sent < 0) {
+		netleg_fail(leg, sent);
+		sent = 0;
+	}
+	for (int64_t i = 0; i < sent; i++) {
+		leg->counters.out_packets += !frames[i].status;
+		leg->counters.out_bytes += frames[i].status ? 0 : frames[i].length;
+	}
+	leg->counters.dropped += n - (uint64_t)sent;
+	if (leg->front->untold)
+		leg->stale = 1;
+}
+
+static void send_back(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *frames, uint32_t n)
+{
+	int64_t result = pv_netback_send(leg->back, memory, frames, n, leg->loop->now_ns);
+
+	if (result < 0)
+		netleg_fail(leg, result);
+	for (uint32_t i = 0; i < n; i++)
+		leg->counters.out_bytes += frames[i].length;
+	leg->counters.out_packets += n;
+	if (leg->back->stale)
+		leg->stale = 1;
+}
+
+void netleg_send(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *frames, uint32_t n)
+{
+	if (leg->state)
+		return;
+	switch (leg->kind) {
+	case PV_NETLEG_BACK:
+		send_back(leg, memory, frames, n);
+		break;
+	case PV_NETLEG_FRONT:
+		send_front(leg, memory, frames, n);
+		break;
+	case PV_NETLEG_TAP:
+		send_tap(leg, memory, frames, n);
+		break;
+	case PV_NETLEG_USER:
+		netleg_send_user(leg, memory, frames, n);
+		break;
+	default:
+		for (uint32_t i = 0; i < n; i++)
+			leg->counters.out_bytes += frames[i].length;
+		leg->counters.out_packets += n;
+		break;
+	}
+}
+
+int netleg_has_room(struct pv_netleg *leg)
+{
+	uint32_t wanted = PV_NETLOOP_BURST;
+
+	if (leg->kind != PV_NETLEG_FRONT || leg->state)
+		return 1;
+	/* A burst of small ones, or at least one of the largest. */
+	if (leg->front->tx->size <= 2 * wanted)
+		wanted = LARGEST_SLOTS;
+	if (leg->front->n_free >= wanted && pv_ring_room(leg->front->tx) >= wanted)
+		return 1;
+	if (pv_netfront_reap(leg->front) < 0) {
+		netleg_fail(leg, -EPROTO);
+		return 1;
+	}
+	return leg->front->n_free >= wanted && pv_ring_room(leg->front->tx) >= wanted;
+}
+
+void netleg_look(struct pv_netleg *leg)
+{
+	int64_t result;
+
+	if (leg->kind != PV_NETLEG_BACK || leg->state)
+		return;
+	if (leg->back->oldest || leg->back->stalled || leg->back->no_buffers_ns) {
+		result = pv_netback_deliver(leg->back, leg->loop->now_ns);
+		if (result < 0)
+			netleg_fail(leg, result);
+	}
+}
+
+int64_t netleg_due(const struct pv_netleg *leg)
+{
+	return leg->kind == PV_NETLEG_BACK && !leg->state ? pv_netback_due(leg->back) : 0;
+}
+
+/* ---- sleeping ---- */
+
+int netleg_fd(const struct pv_netleg *leg)
+{
+	if (leg->kind == PV_NETLEG_TAP)
+		return leg->fd;
+	return leg->events[0] ? leg->events[0]->waiter->epoll_fd : -1;
+}
+
+static void take_events(struct pv_netleg *leg)
+{
+	for (int i = 0; i < 2; i++)
+		if (leg->events[i] && pv_port_take_pending(leg->events[i]))
+			leg->unended[i] = leg->events[i]->late_eoi;
+}
+
+static void end_events(struct pv_netleg *leg)
+{
+	for (int i = 0; i < 2; i++) {
+		if (leg->unended[i])
+			pv_port_eoi(leg->events[i], !leg->had_work);
+		leg->unended[i] = 0;
+	}
+	leg->had_work = 0;
+}
+
+/* The rings that are to wake us: 1 when one has something already, 0, or -errno. */
+static int check_rings(struct pv_netleg *leg)
+{
+	struct pv_ring *in, *other;
+	int result;
+
+	if (leg->kind == PV_NETLEG_BACK) {
+		in = leg->back->resume_ns ? NULL : leg->back->tx;
+		other = leg->back->oldest || leg->back->stalled || leg->back->no_buffers_ns ? leg->back->rx : NULL;
+	} else {
+		in = leg->front->rx;
+		other = leg->wants_room ? leg->front->tx : NULL;
+	}
+	result = in ? pv_ring_final_check(in) : 0;
+	if (!result && other)
+		result = pv_ring_final_check(other);
+	return result;
+}
+
+int netleg_arm(struct pv_netleg *leg)
+{
+	struct pv_waiter *waiter;
+	int result;
+
+	if (leg->kind == PV_NETLEG_TAP || leg->kind == PV_NETLEG_NULL)
+		return 1;
+	if (leg->kind == PV_NETLEG_USER)
+		return !netleg_has_user(leg);
+	end_events(leg);
+	result = check_rings(leg);
+	if (result)
+		return result < 0 ? result : 0;
+	waiter = leg->events[0]->waiter;
+	result = pv_waiter_arm(waiter, NULL);
+	if (result == PV_WAIT_TIMEOUT)
+		return 1;
+	pv_waiter_disarm(waiter, NULL);
+	if (result < 0)
+		return result;
+	take_events(leg);
+	return 0;
+}
+
+void netleg_disarm(struct pv_netleg *leg, int rung)
+{
+	if (leg->kind != PV_NETLEG_BACK && leg->kind != PV_NETLEG_FRONT)
+		return;
+	if (rung)
+		pv_waiter_drain(leg->events[0]->waiter);
+	pv_waiter_disarm(leg->events[0]->waiter, NULL);
+	take_events(leg);
+}

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+"""Bridges: a switch with a thread that moves the frames of its ports, in C (`ring/netloop.py`).
+
+A bridge is there as long as somebody uses it: devices of guests, or whoever configured it. Ports have names: `vif1.0`
+for number 0 of domain 1, else what they were called.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paravirt.backend.tap import Tap
+from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, TimedOut
+from paravirt.protocol.netif import Mac
+from paravirt.protocol.vif_port import PortConfig
+from paravirt.ring.event import EventPort
+from paravirt.ring.netif import NetBack
+from paravirt.ring.netloop import Leg, LegCounters, NetLoop
+from paravirt.ring.switch import Address, Limit, PortStatistics
+
+log = logging.getLogger(__name__)
+
+NEWS_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class PortView:
+    """What a bridge says of a port."""
+
+    name: str
+    number: int
+    legs: tuple[LegCounters, ...]
+    switch: PortStatistics
+
+
+class BridgePort:
+    """A named port; a device with several queues has one with several legs. Used under its bridge's lock."""
+
+    def __init__(self, bridge: "Bridge", name: str, number: int, close: Callable[[], None] | None = None) -> None:
+        self.bridge = bridge
+        self.name = name
+        self.number = number
+        self.legs: list[Leg] = []
+        self.close = close
+        self.config = PortConfig()
+
+
+class Bridge:
+    """One switch and its thread."""
+
+    def __init__(self, name: str, *, spin_ns: int) -> None:
+        """Raises `ResourceLimit`."""
+        self.name = name
+        self.users = 0
+        self._lock = threading.RLock()
+        self._ports: dict[str, BridgePort] = {}
+        self._watched: dict[Leg, Callable[[Leg], None]] = {}
+        self._mirror: str | None = None
+        self._loop = NetLoop(spin_ns=spin_ns)
+        self._loop.start()
+        self._thread = threading.Thread(target=self._hear, name=f"bridge-{name}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ports of its own go; those of devices are gone."""
+        with self._lock:
+            for port in list(self._ports.values()):
+                self.remove_port(port)
+        self._loop.stop()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # -- ports
+
+    def add_port(self, name: str, close: Callable[[], None] | None = None) -> BridgePort:
+        """A port without legs. `AlreadyExists`, `ResourceLimit`."""
+        with self._lock:
+            if name in self._ports:
+                raise AlreadyExists(f"bridge {self.name} has a port {name} already")
+            with self._loop.still():
+                number = self._loop.switch.add_port()
+            port = self._ports[name] = BridgePort(self, name, number, close)
+            self._apply_mirror()
+            return port
+
+    def remove_port(self, port: BridgePort) -> None:
+        """With its legs. Harmless when repeated."""
+        with self._lock:
+            if self._ports.get(port.name) is not port:
+                return
+            del self._ports[port.name]
+            for leg in port.legs:
+                self._watched.pop(leg, None)
+                leg.remove()
+            port.legs = []
+            with self._loop.still():
+                self._loop.switch.remove_port(port.number)
+            if port.close is not None:
+                port.close()
+
+    def add_back(
+        self, port: BridgePort, back: NetBack, events: tuple[EventPort, EventPort], on_news: Callable[[Leg], None]
+    ) -> Leg:
+        """A queue of a guest's device. `on_news`: told from the bridge's thread that its state has changed."""
+        with self._lock:
+            leg = self._loop.add_back(back, events, port.number)
+            port.legs.append(leg)
+            self._watched[leg] = on_news
+            return leg
+
+    def remove_leg(self, port: BridgePort, leg: Leg) -> None:
+        """Nothing of it is touched any more."""
+        with self._lock:
+            self._watched.pop(leg, None)
+            leg.remove()
+            if leg in port.legs:
+                port.legs.remove(leg)
+
+    def add_tap(self, name: str, *, offloads: bool = True) -> BridgePort:
+        """An interface of the kernel, as a port of that name. Errors as `Tap`."""
+        with self._lock:
+            if name in self._ports:
+                raise AlreadyExists(f"bridge {self.name} has a port {name} already")
+            tap = Tap(name, offloads=offloads)
+            try:
+                port = self.add_port(name, tap.close)
+            except BaseException:
+                tap.close()
+                raise
+            port.legs.append(self._loop.add_tap(tap.fd, tap.vnet_bytes, port.number))
+            return port
+
+    def add_user(self, name: str) -> tuple[BridgePort, Leg]:
+        """A port of this program, with its `give` and `get`."""
+        with self._lock:
+            port = self.add_port(name)
+            leg = self._loop.add_user(port.number)
+            port.legs.append(leg)
+            return port, leg
+
+    def port(self, name: str) -> BridgePort:
+        """`NotFound`."""
+        with self._lock:
+            if name not in self._ports:
+                raise NotFound(f"bridge {self.name} has no port {name}")
+            return self._ports[name]
+
+    # -- configuration
+
+    def configure(self, port: BridgePort, config: PortConfig, mac: Mac | None = None) -> None:
+        """How the switch treats a port. `mac`: the address it is locked to. Raises `InvalidRequest`."""
+        with self._lock:
+            if config == port.config or self._ports.get(port.name) is not port:
+                return
+            switch, number = self._loop.switch, port.number
+            if config.locking == "locked" and mac is None:
+                raise InvalidRequest(f"port {port.name} has no address of its own that it could be locked to")
+            with self._loop.still():
+                if config.vlans.access is not None:
+                    switch.set_access(number, config.vlans.access)
+                else:
+                    switch.set_trunk(number, config.vlans.trunk, native=config.vlans.native)
+                for limit in Limit:
+                    switch.set_limit(number, limit, config.limits.get(limit.name.lower(), 0))
+                switch.set_address_limit(number, config.max_addresses)
+                switch.set_mirrored(number, config.mirrored)
+                if config.locking == "locked":
+                    switch.lock(number, str(mac), config.ipv4, config.ipv6)
+                elif config.locking == "disabled":
+                    switch.disable(number)
+                else:
+                    switch.unlock(number)
+            port.config = config
+
+    def set_ageing(self, ageing_s: float) -> None:
+        """When stations that say nothing are forgotten; 0: never."""
+        with self._loop.still():
+            self._loop.switch.set_ageing(ageing_s)
+
+    def set_mirror(self, name: str | None) -> None:
+        """Which port gets copies of what mirrored ones send and are sent; one that is not there yet will."""
+        with self._lock:
+            self._mirror = name
+            self._apply_mirror()
+
+    def _apply_mirror(self) -> None:
+        port = self._ports.get(self._mirror) if self._mirror else None
+        with self._loop.still():
+            self._loop.switch.set_mirror(None if port is None else port.number)
+
+    # -- looking
+
+    def ports(self) -> list[PortView]:
+        """Counters of every port."""
+        with self._lock, self._loop.still():
+            return [
+                PortView(
+                    port.name,
+                    port.number,
+                    tuple(leg.counters() for leg in port.legs),
+                    self._loop.switch.statistics(port.number),
+                )
+                for port in self._ports.values()
+            ]
+
+    def addresses(self) -> list[tuple[str, Address]]:
+        """Stations that were learnt, each with the name of its port."""
+        with self._lock:
+            names = {port.number: port.name for port in self._ports.values()}
+            with self._loop.still():
+                found = self._loop.switch.addresses(time.monotonic_ns())
+        return [(names.get(address.port, "?"), address) for address in found]
+
+    @property
+    def sleeps(self) -> int:
+        """Times that its thread had nothing to do."""
+        return self._loop.sleeps
+
+    # -- its thread
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                if not self._loop.wait_news(NEWS_TIMEOUT_S):
+                    return
+            except TimedOut:
+                continue
+            with self._lock:
+                news = [(leg, tell) for leg, tell in self._watched.items() if leg.state or leg.stale]
+            for leg, tell in news:
+                try:
+                    tell(leg)
+                except Exception:
+                    log.exception("bridge %s: what a port has to say could not be dealt with", self.name)
+
+
+class Bridges:
+    """Those of a process, by name. For any thread."""
+
+    def __init__(self, *, spin_ns: int) -> None:
+        self._spin_ns = spin_ns
+        self._lock = threading.Lock()
+        self._bridges: dict[str, Bridge] = {}
+
+    def take(self, name: str) -> Bridge:
+        """The bridge of this name, made if there is none; to be given back. `ResourceLimit`."""
+        with self._lock:
+            bridge = self._bridges.get(name)
+            if bridge is None:
+                bridge = self._bridges[name] = Bridge(name, spin_ns=self._spin_ns)
+            bridge.users += 1
+            return bridge
+
+    def give_back(self, bridge: Bridge) -> None:
+        """The last one closes it."""
+        with self._lock:
+            bridge.users -= 1
+            if bridge.users:
+                return
+            del self._bridges[bridge.name]
+        bridge.close()
+
+    def all(self) -> list[Bridge]:
+        """Those that are there."""
+        with self._lock:
+            return list(self._bridges.values())

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""TAP interfaces of the kernel, with its offloads.
+
+Source: Linux' Documentation/networking/tuntap.rst, linux/if_tun.h.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import struct
+
+from paravirt.errors import AlreadyExists, InvalidRequest, PermissionRefused, ResourceLimit
+
+_TUNSETIFF = 0x400454CA
+_TUNSETOFFLOAD = 0x400454D0
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_CSUM, _TSO4, _TSO6, _TSO_ECN = 0x01, 0x02, 0x04, 0x08
+VNET_BYTES = 10
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", re.ASCII)
+
+
+class Tap:
+    """A TAP interface of this network namespace: gone when it is closed."""
+
+    def __init__(self, name: str, *, offloads: bool = True) -> None:
+        """`offloads`: the kernel hands over large packets and blank checksums, and takes them.
+
+        Raises `InvalidRequest` (name), `AlreadyExists` (in use), `PermissionRefused`, `ResourceLimit`.
+        """
+        if not _NAME.fullmatch(name):
+            raise InvalidRequest(f"{name[:40]!r} is no name of an interface")
+        try:
+            self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        except PermissionError as error:
+            raise PermissionRefused(error.errno, "/dev/net/tun may not be opened", "/dev/net/tun") from error
+        except OSError as error:
+            raise ResourceLimit(f"no /dev/net/tun here: {error.strerror}") from error
+        self.name = name
+        self.vnet_bytes = VNET_BYTES if offloads else 0
+        flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if offloads else 0)
+        try:
+            fcntl.ioctl(self.fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+            if offloads:
+                fcntl.ioctl(self.fd, _TUNSETOFFLOAD, _CSUM | _TSO4 | _TSO6 | _TSO_ECN)
+        except OSError as error:
+            os.close(self.fd)
+            if error.errno == errno.EBUSY:
+                raise AlreadyExists(f"interface {name} is in use") from error
+            if error.errno == errno.EPERM:
+                raise PermissionRefused(error.errno, f"interface {name} may not be made", name) from error
+            raise InvalidRequest(f"interface {name} cannot be made: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Harmless when repeated."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""netif, the network protocol: message layouts and constants.
+
+The numpy dtypes *are* the wire layout. Source: Xen public/io/netif.h. A packet takes one or more entries of a ring; the
+size in the first request of one is that of the whole packet. The flags of receive responses are not those of transmit
+requests: the two bits about checksums are swapped.
+"""
+
+from enum import IntEnum, IntFlag
+
+import numpy as np
+
+TX_NAME = "netif-tx"
+RX_NAME = "netif-rx"
+PAGE_BYTES = 4096
+MIN_FRAME_BYTES = 14
+MAX_FRAME_BYTES = 65535
+MIN_SLOTS = 18
+"""Entries of one packet that every backend takes."""
+MAX_RING_PAGE_ORDER = 4
+"""Of a ring with ours; Xen's have one page."""
+
+
+class TxFlag(IntFlag):
+    """`flags` of a transmit request."""
+
+    CSUM_BLANK = 1
+    DATA_VALIDATED = 2
+    MORE_DATA = 4
+    EXTRA_INFO = 8
+
+
+class RxFlag(IntFlag):
+    """`flags` of a receive response."""
+
+    DATA_VALIDATED = 1
+    CSUM_BLANK = 2
+    MORE_DATA = 4
+    EXTRA_INFO = 8
+    GSO_PREFIX = 16
+
+
+class Status(IntEnum):
+    """`status` of a transmit response; of a receive response where it is not a length."""
+
+    DROPPED = -2
+    ERROR = -1
+    OKAY = 0
+    NULL = 1
+
+
+class Extra(IntEnum):
+    """`type` of a slot of extra information."""
+
+    NONE = 0
+    GSO = 1
+    MCAST_ADD = 2
+    MCAST_DEL = 3
+    HASH = 4
+    XDP = 5
+
+
+class GsoType(IntEnum):
+    """Protocols whose large packets can be cut into segments."""
+
+    NONE = 0
+    TCPV4 = 1
+    TCPV6 = 2
+
+
+class Fatal(IntEnum):
+    """Why a frontend's chain of requests ends its device, as Linux' netback has it."""
+
+    SHORT = 1
+    SLOTS = 2
+    PAGE = 3
+    NO_EXTRA = 4
+    EXTRA = 5
+    GSO_SIZE = 6
+    GSO_TYPE = 7
+
+
+FATAL_REASONS = {
+    Fatal.SHORT: "more data was announced than there are requests",
+    Fatal.SLOTS: "a packet has too many requests",
+    Fatal.PAGE: "a request crosses its page",
+    Fatal.NO_EXTRA: "extra information was announced and is missing",
+    Fatal.EXTRA: "extra information of an unknown type",
+    Fatal.GSO_SIZE: "segments of no bytes",
+    Fatal.GSO_TYPE: "segments of an unknown protocol",
+}
+
+TX_REQUEST = np.dtype([("gref", "<u4"), ("offset", "<u2"), ("flags", "<u2"), ("id", "<u2"), ("size", "<u2")])
+TX_RESPONSE = np.dtype([("id", "<u2"), ("status", "<i2")])
+RX_REQUEST = np.dtype([("id", "<u2"), ("pad", "<u2"), ("gref", "<u4")])
+RX_RESPONSE = np.dtype([("id", "<u2"), ("offset", "<u2"), ("flags", "<u2"), ("status", "<i2")])
+EXTRA_INFO = np.dtype([("type", "u1"), ("flags", "u1"), ("content", "u1", (6,))])
+TX_ENTRY_BYTES = 12
+RX_ENTRY_BYTES = 8
+
+EXTRA_MORE = 1
+"""Bit of `flags` of extra information: another slot of it follows."""
+
+
+class Mac(bytes):
+    """An Ethernet address."""
+
+    def __str__(self) -> str:
+        return self.hex(":")
+
+    @property
+    def is_group(self) -> bool:
+        """Of several stations: multicast or broadcast."""
+        return bool(self[0] & 1)

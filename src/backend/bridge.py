@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paravirt.backend.tap import Tap
 from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, TimedOut
 from paravirt.protocol.netif import Mac
 from paravirt.protocol.vif_port import PortConfig
@@ -19,6 +18,7 @@ from paravirt.ring.event import EventPort
 from paravirt.ring.netif import NetBack
 from paravirt.ring.netloop import Leg, LegCounters, NetLoop
 from paravirt.ring.switch import Address, Limit, PortStatistics
+from paravirt.ring.tap import Tap
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from paravirt.protocol.blkif import DEFAULT_INDIRECT_SEGMENTS, MAX_INDIRECT_SEGM
 from paravirt.protocol.vbd import MAX_QUEUES
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.waiting import Fence, Wait
-from paravirt.xenstore.client import XenstoreClient
+from paravirt.xenstore.client import WatchEvent, XenstoreClient
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class DeviceService(Generic[S]):
     def serve_forever(self) -> None:
         """Serve until `stop`, or until xenstored is gone for good: connected rings then go on until `stop`."""
         try:
-            self._queue.add(self._root, self._root)  # fires at once
+            self._begin()
             while not self._stopping.is_set():
                 self._look_at_events()
         except StoreGone as error:
@@ -112,6 +112,13 @@ class DeviceService(Generic[S]):
         self.stop()
 
     # -- the service's thread
+
+    def _begin(self) -> None:
+        """Watch what is to be followed."""
+        self._queue.add(self._root, self._root)  # fires at once
+
+    def _look_elsewhere(self, event: WatchEvent) -> None:
+        """At what is no device; for classes that follow more."""
 
     def _scan(self) -> None:
         """Look at all devices: at the start (after a crash nobody tells us of them), and when events were lost."""
@@ -143,6 +150,8 @@ class DeviceService(Generic[S]):
             # The token of a watch on a frontend is its backend directory.
             elif path := DevicePath.from_backend(event.path) or DevicePath.from_backend(event.token):
                 paths[path] = None
+            else:
+                self._look_elsewhere(event)
             n += 1
             event = self._queue.get_nowait() if n < MAX_EVENTS else None
         for path in paths:

@@ -12,6 +12,7 @@ from paravirt.errors import AlreadyExists, Closed, HypervisorGone, NotFound, Par
 from paravirt.frontend.device import RESUME_TIMEOUT_S
 from paravirt.frontend.driver import DeviceFrontend
 from paravirt.frontend.vbd import CONNECT_TIMEOUT_S, DEFAULT_RING_PAGE_ORDER, DEFAULT_SPIN_NS, Disk
+from paravirt.frontend.vif import Vif
 from paravirt.hypervisor.client import Hypervisor, PortState
 from paravirt.protocol.blkif import DEFAULT_INDIRECT_SEGMENTS
 from paravirt.protocol.vbd import device_name, device_number
@@ -50,7 +51,7 @@ class Domain:
         """Over a connection that the broker labelled with this domain; it is owned, and closed with this object."""
         self.hypervisor = hypervisor
         self.domid: int = hypervisor.domid
-        self._open: list[Disk | DeviceFrontend] = []
+        self._open: list[Disk | Vif | DeviceFrontend] = []
         try:
             self.store = XenstoreClient.from_socket(
                 _first_store(hypervisor), again=self._next_store, reconnect_timeout_s=STORE_PATIENCE_S
@@ -132,6 +133,20 @@ class Domain:
         self._keep(disk)
         return disk
 
+    def vifs(self) -> list[int]:
+        """Numbers of the network devices attached to this domain."""
+        return self.devices("vif")
+
+    def open_vif(self, handle: int = 0, **options: Any) -> Vif:
+        """Connect to a network device; `options` and errors as `Vif`.
+
+        `NotFound` when there is none of that number, `AlreadyExists` while it is open (in any process of this domain).
+        """
+        path = self._claim("vif", handle, f"network device {handle}", lambda: map(str, self.vifs()))
+        vif = Vif(self.hypervisor, self.store, path, **options)
+        self._keep(vif)
+        return vif
+
     def open(self, driver: type[F], device_id: int = 0, **options: Any) -> F:
         """Connect to a device with a driver of one's own; `options` and errors as its constructor's.
 
@@ -157,7 +172,7 @@ class Domain:
             raise AlreadyExists(f"{what} of domain {self.domid} is open already")
         return DevicePath(kind, self.domid, device_id, int(backend_domid))
 
-    def _keep(self, device: "Disk | DeviceFrontend") -> None:
+    def _keep(self, device: "Disk | Vif | DeviceFrontend") -> None:
         self._open = [other for other in self._open if not other.is_closed]
         self._open.append(device)
 
@@ -166,11 +181,12 @@ class Domain:
         it.
         """
         several = xenbus.read_key(self.store, f"{frontend}/multi-queue-num-queues") not in (None, "1")
-        place = f"{'queue-0/' if several else ''}event-channel"
-        keys = xenbus.read_keys(self.store, frontend, ("state", place))
-        if keys.get("state") not in _IN_USE or not keys.get(place, "").isdigit():
+        places = [f"{'queue-0/' if several else ''}event-channel{ring}" for ring in ("", "-tx")]
+        keys = xenbus.read_keys(self.store, frontend, ("state", *places))
+        ports = [int(keys[place]) for place in places if keys.get(place, "").isdigit()]
+        if keys.get("state") not in _IN_USE:
             return False
-        return self.hypervisor.port_state(int(keys[place])) is not PortState.CLOSED
+        return any(self.hypervisor.port_state(port) is not PortState.CLOSED for port in ports)
 
     def suspend(self) -> None:
         """Suspend all devices that are open here, as a domain does before it is moved or saved. Their calls wait."""

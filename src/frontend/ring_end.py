@@ -39,6 +39,7 @@ class RingEnd:
         self._queue = queue
         self._beside = beside
         self._pages: PageRun | None = None
+        self._shares_channel = False
         self.channel: EventChannel | None = None
 
     def make(
@@ -52,13 +53,16 @@ class RingEnd:
         fence: Fence = "full",
         max_spin_ns: int = 0,
         entry_bytes: int | None = None,
+        channel: EventChannel | None = None,
     ) -> tuple[tuple[int, ...], int]:
         """A new ring and port; (grant references of its pages, port).
 
         The first one decides the size of the ring, 2**`wanted_order` pages if the backend takes that many, and makes
         the arena with `data_pages` beside it. `fence`: as agreed with the backend. `max_spin_ns`: of
         `waiting.spin_limit`; who waits calls `take` with `waiting.take_spin` of it, then `wait`. `entry_bytes`: of an
-        entry, if that is more than the union of the messages. Raises `PeerError` when a later backend takes less.
+        entry, if that is more than the union of the messages. `channel`: of another end, for both rings.
+
+        Raises `PeerError` when a later backend takes less.
         """
         if self._beside is not None:
             self.arena, self.order = self._beside.arena, self._beside.order
@@ -71,7 +75,8 @@ class RingEnd:
             raise PeerError(f"the new backend takes rings of {1 << max_order} pages only")
         self._pages = pages = self.arena.allocate(1 << self.order)
         refs = tuple(self.arena.grant(pages.gref + i) for i in range(pages.n_pages))
-        self.channel = self._hypervisor.alloc_unbound(self.waiter, self._backend_domid)
+        self._shares_channel = channel is not None
+        self.channel = channel or self._hypervisor.alloc_unbound(self.waiter, self._backend_domid)
         label = RingLabel(
             kind=self._path.kind,
             device_id=self._path.device_id,
@@ -84,7 +89,8 @@ class RingEnd:
             queue=self._queue,
         )
         # A backend that sends events without responses wakes us once a second.
-        self.channel.late_eoi()
+        if channel is None:
+            self.channel.late_eoi()
         self.ring = FrontRing.create(
             pages.view,
             request,
@@ -104,7 +110,8 @@ class RingEnd:
             self.ring.close()
             self.ring = None
         if self.channel is not None:
-            self.channel.close()
+            if not self._shares_channel:
+                self.channel.close()
             self.channel = None
         if self._pages is not None and self.arena is not None:
             self.arena.free(self._pages)

@@ -12,24 +12,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from paravirt.backend.bridge import Bridge
 from paravirt.backend.c_engine import EngineName, engine_factory
 from paravirt.backend.driver import DeviceBackend
 from paravirt.backend.driver_engine import DriverStatistics
 from paravirt.backend.driver_service import DriverService
 from paravirt.backend.engine import EngineFactory, EngineStatistics
 from paravirt.backend.service import DEFAULT_SPIN_NS, BackendService
+from paravirt.backend.vif import VifStatistics
+from paravirt.backend.vif_service import VifService
 from paravirt.errors import Closed, InvalidRequest, NotFound
 from paravirt.frontend.domain import Domain
 from paravirt.frontend.export import DiskExport, listen_unix
 from paravirt.frontend.nbdkit import DEFAULT_THREADS
 from paravirt.host import device as devices
-from paravirt.host import domains, vbd
+from paravirt.host import domains, vbd, vif
 from paravirt.host.disk_statistics import LiveDisk, disk_statistics
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.server import BrokerServer
 from paravirt.protocol.device import to_keys
 from paravirt.protocol.vbd import DeviceType, Mode
 from paravirt.protocol.vbd_qos import Qos
+from paravirt.protocol.vif import DEFAULT_BRIDGE, DEFAULT_MTU, Rate, bridge_name
+from paravirt.protocol.vif_port import PortConfig
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore.client import XenstoreClient
@@ -59,6 +64,7 @@ class Host:
         `engine`: of block devices; "auto" is in C where the disk allows it. See `paravirt.backend.c_engine`.
         """
         make = engine_factory(engine) if isinstance(engine, str) else engine
+        self._max_queues = max_queues
         self._rings: dict[str, Any] = {"spin_ns": spin_ns, "fence": fence, "wait": wait}
         with ExitStack() as stack:
             self._broker = BrokerServer()
@@ -79,6 +85,8 @@ class Host:
                 **self._rings,
             )
             stack.enter_context(self._backend)
+            self._vifs: VifService | None = None
+            stack.callback(self._stop_vifs)
             self._services: dict[str, DriverService] = {}
             stack.callback(self._stop_services)
             self._domains: list[Domain] = []
@@ -178,6 +186,68 @@ class Host:
             yield stack.enter_context(
                 DiskExport(domain, device, listener, broker_fd, threads=threads, read_only=read_only)
             )
+
+    def attach_vif(
+        self,
+        domain: Domain,
+        handle: int = 0,
+        *,
+        mac: str | None = None,
+        bridge: str = DEFAULT_BRIDGE,
+        mtu: int = DEFAULT_MTU,
+        rate: Rate | None = None,
+        port: PortConfig | None = None,
+    ) -> DevicePath:
+        """Give a domain a network device; arguments and errors as `paravirt.host.vif.attach`. The first one starts the
+        backend of network devices.
+        """
+        self._check_open()
+        self._have_vifs()
+        return vif.attach(
+            self.store, domain.domid, handle=handle, mac=mac, bridge=bridge, mtu=mtu, rate=rate, port=port
+        )
+
+    def limit_vif(self, domain: Domain, handle: int = 0, rate: Rate | None = None) -> None:
+        """How much its guest may send from now on; None: as much as it likes. `NotFound` when there is none."""
+        self._check_open()
+        vif.set_rate(self.store, domain.domid, handle, rate)
+
+    def configure_vif(self, domain: Domain, handle: int, port: PortConfig) -> None:
+        """How the switch treats it from now on. `NotFound` when there is none."""
+        self._check_open()
+        vif.set_port(self.store, domain.domid, handle, port)
+
+    def detach_vif(self, domain: Domain, handle: int = 0) -> None:
+        """Take it away; `NotFound` when there is none."""
+        self._check_open()
+        vif.detach(self.store, domain.domid, handle)
+
+    @contextmanager
+    def bridge(self, name: str = DEFAULT_BRIDGE) -> Iterator[Bridge]:
+        """The bridge of this name, made if there is none, and kept as long as this is open: for ports of the caller's
+        own, interfaces of the kernel, counters.
+        """
+        self._check_open()
+        bridges = self._have_vifs().bridges
+        bridge = bridges.take(bridge_name(name))
+        try:
+            yield bridge
+        finally:
+            bridges.give_back(bridge)
+
+    def vif_statistics(self) -> dict[DevicePath, VifStatistics]:
+        """Counters of every connected network device, as its backend sees it."""
+        return {} if self._vifs is None else self._vifs.statistics()
+
+    def _have_vifs(self) -> VifService:
+        if self._vifs is None:
+            self._vifs = VifService(self.hypervisor, self.store, max_queues=self._max_queues, **self._rings)
+            self._vifs.start()
+        return self._vifs
+
+    def _stop_vifs(self) -> None:
+        if self._vifs is not None:
+            self._vifs.stop()
 
     def attach(self, domain: Domain, driver: type[DeviceBackend], device_id: int = 0, **config: Any) -> DevicePath:
         """Give a domain a device of a class of one's own; `config` are the fields of the protocol's `config`.

@@ -7,8 +7,11 @@ requests: the two bits about checksums are swapped.
 """
 
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import numpy as np
+
+Layout = np.dtype[Any]
 
 TX_NAME = "netif-tx"
 RX_NAME = "netif-rx"

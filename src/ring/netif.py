@@ -251,11 +251,20 @@ class NetBack:
         return _checked(status, self._closed, "frontend")
 
 
+class Takes(IntFlag):
+    """What a backend takes."""
+
+    SG = lib.PV_NETFRONT_SG
+    GSO4 = lib.PV_NETFRONT_GSO4
+    GSO6 = lib.PV_NETFRONT_GSO6
+    CSUM6 = lib.PV_NETFRONT_CSUM6
+
+
 class NetFront:
     """The frontend's half of one queue. One thread sends, one receives."""
 
     def __init__(
-        self, tx: FrontRing, rx: FrontRing, tx_pages: tuple[CData, int], rx_pages: tuple[CData, int], features: int
+        self, tx: FrontRing, rx: FrontRing, tx_pages: tuple[CData, int], rx_pages: tuple[CData, int], features: Takes
     ) -> None:
         """`tx_pages`, `rx_pages`: pointer to as many pages as the ring has entries, and the reference of the first,
         granted. `features`: of the backend.
@@ -265,7 +274,7 @@ class NetFront:
         status = lib.pv_netfront_init(self.core, tx.core, rx.core, tx_pages[0], tx_pages[1], rx_pages[0], rx_pages[1])
         if status:
             raise ResourceLimit("no memory for a queue of a network device")
-        self.core.features = features
+        self.core.features = int(features)
         self._closed = False
 
     def post_all(self) -> None:

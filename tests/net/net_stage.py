@@ -12,7 +12,7 @@ from paravirt.protocol import netif
 from paravirt.ring.event import EventPort, from_half, make_pair
 from paravirt.ring.grant import Granter, Mapper, entries_bytes, init_maptrack, maptrack_bytes
 from paravirt.ring.memory import Mapping
-from paravirt.ring.netif import Feature, NetBack, NetFront
+from paravirt.ring.netif import Feature, NetBack, NetFront, Takes
 from paravirt.ring.shared import BackRing, FrontRing
 
 from ..backend.blkif_pair import shared
@@ -22,6 +22,8 @@ SLOTS = 256
 TX_PAGE, RX_PAGE = 0, SLOTS  # of the arena, the first of each ring
 PAGES = 2 * SLOTS
 ALL = Feature.SG | Feature.GSO4 | Feature.GSO6 | Feature.CSUM6 | Feature.RX_NOTIFY
+
+EVERYTHING = Takes.SG | Takes.GSO4 | Takes.GSO6 | Takes.CSUM6
 
 
 @dataclass
@@ -46,7 +48,7 @@ class NetStage:
         self.stack.callback(back.close)
         return back
 
-    def front(self, features: Feature = Feature.SG | Feature.GSO4 | Feature.GSO6 | Feature.CSUM6) -> NetFront:
+    def front(self, features: Takes = EVERYTHING) -> NetFront:
         """With all pages granted, and none posted yet."""
         self.granter.access_many(range(RX_PAGE), read_only=True)
         self.granter.access_many(range(RX_PAGE, PAGES))
@@ -55,7 +57,7 @@ class NetStage:
             self.rx,
             (self.data.pointer("uint8_t *", TX_PAGE * 4096), BASE + TX_PAGE),
             (self.data.pointer("uint8_t *", RX_PAGE * 4096), BASE + RX_PAGE),
-            int(features),
+            features,
         )
         self.stack.callback(front.close)
         return front

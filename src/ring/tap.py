@@ -8,12 +8,17 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import struct
+from contextlib import suppress
 
 from paravirt.errors import AlreadyExists, InvalidRequest, PermissionRefused, ResourceLimit
 
 _TUNSETIFF = 0x400454CA
 _TUNSETOFFLOAD = 0x400454D0
+_TUNSETCARRIER = 0x400454E2
+_SIOCSIFMTU, _SIOCSIFHWADDR = 0x8922, 0x8924
+_ARPHRD_ETHER = 1
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _CSUM, _TSO4, _TSO6, _TSO_ECN = 0x01, 0x02, 0x04, 0x08
 VNET_BYTES = 10
@@ -50,6 +55,26 @@ class Tap:
             if error.errno == errno.EPERM:
                 raise PermissionRefused(error.errno, f"interface {name} may not be made", name) from error
             raise InvalidRequest(f"interface {name} cannot be made: {error.strerror}") from error
+
+    def set_mac(self, mac: bytes) -> None:
+        """Raises `InvalidRequest`."""
+        self._ask(_SIOCSIFHWADDR, struct.pack("16sH6s16x", self.name.encode(), _ARPHRD_ETHER, mac), "address")
+
+    def set_mtu(self, mtu: int) -> None:
+        """Raises `InvalidRequest`."""
+        self._ask(_SIOCSIFMTU, struct.pack("16si20x", self.name.encode(), mtu), "MTU")
+
+    def set_carrier(self, on: bool) -> None:
+        """Whether anything is at the other end, as the kernel sees it. Where the kernel cannot say that, nothing."""
+        with suppress(OSError):
+            fcntl.ioctl(self.fd, _TUNSETCARRIER, struct.pack("i", on))
+
+    def _ask(self, request: int, argument: bytes, what: str) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            try:
+                fcntl.ioctl(control, request, argument)
+            except OSError as error:
+                raise InvalidRequest(f"the {what} of interface {self.name}: {error.strerror}") from error
 
     def close(self) -> None:
         """Harmless when repeated."""

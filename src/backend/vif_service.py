@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""The backend service of network devices, and the bridges that they stand on.
+
+What is to be of a bridge beside its devices stands below `/paravirt/bridge/NAME` (`protocol/bridge.py`): the service
+follows it.
+"""
+
+import logging
+import os
+from functools import partial
+
+from paravirt.backend.bridge import Bridge, BridgePort, Bridges
+from paravirt.backend.device import DEFAULT_SPIN_NS, RingPolicy
+from paravirt.backend.service import DeviceService
+from paravirt.backend.vif import Policy, VifBackend, VifStatistics
+from paravirt.errors import InvalidRequest, NotFound, ParavirtError, XenstoreError
+from paravirt.hypervisor.client import Hypervisor
+from paravirt.protocol.bridge import BRIDGE_KEYS, ROOT, BridgeConfig, bridge_of_path
+from paravirt.protocol.vif import MAX_QUEUES, bridge_name
+from paravirt.ring.waiting import Fence, Wait
+from paravirt.xenstore import xenbus
+from paravirt.xenstore.client import WatchEvent, XenstoreClient
+
+log = logging.getLogger(__name__)
+
+
+class _Configured:
+    """A bridge that somebody has configured: it is there without devices, too."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        self.taps: dict[str, BridgePort] = {}
+        self.keys: dict[str, str] = {}
+
+
+class VifService(DeviceService[VifStatistics]):
+    """Serves all vifs of Dom0."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        store: XenstoreClient,
+        *,
+        spin_ns: int = DEFAULT_SPIN_NS,
+        fence: Fence = "full",
+        wait: Wait = "adaptive",
+        max_queues: int | None = None,
+    ) -> None:
+        """`spin_ns`: how long a bridge looks at a port without work before it sleeps. `max_queues`: that a frontend may
+        have for a device; None: as many as there are CPUs.
+        """
+        if max_queues is None:
+            max_queues = min(len(os.sched_getaffinity(0)), MAX_QUEUES)
+        if not 1 <= max_queues <= MAX_QUEUES:
+            raise InvalidRequest(f"max_queues is {max_queues}, not from 1 to {MAX_QUEUES}")
+        rings = RingPolicy(max_spin_ns=spin_ns, fence=fence, wait=wait)
+        self.bridges = Bridges(spin_ns=rings.max_spin_ns)
+        self._configured: dict[str, _Configured] = {}
+        policy = Policy(self.bridges, rings, max_queues)
+        super().__init__(hypervisor, store, "vif", partial(VifBackend, policy=policy))
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._queue.add(ROOT, ROOT)
+
+    def _look_elsewhere(self, event: WatchEvent) -> None:
+        """A bridge was configured, or all of them are to be looked at."""
+        name = bridge_of_path(event.path)
+        for each in [*self._list(ROOT), *self._configured] if name is None else [name]:
+            try:
+                self._configure(each)
+            except (XenstoreError, InvalidRequest) as error:
+                log.warning("bridge %s: %s", each[:40], error)
+
+    def _configure(self, name: str) -> None:
+        directory = f"{ROOT}/{bridge_name(name)}"
+        keys = xenbus.read_keys(self._store, directory, BRIDGE_KEYS)
+        known = self._configured.get(name)
+        if not keys:
+            if known is not None:
+                self._let_go(name)
+            return
+        config = BridgeConfig.from_keys(keys)
+        if known is None:
+            known = self._configured[name] = _Configured(self.bridges.take(name))
+        if keys == known.keys:
+            return
+        known.keys = keys
+        known.bridge.set_ageing(config.ageing_s)
+        known.bridge.set_mirror(config.mirror)
+        errors = self._set_taps(known, config)
+        # Our own word on it wakes us once more, and is then what it was.
+        if xenbus.read_key(self._store, f"{directory}/error") != (errors or None):
+            if errors:
+                self._store.write(f"{directory}/error", errors)
+            else:
+                self._store.rm(f"{directory}/error")
+
+    def _set_taps(self, known: _Configured, config: BridgeConfig) -> str:
+        """What went wrong, in words."""
+        for name in [tap for tap in known.taps if tap not in config.taps]:
+            known.bridge.remove_port(known.taps.pop(name))
+        errors = []
+        for name, port_config in config.taps.items():
+            try:
+                if name not in known.taps:
+                    known.taps[name] = known.bridge.add_tap(name, offloads=config.offloads)
+                known.bridge.configure(known.taps[name], port_config)
+            except (ParavirtError, OSError) as error:
+                log.warning("bridge %s: %s", known.bridge.name, error)
+                errors.append(str(error))
+        return "; ".join(errors)
+
+    def _let_go(self, name: str) -> None:
+        known = self._configured.pop(name)
+        for port in known.taps.values():
+            known.bridge.remove_port(port)
+        known.bridge.set_mirror(None)
+        self.bridges.give_back(known.bridge)
+
+    def _close_all(self) -> None:
+        super()._close_all()
+        for name in list(self._configured):
+            self._let_go(name)
+
+    def bridge(self, name: str) -> Bridge:
+        """One that is there: `NotFound`."""
+        for bridge in self.bridges.all():
+            if bridge.name == name:
+                return bridge
+        raise NotFound(f"there is no bridge {name}")

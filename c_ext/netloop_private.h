@@ -51,8 +51,8 @@ void netleg_look(struct pv_netleg *leg);
 int netleg_arm(struct pv_netleg *leg);
 /* It was armed; `rung`: and its descriptor was readable. */
 void netleg_disarm(struct pv_netleg *leg, int rung);
-/* Its descriptor for the epoll; -1: none. */
-int netleg_fd(const struct pv_netleg *leg);
+/* Its i-th descriptor for the epoll, of two; -1: none. */
+int netleg_fd(const struct pv_netleg *leg, int i);
 int64_t netleg_due(const struct pv_netleg *leg);
 void netleg_fail(struct pv_netleg *leg, int64_t error);
 

@@ -282,11 +282,21 @@ int64_t netleg_due(const struct pv_netleg *leg)
 
 /* ---- sleeping ---- */
 
-int netleg_fd(const struct pv_netleg *leg)
+/* The leg's i-th waiter: one, or a second one if its rings have one each. NULL: there is none. */
+static struct pv_waiter *waiter_of(const struct pv_netleg *leg, int i)
 {
+	if (!leg->events[i] || (i && leg->events[1]->waiter == leg->events[0]->waiter))
+		return NULL;
+	return leg->events[i]->waiter;
+}
+
+int netleg_fd(const struct pv_netleg *leg, int i)
+{
+	const struct pv_waiter *waiter = waiter_of(leg, i);
+
 	if (leg->kind == PV_NETLEG_TAP)
-		return leg->fd;
-	return leg->events[0] ? leg->events[0]->waiter->epoll_fd : -1;
+		return i ? -1 : leg->fd;
+	return waiter ? waiter->epoll_fd : -1;
 }
 
 static void take_events(struct pv_netleg *leg)
@@ -325,9 +335,15 @@ static int check_rings(struct pv_netleg *leg)
 	return result;
 }
 
+static void disarm_all(struct pv_netleg *leg)
+{
+	for (int i = 0; i < 2; i++)
+		if (waiter_of(leg, i))
+			pv_waiter_disarm(waiter_of(leg, i), NULL);
+}
+
 int netleg_arm(struct pv_netleg *leg)
 {
-	struct pv_waiter *waiter;
 	int result;
 
 	if (leg->kind == PV_NETLEG_TAP || leg->kind == PV_NETLEG_NULL)
@@ -338,11 +354,12 @@ int netleg_arm(struct pv_netleg *leg)
 	result = check_rings(leg);
 	if (result)
 		return result < 0 ? result : 0;
-	waiter = leg->events[0]->waiter;
-	result = pv_waiter_arm(waiter, NULL);
+	for (int i = 0; i < 2 && result == PV_WAIT_TIMEOUT; i++)
+		if (waiter_of(leg, i))
+			result = pv_waiter_arm(waiter_of(leg, i), NULL);
 	if (result == PV_WAIT_TIMEOUT)
 		return 1;
-	pv_waiter_disarm(waiter, NULL);
+	disarm_all(leg);
 	if (result < 0)
 		return result;
 	take_events(leg);
@@ -353,8 +370,9 @@ void netleg_disarm(struct pv_netleg *leg, int rung)
 {
 	if (leg->kind != PV_NETLEG_BACK && leg->kind != PV_NETLEG_FRONT)
 		return;
-	if (rung)
-		pv_waiter_drain(leg->events[0]->waiter);
-	pv_waiter_disarm(leg->events[0]->waiter, NULL);
+	for (int i = 0; rung && i < 2; i++)
+		if (waiter_of(leg, i))
+			pv_waiter_drain(waiter_of(leg, i));
+	disarm_all(leg);
 	take_events(leg);
 }

@@ -156,12 +156,20 @@ static void deactivate(struct pv_netleg *leg)
 static int set_polled(struct pv_netleg *leg, int polled)
 {
 	struct epoll_event event = { .events = EPOLLIN, .data.ptr = leg };
-	int fd = netleg_fd(leg);
 
-	if (fd < 0 || leg->polled == (uint32_t)polled)
+	if (leg->polled == (uint32_t)polled)
 		return 0;
-	if (epoll_ctl(leg->loop->epoll_fd, polled ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, fd, &event))
-		return -errno;
+	for (int i = 0; i < 2; i++) {
+		int fd = netleg_fd(leg, i);
+
+		if (fd >= 0 && epoll_ctl(leg->loop->epoll_fd, polled ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, fd, &event)) {
+			int error = errno;
+
+			if (polled && i)
+				epoll_ctl(leg->loop->epoll_fd, EPOLL_CTL_DEL, netleg_fd(leg, 0), &event);
+			return -error;
+		}
+	}
 	leg->polled = (uint32_t)polled;
 	return 0;
 }

@@ -65,7 +65,7 @@ struct pv_netleg {
 	uint32_t wants_room;       /* others wait for room here */
 	uint32_t had_work;         /* since its last event was taken */
 	uint32_t unended[2];       /* events that were taken and not ended */
-	uint32_t polled;           /* its descriptor is in the epoll */
+	uint32_t polled;           /* its descriptors are in the epoll */
 	uint32_t timed;            /* in the list of those that something is due for */
 	uint32_t told;             /* the owner was told of its state */
 	uint32_t stale;            /* its peer could not be notified */

@@ -14,6 +14,7 @@ from paravirt.host import log
 from paravirt.host.daemon import StopRequest, become_daemon, raise_descriptor_limit, serve
 from paravirt.host.supervise import Daemon, DaemonFailed, Supervisor
 from paravirt.protocol.vbd import MAX_QUEUES
+from paravirt.protocol.vif import MAX_QUEUES as MAX_VIF_QUEUES
 from paravirt.ring.waiting import Fence
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ max_queues_option = click.option(
     "--max-queues",
     type=click.IntRange(1, MAX_QUEUES),
     metavar="N",
-    help="Queues that a domain may have for a disk, each with a thread of the backend (else one a CPU).",
+    help="Queues that a domain may have for a device (else one a CPU); those of a disk have a thread each.",
 )
 
 persistent_option = click.option(
@@ -108,7 +109,7 @@ def up(
             stack.callback(rundir.sweep)
             stack.callback(supervisor.stop)
             options = _disk_options(disk_drivers, max_queues, engine, persistent)
-            for daemon in _daemons(memory_mib, journal, drivers, options):
+            for daemon in _daemons(memory_mib, journal, drivers, options, max_queues):
                 _start(supervisor, daemon)
             if not supervisor.stopping:
                 click.echo(f"host {context.host} is up, run directory {rundir.path}; Ctrl-C stops it")
@@ -119,15 +120,21 @@ def up(
 
 
 def _daemons(
-    memory_mib: int | None, journal: Path | None, drivers: tuple[str, ...], disk_options: tuple[str, ...]
+    memory_mib: int | None,
+    journal: Path | None,
+    drivers: tuple[str, ...],
+    disk_options: tuple[str, ...],
+    max_queues: int | None,
 ) -> tuple[Daemon, ...]:
     """In the order in which they are started."""
     memory = () if memory_mib is None else ("--memory", str(memory_mib))
+    queues = () if max_queues is None else ("--max-queues", str(max_queues))
     kept = () if journal is None else ("--journal", str(journal.absolute()))
     return (
         Daemon("hypervisor", ("hypervisor", *memory)),
         Daemon("xenstored", ("xenstored", *kept), restart=journal is not None),
         Daemon("backend", ("backend", *disk_options), restart=True),
+        Daemon("network backend", ("backend", "--network", *queues), restart=True),
         *(Daemon(f"backend {driver}", ("backend", "--device", driver), restart=True) for driver in drivers),
     )
 
@@ -190,6 +197,7 @@ def hypervisor(context: Context, memory_mib: int | None) -> None:
     metavar="MODULE:CLASS",
     help="Serve the devices of this DeviceBackend (found in the directory you are in, too) instead of disks.",
 )
+@click.option("--network", is_flag=True, help="Serve network devices, and the bridges they are on, instead of disks.")
 @disk_driver_option
 @max_queues_option
 @engine_option
@@ -200,12 +208,18 @@ def backend(
     spin_us: float,
     fence: Fence,
     device: str | None,
+    network: bool,
     disk_drivers: tuple[str, ...],
     max_queues: int | None,
     engine: "EngineName",
     persistent: bool,
 ) -> None:
-    """Run one backend alone: of disks, or of a device class of your own."""
+    """Run one backend alone: of disks, of network devices, or of a device class of your own."""
+    if network:
+        if device is not None or disk_drivers:
+            raise click.UsageError("--network serves nothing else: one backend for each kind")
+        _serve_network(context, int(spin_us * 1000), fence, max_queues)
+        return
     from paravirt.backend.disks import own
 
     for disk_driver in disk_drivers:
@@ -236,6 +250,17 @@ def backend(
             serve(service, request)
         else:
             serve(DriverService(connection, store, driver, spin_ns=spin_ns, fence=fence), request)
+
+
+def _serve_network(context: Context, spin_ns: int, fence: Fence, max_queues: int | None) -> None:
+    from paravirt.backend.vif_service import VifService
+
+    with ExitStack() as stack:
+        request = stack.enter_context(daemon_role(context, "backend-vif"))
+        connection = stack.enter_context(context.hypervisor())
+        store = stack.enter_context(context.store(reconnect=True))
+        most = None if max_queues is None else min(max_queues, MAX_VIF_QUEUES)
+        serve(VifService(connection, store, spin_ns=spin_ns, fence=fence, max_queues=most), request)
 
 
 @contextmanager

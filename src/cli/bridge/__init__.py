@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: MIT
+"""`paravirt bridge`: the switches that network devices are on."""
+
+from paravirt.cli.main import LazyGroup
+
+COMMANDS = {
+    "list": ("paravirt.cli.bridge.config:list_", "Bridges, and what is on them."),
+    "set": ("paravirt.cli.bridge.config:set_", "Make or change a bridge: interfaces of the kernel, mirror, ageing."),
+    "remove": ("paravirt.cli.bridge.config:remove", "Take a bridge's interfaces away; devices keep it alive."),
+}
+
+bridge = LazyGroup("bridge", table=COMMANDS, help="Switches between network devices and the kernel.")

@@ -211,7 +211,10 @@ int pv_switch_set_mirrored(struct pv_switch *sw, uint32_t port, int on);
  * station are dropped.
  */
 int pv_switch_set_address_limit(struct pv_switch *sw, uint32_t port, uint32_t most);
-/* Addresses that were not heard of for so long are forgotten; 0: never. -EINVAL for less than 0. */
+/*
+ * Addresses that were not heard of for so long are forgotten; 0: never. With a longer time than before, those count again
+ * that nobody has forgotten yet. -EINVAL for less than 0.
+ */
 int pv_switch_set_ageing(struct pv_switch *sw, int64_t ageing_ns);
 /* Forget what is too old; how many. It does not count any more either way: this only makes room, and statistics exact. */
 uint32_t pv_switch_age(struct pv_switch *sw, int64_t now_ns);

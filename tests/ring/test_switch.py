@@ -195,17 +195,19 @@ def buckets(switch: Switch, number: int) -> set[int]:
 
 def test_the_oldest_of_a_bucket_goes_when_the_bucket_is_full() -> None:
     switch = switch_of(2, 32)
-    together = [number for number in range(4096) if buckets(switch, number) <= {0, 1}]
-    assert len(together) >= 18
-    full = together[:17]
-    for now, number in enumerate(full):
+    other = next(number for number in range(4096) if 0 not in buckets(switch, number))
+    together = [number for number in range(4096) if buckets(switch, number) == {0}][:10]
+    say(switch, 0, other)
+    for now, number in enumerate(together[:8], 1):
         say(switch, 0, number, now=now * 2 * S)
-    # Addresses with one bucket only may have found it full before the other was.
-    assert 16 - switch.evicted <= len(switch.addresses(0)) <= 16
-    assert switch.evicted >= 1
-    assert switch.find(station(full[-1]), 0) == 0
-    assert switch.find(station(full[0]), 0) is None
-    assert {number for number in full if switch.find(station(number), 0) == 0} >= set(full[8:])
+    assert (switch.core.n_addresses, switch.evicted) == (9, 0)
+    for number in together[:3]:
+        say(switch, 0, number, now=30 * S)
+    for number in together[8:]:
+        say(switch, 1, number, now=31 * S)
+    gone = [number for number in [other, *together] if switch.find(station(number), 31 * S) is None]
+    assert gone == together[3:5]
+    assert (switch.core.n_addresses, switch.evicted) == (9, 2)
 
 
 def test_ten_thousand_addresses() -> None:

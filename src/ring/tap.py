@@ -38,7 +38,7 @@ class Tap:
         try:
             self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except PermissionError as error:
-            raise PermissionRefused(error.errno, "/dev/net/tun may not be opened", "/dev/net/tun") from error
+            raise PermissionRefused("/dev/net/tun may not be opened by this process") from error
         except OSError as error:
             raise ResourceLimit(f"no /dev/net/tun here: {error.strerror}") from error
         self.name = name
@@ -53,7 +53,10 @@ class Tap:
             if error.errno == errno.EBUSY:
                 raise AlreadyExists(f"interface {name} is in use") from error
             if error.errno == errno.EPERM:
-                raise PermissionRefused(error.errno, f"interface {name} may not be made", name) from error
+                raise PermissionRefused(
+                    f"interface {name} may not be made: that needs CAP_NET_ADMIN in this network namespace, which "
+                    "isolated domains do not have"
+                ) from error
             raise InvalidRequest(f"interface {name} cannot be made: {error.strerror}") from error
 
     def set_mac(self, mac: bytes) -> None:

@@ -141,10 +141,10 @@ class RunningHost(Place):
             raise AssertionError(f"no host: {said}") from error
 
     def pid(self, daemon: str) -> int:
-        """Process id of one of the daemons."""
+        """Process id of one of the daemons; "--network" is the backend of network devices."""
         for child in children(self.up.pid):
             arguments = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if daemon.encode() in arguments:
+            if daemon.encode() in arguments and (daemon == "--network" or b"--network" not in arguments):
                 return child
         raise AssertionError(f"no {daemon} runs")
 

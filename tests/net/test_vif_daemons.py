@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""Network devices on a host of daemons: the commands, and `kill -9` of the backend while guests talk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..host.running import RunningHost, read_all, read_line
+
+WORKER = Path(__file__).with_name("vif_worker.py")
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[RunningHost]:
+    with RunningHost() as running:
+        yield running
+
+
+def run(host: RunningHost, domain: str, role: str, *options: str) -> "subprocess.Popen[bytes]":
+    """A guest, once it is connected."""
+    guest = host.spawn(
+        "run",
+        *options,
+        domain,
+        "--",
+        sys.executable,
+        str(WORKER),
+        role,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert read_line(guest.stdout) == "connected"
+    return guest
+
+
+def test_the_commands_of_network_devices_and_bridges(host: RunningHost) -> None:
+    host.ask("domain", "create", "plain")
+    host.ask("vif", "attach", "plain", "--rate", "1M", "--vlan", "10", "--mtu", "9000")
+    (vif,) = json.loads(host.ask("vif", "list", "plain", "--json"))
+    assert (vif["bridge"], vif["mtu"], vif["rate"]) == ("xenbr0", 9000, "52428,50000")
+    assert vif["port"] == "vlan 10"
+    host.ask("vif", "set", "plain", "--rate", "none", "--locking", "locked", "--ipv4", "10.0.0.1")
+    (vif,) = json.loads(host.ask("vif", "list", "plain", "--json"))
+    assert vif["rate"] == ""
+    assert vif["port"] == "locking-mode locked, ipv4-allowed 10.0.0.1, vlan 10"
+    host.ask("bridge", "set", "xenbr0", "--ageing", "60", "--mirror", "vif9.9")
+    (bridge,) = json.loads(host.ask("bridge", "list", "--json"))
+    assert (bridge["name"], bridge["ageing_s"], bridge["mirror"]) == ("xenbr0", 60, "vif9.9")
+    assert [name.startswith("vif") for name in bridge["vifs"]] == [True]
+    assert "xenbr0" in host.ask("bridge", "list")
+    host.ask("vif", "detach", "plain")
+    host.ask("bridge", "remove", "xenbr0")
+    assert json.loads(host.ask("bridge", "list", "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("vif", "attach", "plain", "--mac", "ff:ff:ff:ff:ff:ff"), "not the address of one station"),
+        (("vif", "attach", "plain", "--mtu", "5"), "mtu"),
+        (("vif", "attach", "plain", "--rate", "0,5"), "rate"),
+        (("vif", "attach", "plain", "--vlan", "4095"), "VLAN"),
+        (("vif", "set", "plain"), "nothing is to be changed"),
+        (("vif", "set", "plain", "--rate", "none"), "no network device"),
+        (("vif", "detach", "plain"), "no network device"),
+        (("bridge", "remove", "none"), "not configured"),
+        (("bridge", "set", "a/b"), "no name of a bridge"),
+        (("backend", "--network", "--device", "a:b"), "--network"),
+        (("vif", "tap"), "not in a domain"),
+    ],
+)
+def test_mistakes_are_one_line(host: RunningHost, arguments: tuple[str, ...], reason: str) -> None:
+    done = host.attempt(*arguments)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_guests_talk_on_after_the_backend_was_killed(host: RunningHost, isolated: bool) -> None:
+    names = [f"{role}-{isolated}" for role in ("echo", "ask")]
+    options = () if isolated else ("--shared",)
+    for name in names:
+        host.ask("domain", "create", name, *options)
+        host.ask("vif", "attach", name, "--bridge", f"br-{isolated}")
+    echo, ask = run(host, names[0], "echo", *options), run(host, names[1], "ask", *options)
+    try:
+        assert read_line(ask.stdout) == "answered 10"
+        for _ in range(2):
+            os.kill(host.pid("--network"), signal.SIGKILL)
+            before = int(read_line(ask.stdout).split()[1])
+            while int(read_line(ask.stdout).split()[1]) < before + 30:
+                pass
+        for guest in (ask, echo):
+            assert guest.stdin is not None
+            guest.stdin.close()
+        assert read_all(ask.stdout).decode().splitlines()[-1] == "reconnects 2"
+        assert ask.wait(20) == 0
+        assert echo.wait(20) == 0
+    finally:
+        for guest in (ask, echo):
+            guest.kill()
+            guest.wait()
+    for name in names:
+        host.ask("vif", "detach", name)

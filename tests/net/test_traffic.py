@@ -16,6 +16,8 @@ from tests import needs
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = ("ip", "ping", "iperf3", "tcpdump", "nsenter", "unshare")
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+UNSHARE = ("unshare", "-U", "--map-user=1000", "--keep-caps", "-n")
+"""Not as root there: tcpdump would want to become somebody else."""
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -26,9 +28,9 @@ def see(offloads: bool, mtu: int) -> dict[str, Any]:
             needs.missing(f"{program} is not installed")
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("/dev/net/tun is not there, or may not be opened")
-    if subprocess.run(["unshare", "-Urn", "true"], capture_output=True, check=False).returncode:
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
         pytest.skip("user namespaces are refused here")
-    command = ["unshare", "-Urn", sys.executable, "-m", "tests.net.traffic", str(int(offloads)), str(mtu)]
+    command = [*UNSHARE, sys.executable, "-m", "tests.net.traffic", str(int(offloads)), str(mtu)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)

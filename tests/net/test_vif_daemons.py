@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from ..eventually import eventually
 from ..host.running import RunningHost, read_all, read_line
 
 WORKER = Path(__file__).with_name("vif_worker.py")
@@ -38,6 +40,19 @@ def run(host: RunningHost, domain: str, role: str, *options: str) -> "subprocess
     )
     assert read_line(guest.stdout) == "connected"
     return guest
+
+
+def network_backend(host: RunningHost, before: int) -> int:
+    """Its process, once there is another one than `before`."""
+    found = [before]
+
+    def is_another() -> bool:
+        with suppress(AssertionError):
+            found[0] = host.pid("--network")
+        return found[0] != before
+
+    eventually(is_another)
+    return found[0]
 
 
 def test_the_commands_of_network_devices_and_bridges(host: RunningHost) -> None:
@@ -93,8 +108,10 @@ def test_guests_talk_on_after_the_backend_was_killed(host: RunningHost, isolated
     echo, ask = run(host, names[0], "echo", *options), run(host, names[1], "ask", *options)
     try:
         assert read_line(ask.stdout) == "answered 10"
+        pid = 0
         for _ in range(2):
-            os.kill(host.pid("--network"), signal.SIGKILL)
+            pid = network_backend(host, pid)
+            os.kill(pid, signal.SIGKILL)
             before = int(read_line(ask.stdout).split()[1])
             while int(read_line(ask.stdout).split()[1]) < before + 30:
                 pass
@@ -107,6 +124,7 @@ def test_guests_talk_on_after_the_backend_was_killed(host: RunningHost, isolated
     finally:
         for guest in (ask, echo):
             guest.kill()
-            guest.wait()
+            with guest:  # closes its pipes
+                pass
     for name in names:
         host.ask("vif", "detach", name)

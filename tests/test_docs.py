@@ -129,7 +129,7 @@ def test_names_in_the_architecture_exist() -> None:
 def test_commands_in_the_readme_exist() -> None:
     for line in re.findall(r"^ {4}paravirt ([a-z]+(?: [a-z]+)?)", (ROOT / "README.md").read_text(), re.M):
         words = line.split()
-        words = words if words[0] in ("domain", "vbd", "device", "xenstore", "bench") else words[:1]
+        words = words if words[0] in ("domain", "vbd", "vif", "bridge", "device", "xenstore", "bench") else words[:1]
         assert "Usage" in run(["-m", "paravirt", *words, "--help"], ROOT)
 
 
@@ -144,3 +144,15 @@ def test_async_disk_example(tmp_path: Path) -> None:
     said = run([str(ROOT / "examples/async_disk.py")], tmp_path).splitlines()
     assert said[0].startswith("2000 reads and 1000 writes in ")
     assert said[1] == "512000 of 1536000 bytes were not copied"
+
+
+def test_network_guide_and_example(tmp_path: Path) -> None:
+    said = run(["-c", example_of("docs/network.md")[1]], tmp_path)
+    assert "hello" in said
+    lines = run([str(ROOT / "examples/network.py")], tmp_path).splitlines()
+    assert lines[:3] == [
+        "other hears: is anybody here?",
+        "the program hears: is anybody here?",
+        "one hears: yes, a program",
+    ]
+    assert len(lines) == 5

@@ -54,7 +54,7 @@ COMMANDS = {
     "xenstored": ("paravirt.cli.xenstored:xenstored", "Run xenstored alone."),
     "backend": (
         "paravirt.cli.up:backend",
-        "Run one backend alone: of disks, network devices, or a class of your own.",
+        "Run one backend alone: of disks, network devices, or a device class of your own.",
     ),
     "domain": ("paravirt.cli.domain:domain", "Create, list and destroy domains."),
     "run": ("paravirt.cli.run:run", "Run a command as a domain, isolated from the host."),

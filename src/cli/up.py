@@ -214,7 +214,7 @@ def backend(
     engine: "EngineName",
     persistent: bool,
 ) -> None:
-    """Run one backend alone: of disks, of network devices, or of a device class of your own."""
+    """Run one backend alone: of disks, network devices, or a device class of your own."""
     if network:
         if device is not None or disk_drivers:
             raise click.UsageError("--network serves nothing else: one backend for each kind")

@@ -50,7 +50,7 @@ def complaint(done: "subprocess.CompletedProcess[str]") -> str:
 def all_processes(host: RunningHost) -> list[int]:
     """pidfds of `up` and its daemons."""
     pids = [host.up.pid, *children(host.up.pid)]
-    assert len(pids) == 1 + len(DAEMONS)
+    assert len(pids) == 2 + len(DAEMONS)  # and the backend of network devices
     return [os.pidfd_open(pid) for pid in pids]
 
 

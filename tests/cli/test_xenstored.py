@@ -217,8 +217,8 @@ class TestOptions:
             assert store.get_quota("nodes") == Limits().nodes
 
     def test_up_passes_the_journal_on(self) -> None:
-        daemons = {daemon.name: daemon.arguments for daemon in up._daemons(None, Path("store"), (), ())}
+        daemons = {daemon.name: daemon.arguments for daemon in up._daemons(None, Path("store"), (), (), None)}
         assert daemons["xenstored"] == ("xenstored", "--journal", str(Path.cwd() / "store"))
-        assert {daemon.name: daemon.arguments for daemon in up._daemons(None, None, (), ())}["xenstored"] == (
+        assert {daemon.name: daemon.arguments for daemon in up._daemons(None, None, (), (), None)}["xenstored"] == (
             "xenstored",
         )

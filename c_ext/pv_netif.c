@@ -16,7 +16,7 @@ static struct pv_netif_extra extra_of(const struct pv_netif_tx_request *request)
 	return extra;
 }
 
-static int parse_gso(const struct pv_netif_extra *extra, struct pv_netif_packet *packet)
+static int read_gso(const struct pv_netif_extra *extra, struct pv_netif_packet *packet)
 {
 	uint16_t size;
 
@@ -30,13 +30,18 @@ static int parse_gso(const struct pv_netif_extra *extra, struct pv_netif_packet 
 	return 0;
 }
 
-static int parse_extra(const struct pv_netif_extra *extra, struct pv_netif_packet *packet)
+/* Of several of one type the last counts; of two wishes, the one to add. What is said of segments is read at the end: it
+ * does not matter to what is no packet or is dropped. */
+static int parse_extra(const struct pv_netif_extra *extra, struct pv_netif_packet *packet, struct pv_netif_extra *gso)
 {
 	switch (extra->type) {
 	case PV_NETIF_EXTRA_GSO:
-		return parse_gso(extra, packet);
+		*gso = *extra;
+		return 0;
 	case PV_NETIF_EXTRA_MCAST_ADD:
 	case PV_NETIF_EXTRA_MCAST_DEL:
+		if (packet->mcast == PV_NETIF_EXTRA_MCAST_ADD && extra->type != packet->mcast)
+			return 0;
 		packet->mcast = extra->type;
 		memcpy(packet->mcast_address, extra->content, sizeof(packet->mcast_address));
 		return 0;
@@ -49,7 +54,8 @@ static int parse_extra(const struct pv_netif_extra *extra, struct pv_netif_packe
 }
 
 /* Slots from requests[1] on; how many, 0: they do not end, or -PV_NETIF_FATAL_*. */
-static int parse_extras(const struct pv_netif_tx_request *requests, uint32_t n, struct pv_netif_packet *packet)
+static int parse_extras(const struct pv_netif_tx_request *requests, uint32_t n, struct pv_netif_packet *packet,
+			struct pv_netif_extra *gso)
 {
 	struct pv_netif_extra extra = { .flags = PV_NETIF_EXTRA_MORE };
 
@@ -62,7 +68,7 @@ static int parse_extras(const struct pv_netif_tx_request *requests, uint32_t n, 
 		if (1 + packet->n_extras >= n)
 			return 0;
 		extra = extra_of(&requests[1 + packet->n_extras]);
-		result = parse_extra(&extra, packet);
+		result = parse_extra(&extra, packet, gso);
 		if (result)
 			return result;
 		packet->n_extras++;
@@ -108,6 +114,7 @@ static int parse_following(const struct pv_netif_tx_request *requests, uint32_t 
 
 int pv_netif_parse(const struct pv_netif_tx_request *requests, uint32_t n, struct pv_netif_packet *packet)
 {
+	struct pv_netif_extra gso = { .type = 0 };
 	int result;
 
 	if (!n)
@@ -122,7 +129,7 @@ int pv_netif_parse(const struct pv_netif_tx_request *requests, uint32_t n, struc
 	packet->gso_type = packet->mcast = 0;
 	packet->data[0] = requests[0];
 	if (packet->flags & PV_NETIF_EXTRA_INFO) {
-		result = parse_extras(requests, n, packet);
+		result = parse_extras(requests, n, packet, &gso);
 		if (result <= 0)
 			return result;
 		packet->n_requests += packet->n_extras;
@@ -134,16 +141,20 @@ int pv_netif_parse(const struct pv_netif_tx_request *requests, uint32_t n, struc
 		return result > 0 ? 0 : result;
 	if (packet->bytes < PV_NETIF_MIN_FRAME)
 		packet->status = PV_NETIF_ERROR;
-	if (!packet->status && crosses_page(&packet->data[0]))
+	if (packet->status)
+		return (int)packet->n_requests;
+	if (crosses_page(&packet->data[0]))
 		return -PV_NETIF_FATAL_PAGE;
-	return (int)packet->n_requests;
+	result = gso.type ? read_gso(&gso, packet) : 0;
+	return result ? result : (int)packet->n_requests;
 }
 
 int pv_netif_missing(const struct pv_netif_tx_request *requests, uint32_t n)
 {
 	struct pv_netif_packet packet = { .n_extras = 0 };
+	struct pv_netif_extra gso;
 
-	if (n && requests[0].flags & PV_NETIF_EXTRA_INFO && parse_extras(requests, n, &packet) == 0)
+	if (n && requests[0].flags & PV_NETIF_EXTRA_INFO && parse_extras(requests, n, &packet, &gso) == 0)
 		return PV_NETIF_FATAL_NO_EXTRA;
 	return PV_NETIF_FATAL_SHORT;
 }

@@ -204,22 +204,29 @@ class NetBack:
 
     def set_rate(self, n_bytes: int, window_us: int) -> None:
         """What the guest may send; 0: as much as it likes."""
-        lib.pv_netback_set_rate(self.core, n_bytes, window_us)
+        lib.pv_netback_set_rate(self._usable(), n_bytes, window_us)
 
     def take(self, burst: Burst, max_packets: int = 64, *, now_ns: int | None = None) -> int:
         """Packets of the guest to the end of `burst`; how many. `PeerError` (`fatal` says more), `Closed`."""
         now = lib.pv_now_ns() if now_ns is None else now_ns
-        return self._check(lib.pv_netback_take(self.core, burst.core, max_packets, now))
+        return _checked(lib.pv_netback_take(self._usable(), burst.core, max_packets, now), "frontend")
 
     def send(self, burst: Burst, *, now_ns: int | None = None) -> None:
         """All frames of a burst to the guest, or to wait for its buffers. `PeerError`, `Closed`."""
         now = lib.pv_now_ns() if now_ns is None else now_ns
         core = burst.core
-        self._check(lib.pv_netback_send(self.core, core.memory, core.frames, core.n, now))
+        _checked(lib.pv_netback_send(self._usable(), core.memory, core.frames, core.n, now), "frontend")
 
     def deliver(self, *, now_ns: int | None = None) -> None:
         """What waits, as far as there are buffers by now. `PeerError`, `Closed`."""
-        self._check(lib.pv_netback_deliver(self.core, lib.pv_now_ns() if now_ns is None else now_ns))
+        now = lib.pv_now_ns() if now_ns is None else now_ns
+        _checked(lib.pv_netback_deliver(self._usable(), now), "frontend")
+
+    @property
+    def due_ns(self) -> int:
+        """When `take` or `deliver` has something to do without an event of the guest; 0: never."""
+        due: int = lib.pv_netback_due(self.core)
+        return due
 
     @property
     def fatal(self) -> int:
@@ -247,8 +254,10 @@ class NetBack:
             self._closed = True
             lib.pv_netback_destroy(self.core)
 
-    def _check(self, status: int) -> int:
-        return _checked(status, self._closed, "frontend")
+    def _usable(self) -> CData:
+        if self._closed:
+            raise Closed("this queue is closed")
+        return self.core
 
 
 class Takes(IntFlag):
@@ -279,20 +288,22 @@ class NetFront:
 
     def post_all(self) -> None:
         """Offer all receive buffers."""
-        self._check(lib.pv_netfront_post_all(self.core))
+        _checked(lib.pv_netfront_post_all(self._usable()), "backend")
 
     def send(self, burst: Burst, start: int = 0) -> int:
         """Frames of a burst from `start`: how many were dealt with (`status` of each: 0, or an error)."""
         core = burst.core
-        return self._check(lib.pv_netfront_send(self.core, core.memory, core.frames + start, core.n - start))
+        return _checked(
+            lib.pv_netfront_send(self._usable(), core.memory, core.frames + start, core.n - start), "backend"
+        )
 
     def reap(self) -> None:
         """Take answers to what was sent."""
-        self._check(lib.pv_netfront_reap(self.core))
+        _checked(lib.pv_netfront_reap(self._usable()), "backend")
 
     def take(self, burst: Burst, max_packets: int = 64) -> int:
         """Packets of the backend to the end of `burst`; how many."""
-        return self._check(lib.pv_netfront_take(self.core, burst.core, max_packets))
+        return _checked(lib.pv_netfront_take(self._usable(), burst.core, max_packets), "backend")
 
     def take_untold(self) -> bool:
         """Whether the backend could not be notified since the last time this was asked."""
@@ -316,15 +327,71 @@ class NetFront:
             self._closed = True
             lib.pv_netfront_destroy(self.core)
 
-    def _check(self, status: int) -> int:
-        return _checked(status, self._closed, "backend")
+    def _usable(self) -> CData:
+        if self._closed:
+            raise Closed("this queue is closed")
+        return self.core
 
 
-def _checked(status: int, closed: bool, peer: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a packet: `n_bytes` of a granted page, from `offset` on."""
+
+    gref: int
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What one chain of transmit requests says. Of a wish and of a packet that is dropped nothing is known but what it
+    takes.
+    """
+
+    n_requests: int
+    """Entries of the ring, the `n_extras` of extra information included."""
+    n_extras: int
+    status: int = 0
+    """Of `protocol.netif.Status`: OKAY; ERROR: to be dropped and answered so."""
+    n_bytes: int = 0
+    flags: int = 0
+    """Of the first request."""
+    gso_size: int = 0
+    gso_type: int = 0
+    pieces: tuple[Piece, ...] = ()
+    mcast: int = 0
+    """MCAST_ADD or MCAST_DEL: not a packet but a wish."""
+    mcast_address: bytes = b""
+
+
+def parse_chain(requests: NDArray[Any]) -> Chain | int:
+    """What a backend makes of the packet that begins with the first of `requests`, of dtype `TX_REQUEST` of
+    `protocol.netif`. 0: it does not end within them, of which none is taken; another number: `Fatal`, of the same.
+    """
+    packet = ffi.new("struct pv_netif_packet *")
+    kept = ffi.new("struct pv_netif_tx_request[]", max(1, len(requests)))
+    ffi.memmove(kept, requests.tobytes(), requests.nbytes)
+    result = lib.pv_netif_parse(kept, len(requests), packet)
+    if result <= 0:
+        return int(-result)
+    if packet.mcast:
+        return Chain(packet.n_requests, packet.n_extras, mcast=packet.mcast, mcast_address=bytes(packet.mcast_address))
+    if packet.status:
+        return Chain(packet.n_requests, packet.n_extras, status=packet.status)
+    return Chain(
+        packet.n_requests,
+        packet.n_extras,
+        n_bytes=packet.bytes,
+        flags=packet.flags,
+        gso_size=packet.gso_size,
+        gso_type=packet.gso_type,
+        pieces=tuple(Piece(one.gref, one.offset, one.size) for one in packet.data[0 : packet.n_data]),
+    )
+
+
+def _checked(status: int, peer: str) -> int:
     if status >= 0:
         return status
-    if closed:
-        raise Closed("this queue is closed")
     if status == -errno.EPROTO:
         raise PeerError(f"the {peer} broke the protocol of network devices")
     return check_status(status, "queue")

@@ -34,7 +34,10 @@ static int is_over_credit(struct pv_netback *netback, uint32_t n_bytes, int64_t 
 
 	if (!netback->credit_bytes)
 		return 0;
-	if (now_ns >= netback->credit_next_ns) {
+	if (!netback->credit_next_ns) {
+		/* The first window, for which there is credit already. */
+		netback->credit_next_ns = now_ns + netback->credit_window_ns;
+	} else if (now_ns >= netback->credit_next_ns) {
 		uint64_t room = burst - (netback->credit_left < burst ? netback->credit_left : burst);
 
 		netback->credit_left += netback->credit_bytes < room ? netback->credit_bytes : room;
@@ -66,16 +69,17 @@ static int change_mcast(struct pv_netback *netback, const struct pv_netif_packet
 
 	if (!(packet->mcast_address[0] & 1))
 		return PV_NETIF_ERROR;
-	netback->counters.mcast_changes++;
 	if (packet->mcast == PV_NETIF_EXTRA_MCAST_DEL) {
 		if (at < netback->n_mcast)
-			memcpy(netback->mcast[at], netback->mcast[--netback->n_mcast], 6);
+			memmove(netback->mcast[at], netback->mcast[--netback->n_mcast], 6);
+		netback->counters.mcast_changes++;
 		return PV_NETIF_OKAY;
 	}
 	if (at == PV_NETBACK_MCAST)
 		return PV_NETIF_ERROR;
 	if (at == netback->n_mcast)
 		memcpy(netback->mcast[netback->n_mcast++], packet->mcast_address, 6);
+	netback->counters.mcast_changes++;
 	return PV_NETIF_OKAY;
 }
 
@@ -135,7 +139,7 @@ static void add(struct pv_netback *netback, struct batch *batch, struct pv_burst
 	pv_burst_keep(burst, frame);
 }
 
-/* More requests behind those that are left. How many there are now; or as pv_ring_take. */
+/* More requests behind those that are left. As pv_ring_take. */
 static int64_t take_more(struct pv_netback *netback)
 {
 	int64_t taken;
@@ -180,22 +184,6 @@ static int64_t take_packet(struct pv_netback *netback, struct batch *batch, stru
 	return 1;
 }
 
-/* Whether a frame can be what is said of it; then its checksum is as a card wants it. */
-static int is_fit(const struct pv_burst *burst, const struct pv_frame *frame)
-{
-	uint8_t *bytes = burst->memory + frame->offset;
-	struct pv_l4 l4;
-
-	if (!(frame->flags & PV_FRAME_CSUM_BLANK) && !frame->gso_type)
-		return 1;
-	if (!pv_offload_look(bytes, frame->length, &l4))
-		return 0;
-	if (frame->gso_type && (l4.protocol != 6 || l4.is_v6 != (frame->gso_type == PV_NETIF_GSO_TCPV6)))
-		return 0;
-	pv_offload_prepare(bytes, &l4);
-	return 1;
-}
-
 /* After the copies: what came of each packet. Frames that are none move out of the burst. */
 static uint32_t settle(struct pv_netback *netback, const struct batch *batch, struct pv_burst *burst, uint32_t first)
 {
@@ -216,7 +204,7 @@ static uint32_t settle(struct pv_netback *netback, const struct batch *batch, st
 		}
 		if (frame->gso_type)
 			frame->flags |= PV_FRAME_CSUM_BLANK | PV_FRAME_VALIDATED;
-		if (!is_fit(burst, frame)) {
+		if (!pv_offload_fits(burst->memory + frame->offset, frame)) {
 			netback->counters.tx_checksums++;
 			continue;
 		}

@@ -65,7 +65,7 @@ struct pv_netback {
 	uint32_t features;         /* PV_NETBACK_*: of the frontend */
 	uint32_t fatal;            /* PV_NETIF_FATAL_*: it broke the protocol here */
 	uint32_t stale;            /* 1: it could not be notified; for the owner, who clears it */
-	uint32_t stalled;          /* 1: it takes nothing, so nothing is kept for it */
+	uint32_t stalled;          /* 1: it offers nothing, so nothing is kept for it */
 	uint32_t headroom;         /* bytes left free before each frame in a page, for XDP */
 	struct pv_netback_counters counters;
 
@@ -97,7 +97,8 @@ struct pv_netback {
 	uint64_t waiting_frames;
 	int64_t drain_ns;          /* how long a frame may wait */
 	int64_t stall_ns;          /* how long the guest may take nothing; 0: for ever */
-	int64_t no_buffers_ns;     /* since when it has none; 0: it has */
+	int64_t no_buffers_ns;     /* since when it has too few; 0: it has enough */
+	uint32_t wanted;           /* buffers that it had too few for */
 	uint8_t *scratch;          /* one frame; made when first needed */
 
 	uint32_t n_mcast;

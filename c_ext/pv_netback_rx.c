@@ -222,6 +222,8 @@ static int64_t put_or_wait(struct pv_netback *netback, uint8_t *bytes, const str
 			return put(netback, bytes, frame, n_slots);
 		}
 	}
+	if (!netback->oldest)
+		netback->wanted = n_slots;
 	wait_for_buffers(netback, bytes, frame, now_ns);
 	return 0;
 }
@@ -245,7 +247,7 @@ static int64_t cut(struct pv_netback *netback, const uint8_t *bytes, const struc
 
 	if (!netback->scratch)
 		netback->scratch = malloc(PV_NETIF_MAX_FRAME + 1);
-	if (!netback->scratch || n > PV_NETBACK_MAX_SEGMENTS) {
+	if (!netback->scratch || !n || n > PV_NETBACK_MAX_SEGMENTS) {
 		netback->counters.rx_too_large++;
 		return result;
 	}
@@ -273,6 +275,8 @@ static int64_t send_one(struct pv_netback *netback, uint8_t *bytes, struct pv_fr
 			netback->counters.rx_too_large++;
 			return 0;
 		}
+		if (frame->gso_type)
+			frame->flags |= PV_FRAME_CSUM_BLANK | PV_FRAME_VALIDATED;
 		if (frame->gso_type && !wants_gso(netback, frame))
 			return cut(netback, bytes, frame, &l4, now_ns);
 		if (!frame->gso_type && !wants_blank(netback, &l4)) {
@@ -307,7 +311,9 @@ int64_t pv_netback_send(struct pv_netback *netback, uint8_t *memory, struct pv_f
 	for (uint32_t i = 0; i < n && !result; i++) {
 		uint8_t *bytes = memory + frames[i].offset;
 
-		if (is_filtered(netback, bytes))
+		if (frames[i].length < PV_NETIF_MIN_FRAME || frames[i].length > PV_NETIF_MAX_FRAME)
+			netback->counters.rx_too_large++;
+		else if (is_filtered(netback, bytes))
 			netback->counters.rx_filtered++;
 		else
 			result = send_one(netback, bytes, &frames[i], now_ns);
@@ -337,6 +343,7 @@ int64_t pv_netback_deliver(struct pv_netback *netback, int64_t now_ns)
 		} else if (now_ns - oldest->since_ns >= netback->drain_ns) {
 			netback->counters.rx_expired++;
 		} else {
+			netback->wanted = n_slots;
 			break;
 		}
 		drop_oldest(netback);
@@ -346,10 +353,11 @@ int64_t pv_netback_deliver(struct pv_netback *netback, int64_t now_ns)
 		netback->stalled = 1;
 		netback->counters.stalls++;
 	}
-	if (netback->stalled && have_buffers(netback, 1) > 0)
+	/* A few that are not enough do not end it: whoever offers one buffer and no more takes nothing either. */
+	if ((netback->stalled || netback->no_buffers_ns) && have_buffers(netback, netback->wanted) >= netback->wanted) {
 		netback->stalled = 0;
-	if (netback->n_buffers)
 		netback->no_buffers_ns = 0;
+	}
 	return result;
 }
 
@@ -361,7 +369,8 @@ int64_t pv_netback_due(const struct pv_netback *netback)
 		int64_t drain = netback->oldest->since_ns + netback->drain_ns;
 
 		due = due && due < drain ? due : drain;
-	} else if (netback->stall_ns && !netback->stalled && netback->no_buffers_ns) {
+	}
+	if (netback->stall_ns && !netback->stalled && netback->no_buffers_ns) {
 		int64_t stall = netback->no_buffers_ns + netback->stall_ns;
 
 		due = due && due < stall ? due : stall;

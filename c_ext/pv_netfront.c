@@ -79,11 +79,16 @@ int64_t pv_netfront_reap(struct pv_netfront *front)
 	struct pv_netif_tx_response responses[PV_NETFRONT_TAKE];
 	int64_t n, result = 0;
 
+	if (front->tx_broken)
+		return -EPROTO;
 	do {
 		n = pv_ring_take(front->tx, responses, PV_NETFRONT_TAKE);
 		for (int64_t i = 0; i < n && !result; i++)
 			result = free_response(front, &responses[i]);
 	} while (n == PV_NETFRONT_TAKE && !result);
+	/* What it has of our pages cannot be known any more. */
+	if (result)
+		front->tx_broken = 1;
 	return n < 0 ? n : result;
 }
 
@@ -190,14 +195,16 @@ static int takes_gso(const struct pv_netfront *front, const struct pv_frame *fra
 static int64_t cut(struct pv_netfront *front, const uint8_t *bytes, const struct pv_frame *frame, const struct pv_l4 *l4,
 		   struct requests *requests)
 {
-	uint32_t n = pv_offload_segments(l4, frame->gso_size);
+	uint32_t n = pv_offload_segments(l4, frame->gso_size), payload = l4->end - l4->payload;
+	uint32_t largest = l4->payload + (payload < frame->gso_size ? payload : frame->gso_size);
+	uint32_t n_slots = (largest + PAGE_BYTES - 1) / PAGE_BYTES;
 	int64_t result;
 
 	if (!front->scratch)
 		front->scratch = malloc(PV_NETIF_MAX_FRAME + 1);
-	if (!front->scratch || n > front->tx->size || l4->payload + frame->gso_size > PAGE_BYTES)
+	if (!front->scratch || n * n_slots > front->tx->size || (n_slots > 1 && !(front->features & PV_NETFRONT_SG)))
 		return -EINVAL;
-	result = make_room(front, requests, n);
+	result = make_room(front, requests, n * n_slots);
 	if (result <= 0)
 		return result;
 	front->counters.tx_segmented++;
@@ -205,7 +212,7 @@ static int64_t cut(struct pv_netfront *front, const uint8_t *bytes, const struct
 		struct pv_frame segment = { .flags = PV_FRAME_VALIDATED };
 
 		segment.length = pv_offload_segment(bytes, l4, frame->gso_size, i, front->scratch);
-		if (requests->n == PV_NETFRONT_TAKE) {
+		if (requests->n + n_slots > PV_NETFRONT_TAKE) {
 			result = flush(front, requests);
 			if (result)
 				return result;
@@ -228,6 +235,8 @@ static int64_t send_one(struct pv_netfront *front, uint8_t *bytes, struct pv_fra
 			return -EINVAL;
 		if (frame->gso_type && (!frame->gso_size || l4.protocol != 6 || l4.is_v6 != (frame->gso_type == PV_NETIF_GSO_TCPV6)))
 			return -EINVAL;
+		if (frame->gso_type)
+			frame->flags |= PV_FRAME_CSUM_BLANK | PV_FRAME_VALIDATED;
 		if (frame->gso_type && !takes_gso(front, frame))
 			return cut(front, bytes, frame, &l4, requests);
 		if (!frame->gso_type && l4.is_v6 && !(front->features & PV_NETFRONT_CSUM6)) {
@@ -254,6 +263,8 @@ int64_t pv_netfront_send(struct pv_netfront *front, uint8_t *memory, struct pv_f
 	uint32_t sent = 0;
 
 	requests.n = 0;
+	if (front->tx_broken)
+		return -EPROTO;
 	for (; sent < n; sent++) {
 		frames[sent].status = 0;
 		result = send_one(front, memory + frames[sent].offset, &frames[sent], &requests);
@@ -337,6 +348,8 @@ static int read_extras(const struct pv_netfront *front, uint32_t n_extras, struc
 		struct pv_netif_extra extra;
 
 		memcpy(&extra, response_at(front, i), sizeof(extra));
+		if (!extra.type || extra.type > PV_NETIF_EXTRA_XDP)
+			return 0;
 		if (extra.type == PV_NETIF_EXTRA_GSO) {
 			memcpy(&frame->gso_size, extra.content, sizeof(frame->gso_size));
 			frame->gso_type = extra.content[2];
@@ -450,6 +463,11 @@ static int64_t take_packet(struct pv_netfront *front, struct pv_burst *burst)
 		seen.flags |= PV_FRAME_VALIDATED;
 	*frame = seen;
 	copy_out(front, n, n_extras, burst->memory + frame->offset);
+	if (!pv_offload_fits(burst->memory + frame->offset, frame)) {
+		front->counters.rx_checksums++;
+		front->counters.rx_errors++;
+		return recycle(front, n) ? -EPROTO : 1;
+	}
 	pv_burst_keep(burst, frame);
 	front->counters.rx_packets++;
 	front->counters.rx_bytes += bytes;

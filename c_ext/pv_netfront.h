@@ -36,6 +36,7 @@ struct pv_netfront_counters {
 	uint64_t rx_packets;
 	uint64_t rx_bytes;
 	uint64_t rx_errors;        /* packets that were dropped: an error of the backend, or malformed */
+	uint64_t rx_checksums;     /* of these: no checksum to be filled in, or nothing to cut, where that was said */
 	uint64_t rx_too_long;      /* of these: more than a frame may have */
 };
 
@@ -48,6 +49,7 @@ struct pv_netfront {
 	uint32_t rx_gref;
 	uint32_t features;         /* PV_NETFRONT_*: of the backend */
 	uint32_t untold;           /* 1: the backend could not be notified; for the owner, who clears it */
+	uint32_t tx_broken;        /* 1: it answered what it was not asked */
 	struct pv_netfront_counters counters;
 
 	uint16_t *free_ids;        /* of the transmit ring, a stack */

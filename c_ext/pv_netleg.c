@@ -36,10 +36,8 @@ void netleg_fail(struct pv_netleg *leg, int64_t error)
 /* ---- TAP ---- */
 
 /* What a header says of a frame. What the kernel says is believed as far as the frame bears it out. */
-static int read_header(const uint8_t *bytes, struct pv_frame *frame, const struct vnet_header *header)
+static int read_header(uint8_t *bytes, struct pv_frame *frame, const struct vnet_header *header)
 {
-	struct pv_l4 l4;
-
 	if (header->flags & VNET_DATA_VALID)
 		frame->flags |= PV_FRAME_VALIDATED;
 	if (header->flags & VNET_NEEDS_CSUM)
@@ -57,7 +55,7 @@ static int read_header(const uint8_t *bytes, struct pv_frame *frame, const struc
 		return 0;
 	}
 	frame->gso_size = header->gso_size;
-	return frame->gso_size && pv_offload_look(bytes, frame->length, &l4);
+	return pv_offload_fits(bytes, frame);
 }
 
 static int64_t take_tap(struct pv_netleg *leg, struct pv_burst *burst)
@@ -136,7 +134,7 @@ static int write_plain(struct pv_netleg *leg, uint8_t *bytes, struct pv_frame *f
 		return write_all(leg, bytes, frame->length);
 	}
 	n = pv_offload_segments(&l4, frame->gso_size);
-	if (n > PV_NETBACK_MAX_SEGMENTS)
+	if (!n || n > PV_NETBACK_MAX_SEGMENTS)
 		return 0;
 	for (uint32_t i = 0; i < n; i++)
 		if (!write_all(leg, room, pv_offload_segment(bytes, &l4, frame->gso_size, i, room)))
@@ -323,6 +321,9 @@ static int check_rings(struct pv_netleg *leg)
 	int result;
 
 	if (leg->kind == PV_NETLEG_BACK) {
+		/* Requests that were taken from the ring and not looked at yet. */
+		if (leg->back->n_requests && !leg->back->resume_ns)
+			return 1;
 		in = leg->back->resume_ns ? NULL : leg->back->tx;
 		other = leg->back->oldest || leg->back->stalled || leg->back->no_buffers_ns ? leg->back->rx : NULL;
 	} else {

@@ -168,6 +168,12 @@ int pv_offload_look(const uint8_t *frame, uint32_t n_bytes, struct pv_l4 *l4)
 		return 0;
 	left = l4->end - l4->l4;
 	if (l4->protocol == UDP && left >= 8) {
+		/* Its own length is what its checksum is of; more of IP's payload is not the packet's. */
+		uint32_t length = get16(frame + l4->l4 + 4);
+
+		if (length < 8 || length > left)
+			return 0;
+		l4->end = l4->l4 + length;
 		l4->checksum = (uint16_t)(l4->l4 + 6);
 		l4->payload = (uint16_t)(l4->l4 + 8);
 		return 1;
@@ -202,7 +208,23 @@ int pv_offload_is_right(const uint8_t *frame, const struct pv_l4 *l4)
 
 	if (l4->protocol == UDP && !found)
 		return !l4->is_v6;
-	return found == sum || (l4->protocol == UDP && found == 0xFFFF && !sum);
+	/* Both are zero to who adds it up. */
+	return found == sum || (found == 0xFFFF && !sum);
+}
+
+int pv_offload_fits(uint8_t *bytes, const struct pv_frame *frame)
+{
+	struct pv_l4 l4;
+
+	if (!(frame->flags & PV_FRAME_CSUM_BLANK) && !frame->gso_type)
+		return 1;
+	if (!pv_offload_look(bytes, frame->length, &l4))
+		return 0;
+	if (frame->gso_type && (!frame->gso_size || frame->gso_type > PV_NETIF_GSO_TCPV6 || l4.protocol != TCP ||
+				l4.is_v6 != (frame->gso_type == PV_NETIF_GSO_TCPV6)))
+		return 0;
+	pv_offload_prepare(bytes, &l4);
+	return 1;
 }
 
 /* ---- segments ---- */
@@ -211,7 +233,9 @@ uint32_t pv_offload_segments(const struct pv_l4 *l4, uint32_t size)
 {
 	uint32_t payload = l4->end - l4->payload;
 
-	return payload && size ? (payload + size - 1) / size : 1;
+	if (l4->protocol != TCP || !size)
+		return 0;
+	return payload ? (payload + size - 1) / size : 1;
 }
 
 uint32_t pv_offload_segment(const uint8_t *frame, const struct pv_l4 *l4, uint32_t size, uint32_t index, uint8_t *out)

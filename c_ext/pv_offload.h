@@ -33,8 +33,10 @@ void pv_offload_prepare(uint8_t *frame, const struct pv_l4 *l4);
 void pv_offload_finish(uint8_t *frame, const struct pv_l4 *l4);
 /* Whether the checksum of a packet is right. For UDP over IPv4, 0 is: none was made. */
 int pv_offload_is_right(const uint8_t *frame, const struct pv_l4 *l4);
+/* Whether a frame can be what is said of its checksum and segments; then its checksum's field is prepared. */
+int pv_offload_fits(uint8_t *bytes, const struct pv_frame *frame);
 
-/* Segments that a TCP packet makes with `size` bytes of payload each: 1 or more. */
+/* Segments that a TCP packet makes with `size` bytes of payload each: 1 or more; 0: it cannot be cut so. */
 uint32_t pv_offload_segments(const struct pv_l4 *l4, uint32_t size);
 /*
  * Write segment number `index` to `out` (l4->payload + size bytes), with lengths, sequence number, flags and

@@ -21,7 +21,8 @@ void pv_netback_set_rate(struct pv_netback *netback, uint64_t bytes, uint64_t wi
 {
 	netback->credit_bytes = window_us ? bytes : 0;
 	netback->credit_window_ns = (int64_t)window_us * NS_PER_US;
-	netback->credit_left = netback->credit_next_ns = 0;
+	netback->credit_left = bytes;
+	netback->credit_next_ns = 0;
 	netback->resume_ns = 0;
 }
 

@@ -58,6 +58,7 @@ class Live:
         self.back = BackRing.attach(
             self.mapped.view, REQUEST, RESPONSE, port=self.back_port, record=self.dom0.ring_record(back)
         )
+        self._sleepers: list[threading.Thread] = []
         self.front_port.take_pending()  # a bind sets the port pending
         self.back_port.take_pending()
 
@@ -94,6 +95,7 @@ class Live:
         """A thread in `wait`, once its end sleeps. It is joined by `close`."""
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
+        self._sleepers.append(thread)
         deadline = threading.Event()
         for _ in range(int(DEADLINE_S * 1000)):
             view = self.view()
@@ -106,6 +108,8 @@ class Live:
         self.looker.close()
         for waiter in (self.front_waiter, self.back_waiter):
             waiter.kick()
+        for thread in self._sleepers:
+            thread.join(DEADLINE_S)
         self.front.close()
         self.back.close()
         self.guest.close()

@@ -39,6 +39,9 @@ class NetStage:
     rx_back: BackRing
     front_port: EventPort
     back_port: EventPort
+    tx_memory: Mapping
+    rx_memory: Mapping
+    entries: Mapping
     stack: ExitStack
     posted: int = 0
     _ids: dict[int, int] = field(default_factory=dict)
@@ -143,6 +146,8 @@ def make_net_stage(*, start: int = 2**32 - 40) -> Iterator[NetStage]:
             rings[3],
             front_port,
             back_port,
+            *memory,
+            entries,
             stack.enter_context(ExitStack()),
         )
         assert mapper.statistics().pinned_pages == 0

@@ -27,7 +27,7 @@ CORE = ROOT / "c_ext"
 LINES, BRANCHES = 98.0, 92.0
 """The marks, in percent."""
 TESTS = [
-    *(f"tests/{folder}" for folder in ("ring", "hypervisor", "backend", "frontend", "xenstore")),
+    *(f"tests/{folder}" for folder in ("ring", "hypervisor", "backend", "frontend", "net", "xenstore")),
     "tests/host/test_process_rights.py",
     "tests/cli/test_xenstore_trace.py",
     "tests/integration/test_nbd_export.py",

@@ -3,6 +3,7 @@
 Linux' netback.
 """
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from paravirt.errors import PeerError
 from paravirt.protocol.netif import Extra, Fatal, GsoType, RxFlag, Status, TxFlag
 from paravirt.ring.netif import DRAIN_WITHOUT_NOTIFY_S, Burst, Feature, FrameFlag, NetBack
+from paravirt.ring.netloop import NetLoop
 
 from .net_stage import ALL, RX_PAGE, NetStage, make_net_stage
 from .packets import MACS, UDP, Packet, pattern, plain
@@ -234,6 +236,27 @@ def test_what_cannot_be_what_is_said_of_it_is_answered_okay_and_dropped(
     assert back.take(burst) == 1
     assert back.counters().tx_checksums == 1
     assert [answer for answer in stage.answers() if answer[0]] == [(1, OKAY), (99, OKAY)]
+
+
+def test_behind_a_batch_of_which_nothing_is_left_the_rest_is_taken(stage: NetStage) -> None:
+    """A loop that sleeps as soon as it finds nothing does not sleep on requests that it has of the ring already."""
+    stage.put(0, plain(100))
+    loop = NetLoop(spin_ns=0)
+    legs = [loop.add_back(stage.back(), (stage.back_port, stage.back_port), None), loop.add_user()]
+    loop.wire(*legs)
+    loop.start()
+    try:
+        for _ in range(10):
+            # It sleeps, and has not been told of anything yet.
+            time.sleep(0.01)
+            burst = Burst()
+            stage.send(*(stage.request(0, 100, flags=TxFlag.CSUM_BLANK) for _ in range(64)), good(stage))
+            assert legs[1].get(burst, timeout_s=10.0) == 1
+            stage.answers()
+    finally:
+        loop.stop()
+        for leg in legs:
+            leg.remove()
 
 
 # -- how much a guest may send

@@ -65,6 +65,14 @@ int netleg_make_pipes(struct pv_netleg *leg);
 void netleg_free_pipes(struct pv_netleg *leg);
 
 void netloop_kick(struct pv_netloop *loop);
+/* Among those that have their turns, or not. */
+void netloop_activate(struct pv_netleg *leg);
+void netloop_deactivate(struct pv_netleg *leg);
+/* Its descriptors are in the epoll, or not. 0 or -errno. */
+int netloop_set_polled(struct pv_netleg *leg, int polled);
+/* If something is due for it, it is looked at then. */
+void netloop_note_time(struct pv_netleg *leg);
+void netloop_untime(struct pv_netloop *loop, uint32_t i);
 /* The leg is to have its turns again. */
 void netloop_rouse(struct pv_netleg *leg);
 /* After something was sent to it: what is due, or has failed, or waits for its peer, is not forgotten. */

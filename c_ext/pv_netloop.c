@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The life of a loop, its legs, and its turns: who is looked at, who sleeps. Where frames go is in pv_netloop_forward.c. */
+/* The life of a loop and its turns: who is looked at, who sleeps. Its legs are in pv_netloop_legs.c, where frames go in pv_netloop_forward.c. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -127,199 +127,6 @@ uint64_t pv_netloop_sleeps(const struct pv_netloop *loop)
 	return pv_load_relaxed(&loop->sleeps);
 }
 
-/* ---- legs ---- */
-
-static void activate(struct pv_netleg *leg)
-{
-	struct pv_netloop *loop = leg->loop;
-
-	leg->idle_since_ns = 0;
-	if (leg->active)
-		return;
-	leg->active = 1;
-	leg->position = loop->n_active;
-	loop->active[loop->n_active++] = leg;
-}
-
-static void deactivate(struct pv_netleg *leg)
-{
-	struct pv_netloop *loop = leg->loop;
-
-	if (!leg->active)
-		return;
-	leg->active = 0;
-	loop->active[leg->position] = loop->active[--loop->n_active];
-	loop->active[leg->position]->position = leg->position;
-}
-
-
-static int set_polled(struct pv_netleg *leg, int polled)
-{
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = leg };
-
-	if (leg->polled == (uint32_t)polled)
-		return 0;
-	for (int i = 0; i < 2; i++) {
-		int fd = netleg_fd(leg, i);
-
-		if (fd >= 0 && epoll_ctl(leg->loop->epoll_fd, polled ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, fd, &event)) {
-			int error = errno;
-
-			if (polled && i)
-				epoll_ctl(leg->loop->epoll_fd, EPOLL_CTL_DEL, netleg_fd(leg, 0), &event);
-			return -error;
-		}
-	}
-	leg->polled = (uint32_t)polled;
-	return 0;
-}
-
-void netloop_rouse(struct pv_netleg *leg)
-{
-	if (!leg->active) {
-		/* A descriptor that is readable as long as there is something would wake us again and again. */
-		set_polled(leg, 0);
-		netleg_disarm(leg, 0);
-	}
-	activate(leg);
-}
-
-void pv_netloop_activate(struct pv_netleg *leg)
-{
-	leg->told = 0;
-	netloop_rouse(leg);
-}
-
-static void note_time(struct pv_netleg *leg)
-{
-	struct pv_netloop *loop = leg->loop;
-
-	if (leg->timed || !netleg_due(leg))
-		return;
-	leg->timed = 1;
-	loop->timed[loop->n_timed++] = leg;
-}
-
-static void untime(struct pv_netloop *loop, uint32_t i)
-{
-	loop->timed[i]->timed = 0;
-	loop->timed[i] = loop->timed[--loop->n_timed];
-}
-
-static int make_room(struct pv_netloop *loop)
-{
-	uint32_t room = loop->legs_room ? 2 * loop->legs_room : 16;
-	struct pv_netleg **legs, **active, **timed;
-
-	if (loop->n_legs < loop->legs_room)
-		return 0;
-	legs = realloc(loop->legs, room * sizeof(*legs));
-	if (!legs)
-		return -ENOMEM;
-	loop->legs = legs;
-	active = realloc(loop->active, room * sizeof(*active));
-	if (!active)
-		return -ENOMEM;
-	loop->active = active;
-	timed = realloc(loop->timed, room * sizeof(*timed));
-	if (!timed)
-		return -ENOMEM;
-	loop->timed = timed;
-	loop->legs_room = room;
-	return 0;
-}
-
-static int have_port(struct pv_netloop *loop, uint32_t port)
-{
-	uint32_t n = loop->n_by_port ? loop->n_by_port : 16;
-	struct pv_netleg **by_port;
-
-	while (n <= port)
-		n *= 2;
-	if (n == loop->n_by_port)
-		return 0;
-	by_port = realloc(loop->by_port, n * sizeof(*by_port));
-	if (!by_port)
-		return -ENOMEM;
-	memset(by_port + loop->n_by_port, 0, (n - loop->n_by_port) * sizeof(*by_port));
-	loop->by_port = by_port;
-	loop->n_by_port = n;
-	return 0;
-}
-
-int pv_netloop_add(struct pv_netloop *loop, struct pv_netleg *leg, int32_t port)
-{
-	int result = make_room(loop);
-
-	if (!result && port >= 0)
-		result = have_port(loop, (uint32_t)port);
-	if (result)
-		return result;
-	/* A frame of a burst goes out at a leg once, and its copy once more at a mirror. */
-	leg->out = calloc(2 * PV_NETLOOP_BURST, sizeof(*leg->out));
-	if (!leg->out)
-		return -ENOMEM;
-	if (leg->kind == PV_NETLEG_USER && netleg_make_pipes(leg)) {
-		free(leg->out);
-		leg->out = NULL;
-		return -ENOMEM;
-	}
-	leg->loop = loop;
-	leg->port = port;
-	if (port >= 0) {
-		struct pv_netleg **last = &loop->by_port[port];
-
-		while (*last)
-			last = &(*last)->next_of_port;
-		*last = leg;
-	}
-	leg->number = loop->n_legs;
-	loop->legs[loop->n_legs++] = leg;
-	activate(leg);
-	return 0;
-}
-
-void pv_netloop_wire(struct pv_netleg *one, struct pv_netleg *other)
-{
-	one->wire = other;
-	other->wire = one;
-	netloop_rouse(one);
-	netloop_rouse(other);
-}
-
-void pv_netloop_remove(struct pv_netleg *leg)
-{
-	struct pv_netloop *loop = leg->loop;
-
-	if (!loop)
-		return;
-	set_polled(leg, 0);
-	if (!leg->active)
-		netleg_disarm(leg, 0);
-	deactivate(leg);
-	for (uint32_t i = 0; i < loop->n_timed; i++)
-		if (loop->timed[i] == leg) {
-			untime(loop, i);
-			break;
-		}
-	loop->removals++;
-	loop->legs[leg->number] = loop->legs[--loop->n_legs];
-	loop->legs[leg->number]->number = leg->number;
-	if (leg->port >= 0) {
-		struct pv_netleg **at = &loop->by_port[leg->port];
-
-		while (*at != leg)
-			at = &(*at)->next_of_port;
-		*at = leg->next_of_port;
-	}
-	if (leg->wire)
-		leg->wire->wire = NULL;
-	netleg_free_pipes(leg);
-	free(leg->out);
-	leg->out = NULL;
-	leg->loop = NULL;
-}
-
 /* ---- news ---- */
 
 static void tell(struct pv_netleg *leg)
@@ -360,7 +167,7 @@ int64_t pv_netloop_wait_news(struct pv_netloop *loop, int64_t timeout_ns)
 
 void netloop_settle(struct pv_netleg *leg)
 {
-	note_time(leg);
+	netloop_note_time(leg);
 	/* It is to be told of buffers, too, before it sleeps again. */
 	if (leg->kind == PV_NETLEG_BACK && leg->back->oldest && !leg->active)
 		netloop_rouse(leg);
@@ -402,15 +209,15 @@ static void put_to_sleep(struct pv_netleg *leg)
 	int result;
 
 	if (leg->state || leg->blocked) {
-		set_polled(leg, 0);
-		deactivate(leg);
+		netloop_set_polled(leg, 0);
+		netloop_deactivate(leg);
 		return;
 	}
 	result = netleg_arm(leg);
 	if (result > 0) {
-		result = set_polled(leg, 1);
+		result = netloop_set_polled(leg, 1);
 		if (!result) {
-			deactivate(leg);
+			netloop_deactivate(leg);
 			return;
 		}
 		netleg_disarm(leg, 0);
@@ -440,7 +247,7 @@ static void look_at(struct pv_netleg *leg)
 	}
 	if (leg->state || leg->stale)
 		tell(leg);
-	note_time(leg);
+	netloop_note_time(leg);
 	if (leg->wants_room && netleg_has_room(leg))
 		unblock(leg);
 	if (leg->idle_since_ns && loop->now_ns - leg->idle_since_ns >= loop->spin_ns)
@@ -461,10 +268,10 @@ static void wake(struct pv_netloop *loop, struct pv_netleg *leg)
 	}
 	leg->counters.wakeups++;
 	if (!leg->active) {
-		set_polled(leg, 0);
+		netloop_set_polled(leg, 0);
 		netleg_disarm(leg, 1);
 	}
-	activate(leg);
+	netloop_activate(leg);
 }
 
 /* When the next leg is to be looked at that sleeps; those that are due by now are woken. 0: none. */
@@ -477,7 +284,7 @@ static int64_t look_at_times(struct pv_netloop *loop)
 		int64_t due = netleg_due(leg);
 
 		if (!due) {
-			untime(loop, i);
+			netloop_untime(loop, i);
 		} else if (due <= loop->now_ns) {
 			netloop_rouse(leg);
 		} else if (!first || due < first) {

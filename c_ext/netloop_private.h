@@ -6,7 +6,7 @@
 
 #include "pv_netloop.h"
 
-#define NETLOOP_BURST_BYTES 1048576
+#define NETLOOP_BURST_BYTES 196608 /* so that what two senders have waiting, and a burst of each, is less than what may wait */
 
 struct pv_netloop {
 	struct pv_switch sw;
@@ -16,6 +16,8 @@ struct pv_netloop {
 	uint32_t n_active;
 	struct pv_netleg **timed;   /* that something is due for */
 	uint32_t n_timed;
+	uint32_t n_held;            /* of these, as they had too much waiting */
+	struct pv_backlog *sender;  /* whose burst is forwarded */
 	uint64_t removals;
 	struct pv_netleg **by_port; /* the first leg of each port of the switch */
 	uint32_t n_by_port;
@@ -54,6 +56,8 @@ void netleg_disarm(struct pv_netleg *leg, int rung);
 /* Its i-th descriptor for the epoll, of two; -1: none. */
 int netleg_fd(const struct pv_netleg *leg, int i);
 int64_t netleg_due(const struct pv_netleg *leg);
+/* Whether it has so much waiting at guests that nothing more is taken from it now. */
+int netleg_is_held(struct pv_netleg *leg);
 void netleg_fail(struct pv_netleg *leg, int64_t error);
 
 /* A program's port. */

@@ -56,7 +56,15 @@ struct pv_netback_counters {
 	uint64_t mcast_changes;
 };
 
-struct pv_waiting;                 /* a frame that waits for buffers */
+/* What one sender has waiting at guests that have no buffers. The sender and every frame count as a user. */
+struct pv_backlog {
+	uint64_t bytes;
+	uint32_t users;
+};
+
+#define PV_BACKLOG_FRAME_BYTES 1024 /* that a frame counts beside its own */
+
+struct pv_waiting_block;           /* frames that wait for buffers */
 
 struct pv_netback {
 	struct pv_ring *tx;
@@ -91,8 +99,9 @@ struct pv_netback {
 	struct pv_grant_copy_op ops[PV_NETBACK_OPS];
 	uint8_t *local;            /* memory that the operations copy from */
 
-	struct pv_waiting *oldest;
-	struct pv_waiting *newest;
+	struct pv_waiting_block *oldest;
+	struct pv_waiting_block *newest;
+	struct pv_backlog *sender; /* of what is sent now, as far as it goes to one guest alone; NULL: nobody's */
 	uint64_t waiting_bytes;
 	uint64_t waiting_frames;
 	int64_t drain_ns;          /* how long a frame may wait */
@@ -126,5 +135,12 @@ int64_t pv_netback_send(struct pv_netback *netback, uint8_t *memory, struct pv_f
 int64_t pv_netback_deliver(struct pv_netback *netback, int64_t now_ns);
 /* When the next thing is due without an event of the guest, in ns; 0: nothing. */
 int64_t pv_netback_due(const struct pv_netback *netback);
+/* Let all frames go that wait. */
+void pv_netback_forget(struct pv_netback *netback);
+
+/* Nothing waits, one user. NULL: no memory. */
+struct pv_backlog *pv_backlog_new(void);
+/* One user less. */
+void pv_backlog_release(struct pv_backlog *backlog);
 
 #endif

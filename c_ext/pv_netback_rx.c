@@ -4,17 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pv_netback.h"
+#include "netback_private.h"
 #include "pv_offload.h"
 
 #define PAGE_BYTES 4096u
-
-struct pv_waiting {
-	struct pv_waiting *next;
-	int64_t since_ns;
-	struct pv_frame frame;     /* offset 0: of `bytes` */
-	uint8_t bytes[];
-};
 
 /* ---- buffers and responses ---- */
 
@@ -145,50 +138,22 @@ static int64_t put(struct pv_netback *netback, uint8_t *bytes, const struct pv_f
 
 static void wait_for_buffers(struct pv_netback *netback, const uint8_t *bytes, const struct pv_frame *frame, int64_t now_ns)
 {
-	struct pv_waiting *waiting;
-
 	if (netback->stalled) {
 		netback->counters.rx_stalled++;
 		return;
 	}
-	waiting = netback->waiting_bytes + frame->length > PV_NETBACK_WAITING_BYTES ? NULL : malloc(sizeof(*waiting) + frame->length);
-	if (!waiting) {
+	if (!netback_wait(netback, bytes, frame, now_ns)) {
 		netback->counters.rx_full++;
 		return;
 	}
-	waiting->next = NULL;
-	waiting->since_ns = now_ns;
-	waiting->frame = *frame;
-	waiting->frame.offset = 0;
-	memcpy(waiting->bytes, bytes, frame->length);
-	if (netback->newest)
-		netback->newest->next = waiting;
-	else
-		netback->oldest = waiting;
-	netback->newest = waiting;
-	netback->waiting_bytes += frame->length;
-	netback->waiting_frames++;
 	netback->counters.rx_waited++;
 	if (!netback->no_buffers_ns)
 		netback->no_buffers_ns = now_ns;
 }
 
-static void drop_oldest(struct pv_netback *netback)
-{
-	struct pv_waiting *oldest = netback->oldest;
-
-	netback->oldest = oldest->next;
-	if (!oldest->next)
-		netback->newest = NULL;
-	netback->waiting_bytes -= oldest->frame.length;
-	netback->waiting_frames--;
-	free(oldest);
-}
-
 void pv_netback_destroy(struct pv_netback *netback)
 {
-	while (netback->oldest)
-		drop_oldest(netback);
+	pv_netback_forget(netback);
 	free(netback->scratch);
 	netback->scratch = NULL;
 }
@@ -212,7 +177,7 @@ static int64_t put_or_wait(struct pv_netback *netback, uint8_t *bytes, const str
 		netback->counters.rx_too_large++;
 		return 0;
 	}
-	if (!netback->oldest) {
+	if (!netback->waiting_frames) {
 		buffers = have_buffers(netback, n_slots);
 		if (buffers < 0)
 			return buffers;
@@ -222,7 +187,7 @@ static int64_t put_or_wait(struct pv_netback *netback, uint8_t *bytes, const str
 			return put(netback, bytes, frame, n_slots);
 		}
 	}
-	if (!netback->oldest)
+	if (!netback->waiting_frames)
 		netback->wanted = n_slots;
 	wait_for_buffers(netback, bytes, frame, now_ns);
 	return 0;
@@ -322,32 +287,45 @@ int64_t pv_netback_send(struct pv_netback *netback, uint8_t *memory, struct pv_f
 	return result ? result : flushed;
 }
 
+/* Whether the oldest frame waits no longer: delivered, or dropped. Or as pv_netback_deliver. */
+static int64_t deliver_oldest(struct pv_netback *netback, int64_t now_ns)
+{
+	struct pv_waiting_block *block = netback->oldest;
+	struct waiting *oldest = netback_oldest(netback);
+	uint32_t n_slots = slots_of(netback, &oldest->frame);
+	int64_t buffers = have_buffers(netback, n_slots), result = 0;
+
+	if (buffers < 0)
+		return buffers;
+	if (buffers >= n_slots) {
+		netback->no_buffers_ns = 0;
+		if (netback->local != block->bytes)
+			result = flush(netback);
+		netback->local = block->bytes;
+		if (!result)
+			result = put(netback, block->bytes + oldest->frame.offset, &oldest->frame, n_slots);
+	} else if (now_ns - oldest->since_ns >= netback->drain_ns) {
+		netback->counters.rx_expired++;
+	} else {
+		netback->wanted = n_slots;
+		return 0;
+	}
+	/* The bytes of all of a block go with its last one. */
+	if (!result && block->n == 1)
+		result = flush(netback);
+	netback_drop_oldest(netback);
+	return result ? result : 1;
+}
+
 int64_t pv_netback_deliver(struct pv_netback *netback, int64_t now_ns)
 {
-	int64_t result = 0, flushed;
+	int64_t result = 1, flushed;
 
-	while (netback->oldest && !result) {
-		struct pv_waiting *oldest = netback->oldest;
-		uint32_t n_slots = slots_of(netback, &oldest->frame);
-		int64_t buffers = have_buffers(netback, n_slots);
-
-		if (buffers < 0)
-			return buffers;
-		if (buffers >= n_slots) {
-			netback->no_buffers_ns = 0;
-			netback->local = oldest->bytes;
-			result = put(netback, oldest->bytes, &oldest->frame, n_slots);
-			/* Its bytes go with it. */
-			flushed = flush(netback);
-			result = result ? result : flushed;
-		} else if (now_ns - oldest->since_ns >= netback->drain_ns) {
-			netback->counters.rx_expired++;
-		} else {
-			netback->wanted = n_slots;
-			break;
-		}
-		drop_oldest(netback);
-	}
+	while (netback->waiting_frames && result > 0)
+		result = deliver_oldest(netback, now_ns);
+	flushed = flush(netback);
+	if (result < 0 || flushed)
+		return result < 0 ? result : flushed;
 	if (netback->stall_ns && !netback->stalled && netback->no_buffers_ns &&
 	    now_ns - netback->no_buffers_ns >= netback->stall_ns) {
 		netback->stalled = 1;
@@ -358,15 +336,15 @@ int64_t pv_netback_deliver(struct pv_netback *netback, int64_t now_ns)
 		netback->stalled = 0;
 		netback->no_buffers_ns = 0;
 	}
-	return result;
+	return 0;
 }
 
 int64_t pv_netback_due(const struct pv_netback *netback)
 {
 	int64_t due = netback->resume_ns;
 
-	if (netback->oldest) {
-		int64_t drain = netback->oldest->since_ns + netback->drain_ns;
+	if (netback->waiting_frames) {
+		int64_t drain = netback_oldest(netback)->since_ns + netback->drain_ns;
 
 		due = due && due < drain ? due : drain;
 	}

@@ -78,6 +78,7 @@ struct pv_netif_extra {
 #define PV_FRAME_CSUM_BLANK 1      /* the TCP or UDP checksum is to be filled in */
 #define PV_FRAME_VALIDATED 2       /* it was found right, or need not be looked at */
 #define PV_FRAME_HASH 4            /* `hash` is there */
+#define PV_FRAME_FLOODED 8         /* a switch has sent it to several ports */
 
 /* A packet in private memory. */
 struct pv_frame {

@@ -206,7 +206,10 @@ static void send_front(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *
 
 static void send_back(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *frames, uint32_t n)
 {
-	int64_t result = pv_netback_send(leg->back, memory, frames, n, leg->loop->now_ns);
+	int64_t result;
+
+	leg->back->sender = leg->loop->sender;
+	result = pv_netback_send(leg->back, memory, frames, n, leg->loop->now_ns);
 
 	if (result < 0)
 		netleg_fail(leg, result);
@@ -266,7 +269,7 @@ void netleg_look(struct pv_netleg *leg)
 
 	if (leg->kind != PV_NETLEG_BACK || leg->state)
 		return;
-	if (leg->back->oldest || leg->back->stalled || leg->back->no_buffers_ns) {
+	if (leg->back->waiting_frames || leg->back->stalled || leg->back->no_buffers_ns) {
 		result = pv_netback_deliver(leg->back, leg->loop->now_ns);
 		if (result < 0)
 			netleg_fail(leg, result);
@@ -275,7 +278,35 @@ void netleg_look(struct pv_netleg *leg)
 
 int64_t netleg_due(const struct pv_netleg *leg)
 {
-	return leg->kind == PV_NETLEG_BACK && !leg->state ? pv_netback_due(leg->back) : 0;
+	int64_t due = leg->kind == PV_NETLEG_BACK && !leg->state ? pv_netback_due(leg->back) : 0;
+
+	return leg->held_ns && (!due || leg->held_ns < due) ? leg->held_ns : due;
+}
+
+static void set_held(struct pv_netleg *leg, int64_t until_ns)
+{
+	leg->loop->n_held += (until_ns != 0) - (uint32_t)(leg->held_ns != 0);
+	leg->held_ns = until_ns;
+}
+
+/* A guest that takes slowly holds a sender back for a moment only: then its frames are dropped, and the others' go on. */
+int netleg_is_held(struct pv_netleg *leg)
+{
+	uint64_t waiting = leg->backlog->bytes;
+	int64_t now_ns = leg->loop->now_ns;
+
+	if (waiting <= PV_NETLOOP_FREED_BYTES) {
+		leg->overdrawn = 0;
+		if (leg->held_ns)
+			set_held(leg, 0);
+	} else if (leg->held_ns && now_ns >= leg->held_ns) {
+		leg->overdrawn = 1;
+		set_held(leg, 0);
+	} else if (!leg->held_ns && !leg->overdrawn && waiting > PV_NETLOOP_HELD_BYTES) {
+		leg->counters.held++;
+		set_held(leg, now_ns + PV_NETLOOP_HELD_NS);
+	}
+	return leg->held_ns != 0;
 }
 
 /* ---- sleeping ---- */
@@ -321,11 +352,13 @@ static int check_rings(struct pv_netleg *leg)
 	int result;
 
 	if (leg->kind == PV_NETLEG_BACK) {
+		int is_paused = leg->back->resume_ns || leg->held_ns;
+
 		/* Requests that were taken from the ring and not looked at yet. */
-		if (leg->back->n_requests && !leg->back->resume_ns)
+		if (leg->back->n_requests && !is_paused)
 			return 1;
-		in = leg->back->resume_ns ? NULL : leg->back->tx;
-		other = leg->back->oldest || leg->back->stalled || leg->back->no_buffers_ns ? leg->back->rx : NULL;
+		in = is_paused ? NULL : leg->back->tx;
+		other = leg->back->waiting_frames || leg->back->stalled || leg->back->no_buffers_ns ? leg->back->rx : NULL;
 	} else {
 		in = leg->front->rx;
 		other = leg->wants_room ? leg->front->tx : NULL;

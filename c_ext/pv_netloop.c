@@ -169,7 +169,7 @@ void netloop_settle(struct pv_netleg *leg)
 {
 	netloop_note_time(leg);
 	/* It is to be told of buffers, too, before it sleeps again. */
-	if (leg->kind == PV_NETLEG_BACK && leg->back->oldest && !leg->active)
+	if (leg->kind == PV_NETLEG_BACK && leg->back->waiting_frames && !leg->active)
 		netloop_rouse(leg);
 	if (leg->state || leg->stale)
 		tell(leg);
@@ -190,6 +190,8 @@ static int serve(struct pv_netleg *leg)
 		return 0;
 	}
 	leg->blocked = 0;
+	if (netleg_is_held(leg))
+		return 0;
 	pv_burst_clear(&loop->burst);
 	n = leg->state ? 0 : netleg_take(leg, &loop->burst);
 	if (n < 0)
@@ -208,7 +210,8 @@ static void put_to_sleep(struct pv_netleg *leg)
 {
 	int result;
 
-	if (leg->state || leg->blocked) {
+	/* One that is held and has no buffers to wait for has nothing to wake us for but the time. */
+	if (leg->state || leg->blocked || (leg->held_ns && leg->kind != PV_NETLEG_BACK)) {
 		netloop_set_polled(leg, 0);
 		netloop_deactivate(leg);
 		return;
@@ -236,6 +239,17 @@ static void unblock(struct pv_netleg *leg)
 		netloop_rouse(leg->wire);
 }
 
+/* Those that were held back and sleep, as something that waited has gone. */
+static void release_held(struct pv_netloop *loop)
+{
+	for (uint32_t i = loop->n_timed; i-- > 0;) {
+		struct pv_netleg *leg = loop->timed[i];
+
+		if (leg->held_ns && !leg->active && leg->backlog->bytes <= PV_NETLOOP_FREED_BYTES)
+			netloop_rouse(leg);
+	}
+}
+
 static void look_at(struct pv_netleg *leg)
 {
 	struct pv_netloop *loop = leg->loop;
@@ -250,6 +264,8 @@ static void look_at(struct pv_netleg *leg)
 	netloop_note_time(leg);
 	if (leg->wants_room && netleg_has_room(leg))
 		unblock(leg);
+	if (loop->n_held)
+		release_held(loop);
 	if (leg->idle_since_ns && loop->now_ns - leg->idle_since_ns >= loop->spin_ns)
 		put_to_sleep(leg);
 }

@@ -29,6 +29,9 @@
 #define PV_NETLEG_PEER 1           /* the other end broke the protocol */
 #define PV_NETLEG_FAILED 2         /* `error` says what failed */
 
+#define PV_NETLOOP_HELD_BYTES 65536   /* a leg that has so much waiting at guests is held back ... */
+#define PV_NETLOOP_FREED_BYTES 32768   /* ... until it is so little, */
+#define PV_NETLOOP_HELD_NS 10000000    /* or for so long */
 #define PV_NETLEG_USER_BYTES 1048576 /* that wait in a program's port, each way */
 
 struct pv_netloop;
@@ -42,6 +45,7 @@ struct pv_netleg_counters {
 	uint64_t dropped;          /* on the way out: it takes no more */
 	uint64_t wakeups;          /* times that it woke the loop */
 	uint64_t bursts;
+	uint64_t held;             /* times that it was held back */
 };
 
 struct pv_netleg {
@@ -63,6 +67,9 @@ struct pv_netleg {
 	uint32_t active;
 	uint32_t blocked;          /* what it has to give cannot go on at the moment */
 	uint32_t wants_room;       /* others wait for room here */
+	struct pv_backlog *backlog; /* what it has waiting at guests */
+	int64_t held_ns;           /* until when it is held back at most; 0: it is not */
+	uint32_t overdrawn;        /* it was for so long that it is not again before little waits */
 	uint32_t had_work;         /* since its last event was taken */
 	uint32_t unended[2];       /* events that were taken and not ended */
 	uint32_t polled;           /* its descriptors are in the epoll */

@@ -108,9 +108,17 @@ static void switch_one(struct pv_netloop *loop, struct pv_netleg *from, struct p
 	if (verdict->mirror >= 0) {
 		struct pv_netleg *mirror = leg_of(loop, (uint32_t)verdict->mirror, frame);
 
-		if (mirror)
+		if (mirror) {
+			uint16_t flags = frame->flags;
+
+			/* A mirror that is slow holds nobody back. */
+			frame->flags |= PV_FRAME_FLOODED;
 			add(loop, mirror, frame);
+			frame->flags = flags;
+		}
 	}
+	if (verdict->n_ports > 1)
+		frame->flags |= PV_FRAME_FLOODED;
 	for (uint32_t i = 0; i < verdict->n_ports; i++)
 		go_out(loop, &verdict->ports[i], verdict->vid, frame, verdict->n_ports == 1 && verdict->mirror < 0);
 }
@@ -123,6 +131,7 @@ void netloop_forward(struct pv_netleg *from, uint32_t n)
 	for (uint32_t i = 0; i < n; i++)
 		from->counters.in_bytes += frames[i].length;
 	from->counters.in_packets += n;
+	loop->sender = from->backlog;
 	if (from->wire) {
 		netleg_send(from->wire, loop->burst.memory, frames, n);
 		netloop_settle(from->wire);

@@ -124,6 +124,15 @@ static int have_port(struct pv_netloop *loop, uint32_t port)
 	return 0;
 }
 
+static void free_parts(struct pv_netleg *leg)
+{
+	netleg_free_pipes(leg);
+	pv_backlog_release(leg->backlog);
+	leg->backlog = NULL;
+	free(leg->out);
+	leg->out = NULL;
+}
+
 int pv_netloop_add(struct pv_netloop *loop, struct pv_netleg *leg, int32_t port)
 {
 	int result = make_room(loop);
@@ -134,11 +143,9 @@ int pv_netloop_add(struct pv_netloop *loop, struct pv_netleg *leg, int32_t port)
 		return result;
 	/* A frame of a burst goes out at a leg once, and its copy once more at a mirror. */
 	leg->out = calloc(2 * PV_NETLOOP_BURST, sizeof(*leg->out));
-	if (!leg->out)
-		return -ENOMEM;
-	if (leg->kind == PV_NETLEG_USER && netleg_make_pipes(leg)) {
-		free(leg->out);
-		leg->out = NULL;
+	leg->backlog = pv_backlog_new();
+	if (!leg->out || !leg->backlog || (leg->kind == PV_NETLEG_USER && netleg_make_pipes(leg))) {
+		free_parts(leg);
 		return -ENOMEM;
 	}
 	leg->loop = loop;
@@ -191,8 +198,12 @@ void pv_netloop_remove(struct pv_netleg *leg)
 	}
 	if (leg->wire)
 		leg->wire->wire = NULL;
-	netleg_free_pipes(leg);
-	free(leg->out);
-	leg->out = NULL;
+	if (leg->held_ns)
+		loop->n_held--;
+	leg->held_ns = 0;
+	/* Those whose frames wait here are counted by this thread. */
+	if (leg->kind == PV_NETLEG_BACK)
+		pv_netback_forget(leg->back);
+	free_parts(leg);
 	leg->loop = NULL;
 }

@@ -8,6 +8,7 @@ class _Lib(Protocol):
     PV_ARENA_ENDED: int
     PV_ARENA_POSIX: int
     PV_ARENA_READ_ONLY: int
+    PV_BACKLOG_FRAME_BYTES: int
     PV_BELL_THRESHOLD: int
     PV_BINDINGS_MAGIC: int
     PV_BINDINGS_WAITERS: int
@@ -89,6 +90,7 @@ class _Lib(Protocol):
     PV_FENCE_PROCESS: int
     PV_FLEX_MAX_ORDER: int
     PV_FRAME_CSUM_BLANK: int
+    PV_FRAME_FLOODED: int
     PV_FRAME_HASH: int
     PV_FRAME_VALIDATED: int
     PV_FRONT_MAX_REFS: int
@@ -264,6 +266,9 @@ class _Lib(Protocol):
     PV_NETLEG_USER: int
     PV_NETLEG_USER_BYTES: int
     PV_NETLOOP_BURST: int
+    PV_NETLOOP_FREED_BYTES: int
+    PV_NETLOOP_HELD_BYTES: int
+    PV_NETLOOP_HELD_NS: int
     PV_NEW_IPC: int
     PV_NEW_MOUNT: int
     PV_NEW_NET: int
@@ -377,6 +382,8 @@ class _Lib(Protocol):
     PV_XS_RING_BROKEN: int
     PV_XS_RING_FRESH: int
     PV_XS_RING_RESUME: int
+    def pv_backlog_new(self) -> CData: ...
+    def pv_backlog_release(self, a0: CData, /) -> None: ...
     def pv_bell_ring(self, a0: int, /) -> int: ...
     def pv_bindings_set(self, a0: CData, a1: int, a2: int, /) -> None: ...
     def pv_blkdisk_await(self, a0: CData, /) -> int: ...
@@ -525,6 +532,7 @@ class _Lib(Protocol):
     def pv_netback_deliver(self, a0: CData, a1: int, /) -> int: ...
     def pv_netback_destroy(self, a0: CData, /) -> None: ...
     def pv_netback_due(self, a0: CData, /) -> int: ...
+    def pv_netback_forget(self, a0: CData, /) -> None: ...
     def pv_netback_init(self, a0: CData, a1: CData, a2: CData, a3: CData, a4: int, /) -> None: ...
     def pv_netback_send(self, a0: CData, a1: CData, a2: CData, a3: int, a4: int, /) -> int: ...
     def pv_netback_set_rate(self, a0: CData, a1: int, a2: int, /) -> None: ...

@@ -50,6 +50,8 @@ class FrameFlag(IntFlag):
     """It was found right, or need not be looked at."""
     HASH = lib.PV_FRAME_HASH
     """`hash` is there."""
+    FLOODED = lib.PV_FRAME_FLOODED
+    """A switch has sent it to several ports."""
 
 
 class Burst:

@@ -41,6 +41,8 @@ class LegCounters:
     """On the way out: it took no more."""
     wakeups: int
     bursts: int
+    held: int
+    """Times that nothing was taken from it for a moment, as much of it waited at guests."""
 
 
 class Leg:

@@ -63,6 +63,32 @@ int pv_lock_capabilities(void)
 			    0, 0, 0));
 }
 
+int pv_keep_network_rights(void)
+{
+	const uint64_t kept = 1u << CAP_NET_ADMIN | 1u << CAP_NET_RAW | 1u << CAP_NET_BIND_SERVICE;
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct network[_LINUX_CAPABILITY_U32S_3] = {
+		{.effective = kept, .permitted = kept, .inheritable = kept}};
+
+	for (unsigned long cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
+		if (!(cap < 64 && kept >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
+			return -errno;
+	/* Inheritable first, and the right to lock until all is as it should be. */
+	network[0].effective |= 1u << CAP_SETPCAP;
+	network[0].permitted |= 1u << CAP_SETPCAP;
+	if (syscall(SYS_capset, &header, network) < 0)
+		return -errno;
+	for (unsigned long cap = 0; cap < 64; cap++)
+		if (kept >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
+			return -errno;
+	if (prctl(PR_SET_SECUREBITS,
+		  SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED,
+		  0, 0, 0) < 0)
+		return -errno;
+	network[0].effective = network[0].permitted = (uint32_t)kept;
+	return result(syscall(SYS_capset, &header, network));
+}
+
 int pv_drop_capabilities(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};

@@ -56,6 +56,12 @@ int pv_set_no_new_privileges(void);
  */
 int pv_lock_capabilities(void);
 
+/*
+ * In user and network namespaces of its own: keep what an administrator of the network needs there (CAP_NET_ADMIN,
+ * CAP_NET_RAW, CAP_NET_BIND_SERVICE), over exec too, and nothing else for good.
+ */
+int pv_keep_network_rights(void);
+
 /* Empty the ambient, effective, permitted and inheritable sets. Needs no right. */
 int pv_drop_capabilities(void);
 

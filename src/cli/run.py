@@ -40,11 +40,22 @@ class RunCommand(click.Command):
     metavar="PATH",
     help="Let the isolated command see PATH, read-only, where it would not by itself. May be repeated.",
 )
+@click.option(
+    "--net",
+    is_flag=True,
+    help="Let the isolated command administer a network of its own: `paravirt vif tap eth0` in it.",
+)
 @click.option("--init", is_flag=True, help="Make it the domain's init: when the command ends, the domain does.")
 @click.argument("command", nargs=-1, required=True)
 @pass_context
 def run(
-    context: Context, domain: str, shared: bool, init: bool, expose: tuple[Path, ...], command: tuple[str, ...]
+    context: Context,
+    domain: str,
+    shared: bool,
+    net: bool,
+    init: bool,
+    expose: tuple[Path, ...],
+    command: tuple[str, ...],
 ) -> None:
     """Run a command as a domain, isolated from the host.
 
@@ -60,6 +71,10 @@ def run(
         hypervisor = stack.enter_context(context.hypervisor())
         info = domains.find(hypervisor, domain)
         _check_level(info, shared)
+        if shared and net:
+            raise InvalidRequest(
+                "--net is for isolated commands: a shared one is in the network that it was started in"
+            )
         socket_fd = hypervisor.domain_socket(info.domid)
         stack.callback(os.close, socket_fd)
         process = stack.enter_context(
@@ -68,6 +83,7 @@ def run(
                 domid=info.domid,
                 hypervisor_fd=socket_fd,
                 isolated=not shared,
+                network=net,
                 hide=context.rundir.hidden,
                 expose=[path.absolute() for path in expose],
                 domain_socket=context.rundir.domain_socket(info.domid),

@@ -53,6 +53,7 @@ def launch(
     domid: int,
     hypervisor_fd: int,
     isolated: bool = True,
+    network: bool = False,
     hide: Iterable[Path] = (),
     expose: Iterable[Path] = (),
     domain_socket: Path | None = None,
@@ -69,6 +70,9 @@ def launch(
     isolated domain sees `expose` (read-only) beside what its command needs, and never sees `hide`. `directory` is the
     working directory (default: the caller's; "/" where the domain may not enter it). `stdin`, `stdout` and `stderr` are
     as for `subprocess.Popen`.
+
+    `network`: an isolated command administers the network namespace that it is in: it may make interfaces there and
+    give them addresses. That is a user namespace of its own, so rights there are none elsewhere.
 
     Raises `NotFound` or `PermissionRefused` when the command cannot be run or the kernel refuses to isolate.
     """
@@ -92,6 +96,7 @@ def launch(
         status_fd=theirs.fileno(),
         hypervisor_fd=hypervisor_fd,
         isolated=isolated,
+        network=network and isolated,
         uid=uid,
         cover=view.cover,
         expose=[path for path in view.expose if not any(Path(path).is_relative_to(hiding) for hiding in hidden)],

@@ -7,7 +7,9 @@ entries, System V objects and abstract sockets are out of sight. The rest of the
 """
 
 import os
+import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from paravirt.errors import PermissionRefused
@@ -16,6 +18,7 @@ from paravirt.ring import process
 from paravirt.ring.process import MountFlag, Namespace
 
 _NO_PROGRAMS = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
+_TUN = "/dev/net/tun"
 _NO_DEVICES = MountFlag.NOSUID | MountFlag.NODEV
 
 
@@ -29,9 +32,7 @@ def enter(plan: Plan) -> None:
     try:
         process.unshare(wanted if plan.uid is not None else wanted | Namespace.USER)
         if plan.uid is None:
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-            Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+            _map_ids(uid, gid)
     except OSError as error:
         raise PermissionRefused(
             f"the kernel refuses to isolate a domain ({error.strerror}); "
@@ -54,6 +55,8 @@ def build_view(plan: Plan) -> None:
     if os.path.isdir("/dev/pts"):
         process.mount("devpts", "/dev/pts", "devpts", MountFlag.NOSUID | MountFlag.NOEXEC, "newinstance,ptmxmode=0666")
     arrange(plan.cover, plan.expose)
+    if plan.network and plan.uid is not None:
+        _open_tun_to_all()
     for path in plan.hide:
         if os.path.isdir(path):
             process.mount("tmpfs", path, "tmpfs", _NO_PROGRAMS, "mode=0500,nr_inodes=1")
@@ -61,6 +64,20 @@ def build_view(plan: Plan) -> None:
     if door is not None:
         _bind(door, VISIBLE_SOCKET)
     os.umask(0o077)
+
+
+def _open_tun_to_all() -> None:
+    """A /dev/net/tun that the domain's uid may open, where root alone may: what it gives needs rights over a network
+    anyhow. Where no device may be made, there is none.
+    """
+    if not os.path.exists(_TUN):
+        return
+    device = os.stat(_TUN).st_rdev
+    process.mount("tmpfs", os.path.dirname(_TUN), "tmpfs", MountFlag.NOSUID | MountFlag.NOEXEC, "mode=0755,nr_inodes=2")
+    with suppress(OSError):
+        os.mknod(_TUN, 0o666 | stat.S_IFCHR, device)
+        os.chmod(_TUN, 0o666)
+    process.make_mounts_read_only(os.path.dirname(_TUN))
 
 
 def arrange(cover: Iterable[str], expose: Iterable[str]) -> None:
@@ -84,8 +101,35 @@ def give_up_rights(plan: Plan) -> None:
         os.setresgid(plan.uid, plan.uid, plan.uid)
         os.setresuid(plan.uid, plan.uid, plan.uid)
     process.drop_capabilities()
+    if plan.network:
+        _administer_network()
     process.forbid_new_privileges()
     process.set_dumpable(False)
+
+
+def _administer_network() -> None:
+    """A network namespace of a user namespace of its own, as whoever we are by now: rights there are none elsewhere.
+
+    The files are still those of the namespaces around it, in which there is no right left.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    process.set_dumpable(True)  # else what is to be written below /proc/self is not ours
+    try:
+        process.unshare(Namespace.USER | Namespace.NET)
+        _map_ids(uid, gid)
+    except OSError as error:
+        raise PermissionRefused(
+            f"the kernel refuses a domain a network of its own ({error.strerror}): that needs user namespaces"
+        ) from error
+    process.bring_loopback_up()
+    process.keep_network_rights()
+
+
+def _map_ids(uid: int, gid: int) -> None:
+    """Nobody else is in our user namespace."""
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
 
 
 def _bind(fd: int, path: str) -> None:

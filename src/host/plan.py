@@ -24,6 +24,8 @@ class Plan:
     status_fd: int
     hypervisor_fd: int
     isolated: bool
+    network: bool
+    """It administers a network of its own."""
     uid: int | None
     """The domain's uid; None: stay with the launcher's, in a user namespace."""
     cover: list[str]

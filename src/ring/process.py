@@ -61,6 +61,11 @@ def lock_capabilities() -> None:
     _check(lib.pv_lock_capabilities(), "drop of the capability bounding set")
 
 
+def keep_network_rights() -> None:
+    """In user and network namespaces of its own: be an administrator of that network, and nothing else for good."""
+    _check(lib.pv_keep_network_rights(), "choice of capabilities")
+
+
 def drop_capabilities() -> None:
     """Give up every capability."""
     _check(lib.pv_drop_capabilities(), "drop of capabilities")

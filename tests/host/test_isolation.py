@@ -38,14 +38,15 @@ def victim(host: RunningHost) -> Iterator[dict[str, int]]:
         assert process.poll() is None, "the victim did not survive"
 
 
-@pytest.fixture(scope="module")
-def answers(host: RunningHost, victim: dict[str, int]) -> Any:
-    """What each attack got; None where it was refused."""
-    host.ask("domain", "create", "attacker")
+@pytest.fixture(scope="module", params=["plain", "net"])
+def answers(host: RunningHost, victim: dict[str, int], request: pytest.FixtureRequest) -> Any:
+    """What each attack got, of a domain without and with a network of its own; None where it was refused."""
+    attacker = f"attacker-{request.param}"
+    host.ask("domain", "create", attacker)
     pids = [host.up.pid, *(host.pid(daemon) for daemon in DAEMONS), victim["launcher"], os.getpid()]
     targets = json.dumps({"run": str(host.run), "pids": pids, "victim": victim})
-    expose = ["--expose", str(HERE)]
-    return json.loads(host.ask("run", *expose, "attacker", "--", "python3", str(HERE / "attacker.py"), targets))
+    options = ["--expose", str(HERE), *(["--net"] if request.param == "net" else [])]
+    return json.loads(host.ask("run", *options, attacker, "--", "python3", str(HERE / "attacker.py"), targets))
 
 
 def attacks() -> list[str]:

@@ -52,8 +52,9 @@ linearizability: $(STAMP) ## Look long for a history of the store that has no or
 	@LINEARIZABILITY_ROUNDS=$${LINEARIZABILITY_ROUNDS:-20} $(BIN)/python -m pytest -q \
 		tests/xenstore/test_linearizability.py tests/xenstore/test_crash_journal.py
 
-devices: $(STAMP) ## Let disks come and go, at length, and look for what stays behind (DEVICE_ROUNDS=1000)
-	@DEVICE_ROUNDS=$${DEVICE_ROUNDS:-1000} $(BIN)/python -m pytest -q tests/integration/test_connect_faults.py -k come_and_go
+devices: $(STAMP) ## Let devices come and go, at length, and look for what stays behind (DEVICE_ROUNDS=1000 IDLE_DEVICES=500)
+	@DEVICE_ROUNDS=$${DEVICE_ROUNDS:-1000} IDLE_DEVICES=$${IDLE_DEVICES:-500} $(BIN)/python -m pytest -q \
+		tests/integration/test_connect_faults.py tests/net/test_vif_many.py -k "come_and_go or idle"
 
 integrity: $(STAMP) ## fio and ext4 on exported disks, in peace and while backends are killed (INTEGRITY_SECONDS=300 for each of 4)
 	@INTEGRITY_SECONDS=$${INTEGRITY_SECONDS:-300} INTEGRITY_SEED=$${INTEGRITY_SEED:-$$(date +%s)} $(BIN)/python -m pytest \

@@ -5,11 +5,9 @@ hears of it or it is tried again, and the next attempt succeeds."""
 import gc
 import os
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -24,6 +22,7 @@ from paravirt.protocol.blkif import Status
 from paravirt.ring.memory import Mapping
 from paravirt.xenstore.client import XenstoreClient
 from tests.backend.queue_front import QueueFront, S
+from tests.held import Held, settled
 
 DEADLINE_S = 20.0
 ROUNDS = int(os.environ.get("DEVICE_ROUNDS", "40"))
@@ -31,23 +30,6 @@ ROUNDS = int(os.environ.get("DEVICE_ROUNDS", "40"))
 
 _UNDOES = ("CLOSE", "DESTROY", "UNMAP", "NOTIFY_RUN")
 """Calls of the broker that give something back. They fail when it is gone, and then there is nothing to give back."""
-
-
-class Held(NamedTuple):
-    """What the whole host holds, all of it being in this process."""
-
-    descriptors: int
-    threads: int
-    mappings: int
-    bytes: int
-
-    @classmethod
-    def now(cls, host: paravirt.Host) -> "Held":
-        gc.collect()
-        maps = Path("/proc/self/maps").read_text().splitlines()
-        ours = sum("memfd:paravirt" in line or "/dev/shm/paravirt" in line for line in maps)
-        used = host.hypervisor.info().used_bytes
-        return cls(len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), ours, used)
 
 
 class Fault:
@@ -144,16 +126,6 @@ def thread(monkeypatch: pytest.MonkeyPatch, fault: Fault, hypervisor: Hypervisor
 def host() -> Iterator[paravirt.Host]:
     with paravirt.Host(max_queues=2) as running:
         yield running
-
-
-def settled(condition: Callable[[], bool]) -> bool:
-    """Whether it comes true in time."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.005)
-    return True
 
 
 @pytest.mark.parametrize("breaker", [broker, xenstore, mapping, allocation, thread])

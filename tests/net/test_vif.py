@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Network devices on a whole host in one process: bursts, queues, bridges, rates, what becomes of bad guests."""
 
-import threading
 import time
 from collections.abc import Iterator
 
@@ -174,49 +173,6 @@ def test_a_guest_that_takes_nothing_costs_only_itself(host: paravirt.Host) -> No
     counters = {path.frontend_domid: found.counters for path, found in host.vif_statistics().items()}
     assert counters[1].rx_full > 0
     assert counters[1].rx_waited <= 524_288 // 1500 + 256  # those that buffers came for are counted, too
-
-
-def test_devices_come_and_go_under_traffic(host: paravirt.Host) -> None:
-    _, one = join(host, "one")
-    _, other = join(host, "other")
-    domain = host.create_domain("guest")
-    stop, came = threading.Event(), [0]
-
-    def take() -> None:
-        while not stop.is_set():
-            came[0] += len(other.receive(timeout_s=0.1))
-
-    taker = threading.Thread(target=take)
-    taker.start()
-    sent = 0
-    try:
-        for _ in range(10):
-            host.attach_vif(domain)
-            vif = domain.open_vif()
-            for i in range(20):
-                sent += one.send([frame(other.mac, one.mac, bytes([i]))])
-                vif.send([frame(BROADCAST, vif.mac)], timeout_s=SECOND)
-                vif.receive(timeout_s=0.0)
-                time.sleep(0.001)
-            vif.close()
-            host.detach_vif(domain)
-        eventually(lambda: came[0] >= sent)
-    finally:
-        stop.set()
-        taker.join()
-    with host.bridge() as bridge:
-        assert {view.name for view in bridge.ports()} == {"vif1.0", "vif2.0"}
-
-
-def test_idle_devices_wake_nobody(host: paravirt.Host) -> None:
-    vifs = [join(host, f"d{i}")[1] for i in range(10)]
-    vifs[0].send([frame(BROADCAST, vifs[0].mac)])
-    assert receive(vifs[9], 1)
-    with host.bridge() as bridge:
-        time.sleep(0.3)
-        before = bridge.sleeps
-        time.sleep(1.0)
-        assert bridge.sleeps - before <= 2  # looking is a visit
 
 
 def test_what_cannot_be_is_refused(host: paravirt.Host) -> None:

@@ -34,6 +34,7 @@ struct pv_netloop {
 	uint32_t home;
 	uint64_t sleeps;
 	int started, ended;
+	int tid;
 	pthread_t thread;
 	pthread_mutex_t lock;       /* whoever has it may touch the legs */
 	pthread_mutex_t news_lock;

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -120,6 +121,11 @@ static void let_visitors_in(struct pv_netloop *loop)
 struct pv_switch *pv_netloop_switch(struct pv_netloop *loop)
 {
 	return &loop->sw;
+}
+
+int pv_netloop_thread(const struct pv_netloop *loop)
+{
+	return pv_load_relaxed(&loop->tid);
 }
 
 uint64_t pv_netloop_sleeps(const struct pv_netloop *loop)
@@ -342,6 +348,7 @@ int pv_netloop_run(struct pv_netloop *loop)
 
 	if (!pv_home_is_here(loop->home))
 		return -ECHILD;
+	pv_store_relaxed(&loop->tid, (int)syscall(SYS_gettid));
 	pthread_mutex_lock(&loop->lock);
 	while (!result && !pv_load_relaxed(&loop->stopping)) {
 		let_visitors_in(loop);

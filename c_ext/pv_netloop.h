@@ -102,6 +102,8 @@ int64_t pv_netloop_wait_news(struct pv_netloop *loop, int64_t timeout_ns);
 void pv_netloop_enter(struct pv_netloop *loop);
 void pv_netloop_leave(struct pv_netloop *loop);
 struct pv_switch *pv_netloop_switch(struct pv_netloop *loop);
+/* The kernel's number of the thread that runs it; 0: none does yet. */
+int pv_netloop_thread(const struct pv_netloop *loop);
 uint64_t pv_netloop_sleeps(const struct pv_netloop *loop);
 /*
  * Entered: a leg of this kind. `port`: of the switch, where legs of several queues share one; PV_SWITCH_NO_PORT: none.

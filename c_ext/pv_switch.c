@@ -97,6 +97,7 @@ int pv_switch_remove_port(struct pv_switch *sw, uint32_t port)
 {
 	if (pv_switch_forget(sw, port))
 		return -ENOENT;
+	sw->last.to = NULL;
 	if (sw->mirror == (int32_t)port)
 		sw->mirror = PV_SWITCH_NO_PORT;
 	free(sw->ports[port]);
@@ -113,6 +114,7 @@ int pv_switch_set_access(struct pv_switch *sw, uint32_t port, uint32_t vid)
 		return -ENOENT;
 	if (vid > PV_SWITCH_MOST_VID)
 		return -EINVAL;
+	sw->last.to = NULL;
 	switch_trim(sw, which, 0);
 	which->is_trunk = 0;
 	which->vid = (int32_t)vid;
@@ -127,6 +129,7 @@ int pv_switch_set_trunk(struct pv_switch *sw, uint32_t port, const uint8_t *vids
 		return -ENOENT;
 	if (native < PV_SWITCH_NO_VID || native > PV_SWITCH_MOST_VID)
 		return -EINVAL;
+	sw->last.to = NULL;
 	switch_trim(sw, which, 0);
 	which->is_trunk = 1;
 	which->vid = native;
@@ -166,6 +169,7 @@ int pv_switch_set_locking(struct pv_switch *sw, uint32_t port, const struct pv_s
 	    (locking->n_ipv4 > PV_SWITCH_LOCKED_ADDRESSES || locking->n_ipv6 > PV_SWITCH_LOCKED_ADDRESSES ||
 	     !switch_is_station(switch_mac(locking->mac))))
 		return -EINVAL;
+	sw->last.to = NULL;
 	which->locking = *locking;
 	if (locking->mode != PV_SWITCH_UNLOCKED)
 		switch_trim(sw, which, 0);
@@ -243,6 +247,7 @@ int pv_switch_set_mirror(struct pv_switch *sw, int32_t port)
 {
 	if (port != PV_SWITCH_NO_PORT && pv_switch_forget(sw, (uint32_t)port))
 		return -ENOENT;
+	sw->last.to = NULL;
 	sw->mirror = port;
 	return 0;
 }

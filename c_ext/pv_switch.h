@@ -123,11 +123,23 @@ struct switch_port;
 struct switch_address;
 
 /* Private. */
+/* The last frame, if it went to one known station: one with the same addresses and tag that follows goes there, too. */
+struct pv_switch_last {
+	struct switch_port *to;    /* NULL: it did not, or something has changed */
+	uint32_t in_port;
+	uint32_t header_bytes;     /* addresses and tag */
+	uint8_t header[18];
+	int32_t tag;
+	uint32_t vid;
+	int64_t now_ns;
+};
+
 struct pv_switch {
 	struct switch_port **ports;     /* by number, NULL: none */
 	uint32_t n_slots;               /* of these */
 	uint32_t n_ports;               /* that there are */
 	int32_t mirror;
+	struct pv_switch_last last;
 	uint32_t max_addresses;
 	uint32_t n_addresses;
 	uint32_t bucket_bits;           /* the table has 2 ** bucket_bits buckets */

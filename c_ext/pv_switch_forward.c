@@ -171,6 +171,46 @@ static void copy_to_mirror(struct pv_switch *sw, const struct switch_frame *fram
 	count_sent(mirror, frame->bytes);
 }
 
+/* Frames come in runs: of one station to another, in a burst. */
+
+static int is_repeated(const struct pv_switch_last *last, uint32_t in_port, const struct switch_frame *frame, int64_t now_ns)
+{
+	return last->to && last->in_port == in_port && last->now_ns == now_ns && frame->header_bytes >= last->header_bytes &&
+	       !memcmp(frame->header, last->header, last->header_bytes);
+}
+
+static void remember(struct pv_switch *sw, const struct switch_port *port, const struct switch_frame *frame, int64_t now_ns,
+		     const struct pv_switch_verdict *out)
+{
+	struct pv_switch_last *last = &sw->last;
+
+	last->to = NULL;
+	/* Of what a locked port sends, more than this is looked at. */
+	if (out->kind != PV_SWITCH_UNICAST || port->locking.mode == PV_SWITCH_LOCKED)
+		return;
+	last->to = sw->ports[out->ports[0].port];
+	last->in_port = port->number;
+	last->header_bytes = frame->type_at + 2;
+	memcpy(last->header, frame->header, last->header_bytes);
+	last->tag = frame->tag;
+	last->vid = frame->vid;
+	last->now_ns = now_ns;
+}
+
+static void repeat(struct pv_switch *sw, const struct switch_port *port, struct switch_frame *frame,
+		   struct pv_switch_verdict *out)
+{
+	uint32_t mirrored = port->is_mirrored;
+
+	frame->tag = sw->last.tag;
+	out->vid = frame->vid = sw->last.vid;
+	out->kind = PV_SWITCH_UNICAST;
+	out->reason = PV_SWITCH_DROP_NONE;
+	send_to(sw->last.to, frame, out, &mirrored);
+	if (mirrored)
+		copy_to_mirror(sw, frame, out);
+}
+
 uint32_t pv_switch_forward(struct pv_switch *sw, uint32_t in_port, const uint8_t *header, uint32_t header_bytes,
 			   uint32_t frame_bytes, int64_t now_ns, struct pv_switch_verdict *out)
 {
@@ -189,6 +229,10 @@ uint32_t pv_switch_forward(struct pv_switch *sw, uint32_t in_port, const uint8_t
 		return PV_SWITCH_DROP;
 	port->statistics.rx_frames++;
 	port->statistics.rx_bytes += frame_bytes;
+	if (is_repeated(&sw->last, in_port, &frame, now_ns)) {
+		repeat(sw, port, &frame, out);
+		return PV_SWITCH_UNICAST;
+	}
 	out->reason = port->locking.mode == PV_SWITCH_DISABLED ? PV_SWITCH_DROP_DISABLED :
 		      sw->mirror == (int32_t)in_port	       ? PV_SWITCH_DROP_MIRROR :
 								 parse(&frame);
@@ -202,6 +246,7 @@ uint32_t pv_switch_forward(struct pv_switch *sw, uint32_t in_port, const uint8_t
 		if (mirrored)
 			copy_to_mirror(sw, &frame, out);
 	}
+	remember(sw, port, &frame, now_ns, out);
 	if (out->reason)
 		port->statistics.drops[out->reason]++;
 	return out->kind;

@@ -100,6 +100,7 @@ static void take_out(struct pv_switch *sw, struct pv_switch_list *list, uint32_t
 
 static void enter(struct pv_switch *sw, struct switch_port *port, uint32_t place, int64_t now_ns)
 {
+	sw->last.to = NULL;
 	sw->addresses[place].port = port->number;
 	sw->addresses[place].seen_ns = now_ns;
 	append(sw, &sw->list, SWITCH_OF_ALL, place);
@@ -119,6 +120,7 @@ static void leave(struct pv_switch *sw, uint32_t place)
 static void forget(struct pv_switch *sw, uint32_t place)
 {
 	leave(sw, place);
+	sw->last.to = NULL;
 	sw->keys[place] = 0;
 	sw->n_addresses--;
 }
@@ -223,6 +225,7 @@ int pv_switch_set_ageing(struct pv_switch *sw, int64_t ageing_ns)
 {
 	if (ageing_ns < 0)
 		return -EINVAL;
+	sw->last.to = NULL;
 	sw->ageing_ns = ageing_ns;
 	sw->refresh_ns = (ageing_ns ? ageing_ns : PV_SWITCH_AGEING_NS) / 256;
 	return 0;

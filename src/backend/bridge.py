@@ -140,6 +140,30 @@ class Bridge:
             port.legs.append(leg)
             return port, leg
 
+    def add_null(self, name: str, station: Mac | None = None) -> BridgePort:
+        """A port that takes everything and gives nothing. `station`: one that the switch takes to be there, as long as
+        old addresses are not forgotten.
+        """
+        with self._lock:
+            port = self.add_port(name)
+            port.legs.append(self._loop.add_null(port.number))
+            if station is not None:
+                with self._loop.still():
+                    self._loop.switch.forward(port.number, station + station + bytes(2), time.monotonic_ns())
+            return port
+
+    def wire(self, one: Leg, other: Leg) -> None:
+        """All that comes from one goes to the other, past the switch, and back; of a leg to itself: comes back. Until one
+        of them is removed.
+        """
+        with self._lock:
+            self._loop.wire(one, other)
+
+    @property
+    def thread(self) -> int:
+        """Of the kernel: the one that moves the frames."""
+        return self._loop.thread
+
     def port(self, name: str) -> BridgePort:
         """`NotFound`."""
         with self._lock:

@@ -19,6 +19,7 @@ from paravirt.protocol.vif import VifOffer, VifQueue
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.event import WaitResult
 from paravirt.ring.netif import Burst, NetFront, Takes
+from paravirt.ring.netload import NetLoad, NetLoadResult
 from paravirt.ring.shared import RingStatistics
 from paravirt.ring.waiting import Fence
 
@@ -236,6 +237,16 @@ class VifQueueEnd:
                         return 0
             if deadline is not None and time.monotonic() >= deadline:
                 return 0
+
+    def run(self, load: NetLoad, *, takes: bool) -> NetLoadResult:
+        """A load in C on this connection; other calls of that direction wait meanwhile. `takes`: it only takes.
+
+        Raises `Closed` for a queue that is not connected; as `NetLoad.run`.
+        """
+        with self._usable(self._receiving if takes else self._sending, time.monotonic()) as front:
+            if front is None:
+                raise Closed("this queue is not connected")
+            return load.run(front)
 
     @contextmanager
     def _usable(self, lock: threading.Lock, deadline: float | None) -> Iterator[NetFront | None]:

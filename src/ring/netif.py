@@ -211,18 +211,18 @@ class NetBack:
     def take(self, burst: Burst, max_packets: int = 64, *, now_ns: int | None = None) -> int:
         """Packets of the guest to the end of `burst`; how many. `PeerError` (`fatal` says more), `Closed`."""
         now = lib.pv_now_ns() if now_ns is None else now_ns
-        return _checked(lib.pv_netback_take(self._usable(), burst.core, max_packets, now), "frontend")
+        return checked(lib.pv_netback_take(self._usable(), burst.core, max_packets, now), "frontend")
 
     def send(self, burst: Burst, *, now_ns: int | None = None) -> None:
         """All frames of a burst to the guest, or to wait for its buffers. `PeerError`, `Closed`."""
         now = lib.pv_now_ns() if now_ns is None else now_ns
         core = burst.core
-        _checked(lib.pv_netback_send(self._usable(), core.memory, core.frames, core.n, now), "frontend")
+        checked(lib.pv_netback_send(self._usable(), core.memory, core.frames, core.n, now), "frontend")
 
     def deliver(self, *, now_ns: int | None = None) -> None:
         """What waits, as far as there are buffers by now. `PeerError`, `Closed`."""
         now = lib.pv_now_ns() if now_ns is None else now_ns
-        _checked(lib.pv_netback_deliver(self._usable(), now), "frontend")
+        checked(lib.pv_netback_deliver(self._usable(), now), "frontend")
 
     @property
     def due_ns(self) -> int:
@@ -290,22 +290,20 @@ class NetFront:
 
     def post_all(self) -> None:
         """Offer all receive buffers."""
-        _checked(lib.pv_netfront_post_all(self._usable()), "backend")
+        checked(lib.pv_netfront_post_all(self.usable), "backend")
 
     def send(self, burst: Burst, start: int = 0) -> int:
         """Frames of a burst from `start`: how many were dealt with (`status` of each: 0, or an error)."""
         core = burst.core
-        return _checked(
-            lib.pv_netfront_send(self._usable(), core.memory, core.frames + start, core.n - start), "backend"
-        )
+        return checked(lib.pv_netfront_send(self.usable, core.memory, core.frames + start, core.n - start), "backend")
 
     def reap(self) -> None:
         """Take answers to what was sent."""
-        _checked(lib.pv_netfront_reap(self._usable()), "backend")
+        checked(lib.pv_netfront_reap(self.usable), "backend")
 
     def take(self, burst: Burst, max_packets: int = 64) -> int:
         """Packets of the backend to the end of `burst`; how many."""
-        return _checked(lib.pv_netfront_take(self._usable(), burst.core, max_packets), "backend")
+        return checked(lib.pv_netfront_take(self.usable, burst.core, max_packets), "backend")
 
     def take_untold(self) -> bool:
         """Whether the backend could not be notified since the last time this was asked."""
@@ -329,7 +327,9 @@ class NetFront:
             self._closed = True
             lib.pv_netfront_destroy(self.core)
 
-    def _usable(self) -> CData:
+    @property
+    def usable(self) -> CData:
+        """For calls of the core. `Closed`."""
         if self._closed:
             raise Closed("this queue is closed")
         return self.core
@@ -391,7 +391,8 @@ def parse_chain(requests: NDArray[Any]) -> Chain | int:
     )
 
 
-def _checked(status: int, peer: str) -> int:
+def checked(status: int, peer: str) -> int:
+    """What a call of the core returned, or its error: `PeerError`, or as `ring.event.check_status`."""
     if status >= 0:
         return status
     if status == -errno.EPROTO:

@@ -146,6 +146,12 @@ class NetLoop:
             lib.pv_netloop_leave(self._core)
 
     @property
+    def thread(self) -> int:
+        """The kernel's number of the thread, once it runs."""
+        n: int = lib.pv_netloop_thread(self._core)
+        return n
+
+    @property
     def sleeps(self) -> int:
         """Times that it had nothing to do and slept."""
         n: int = lib.pv_netloop_sleeps(self._core)

@@ -247,7 +247,7 @@ void netleg_send(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *frames
 
 int netleg_has_room(struct pv_netleg *leg)
 {
-	uint32_t wanted = PV_NETLOOP_BURST;
+	uint32_t wanted = PV_NETLOOP_BURST, before;
 
 	if (leg->kind != PV_NETLEG_FRONT || leg->state)
 		return 1;
@@ -256,10 +256,13 @@ int netleg_has_room(struct pv_netleg *leg)
 		wanted = LARGEST_SLOTS;
 	if (leg->front->n_free >= wanted && pv_ring_room(leg->front->tx) >= wanted)
 		return 1;
+	before = leg->front->n_free;
 	if (pv_netfront_reap(leg->front) < 0) {
 		netleg_fail(leg, -EPROTO);
 		return 1;
 	}
+	if (leg->front->n_free != before)
+		leg->had_work = 1;
 	return leg->front->n_free >= wanted && pv_ring_room(leg->front->tx) >= wanted;
 }
 
@@ -270,9 +273,14 @@ void netleg_look(struct pv_netleg *leg)
 	if (leg->kind != PV_NETLEG_BACK || leg->state)
 		return;
 	if (leg->back->waiting_frames || leg->back->stalled || leg->back->no_buffers_ns) {
+		uint64_t delivered = leg->back->counters.rx_packets;
+
 		result = pv_netback_deliver(leg->back, leg->loop->now_ns);
 		if (result < 0)
 			netleg_fail(leg, result);
+		/* The event that told of buffers was none too many. */
+		if (leg->back->counters.rx_packets != delivered)
+			leg->had_work = 1;
 	}
 }
 

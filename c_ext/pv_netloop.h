@@ -110,7 +110,7 @@ uint64_t pv_netloop_sleeps(const struct pv_netloop *loop);
  * Fields that the kind needs are set in *leg before. 0 or -errno.
  */
 int pv_netloop_add(struct pv_netloop *loop, struct pv_netleg *leg, int32_t port);
-/* Entered: all that comes from one goes to the other, and back. */
+/* Entered: all that comes from one goes to the other, and back; NULL: by the switch again, if it has a port. */
 void pv_netloop_wire(struct pv_netleg *one, struct pv_netleg *other);
 /* Entered: it is not touched any more. */
 void pv_netloop_remove(struct pv_netleg *leg);

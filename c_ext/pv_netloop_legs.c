@@ -163,12 +163,26 @@ int pv_netloop_add(struct pv_netloop *loop, struct pv_netleg *leg, int32_t port)
 	return 0;
 }
 
+static void unwire(struct pv_netleg *leg)
+{
+	struct pv_netleg *other = leg->wire;
+
+	if (!other)
+		return;
+	leg->wire = other->wire = NULL;
+	netloop_rouse(other);
+}
+
 void pv_netloop_wire(struct pv_netleg *one, struct pv_netleg *other)
 {
-	one->wire = other;
-	other->wire = one;
+	unwire(one);
+	if (other) {
+		unwire(other);
+		one->wire = other;
+		other->wire = one;
+		netloop_rouse(other);
+	}
 	netloop_rouse(one);
-	netloop_rouse(other);
 }
 
 void pv_netloop_remove(struct pv_netleg *leg)
@@ -196,8 +210,9 @@ void pv_netloop_remove(struct pv_netleg *leg)
 			at = &(*at)->next_of_port;
 		*at = leg->next_of_port;
 	}
-	if (leg->wire)
-		leg->wire->wire = NULL;
+	if (leg->wire != leg)
+		unwire(leg);
+	leg->wire = NULL;
 	if (leg->held_ns)
 		loop->n_held--;
 	leg->held_ns = 0;

@@ -152,9 +152,9 @@ class Bridge:
                     self._loop.switch.forward(port.number, station + station + bytes(2), time.monotonic_ns())
             return port
 
-    def wire(self, one: Leg, other: Leg) -> None:
-        """All that comes from one goes to the other, past the switch, and back; of a leg to itself: comes back. Until one
-        of them is removed.
+    def wire(self, one: Leg, other: Leg | None) -> None:
+        """All that comes from one goes to the other, past the switch, and back; of a leg to itself: comes back. None: by
+        the switch again.
         """
         with self._lock:
             self._loop.wire(one, other)

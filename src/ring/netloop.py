@@ -194,10 +194,10 @@ class NetLoop:
         """What takes everything and gives nothing."""
         return self._add(self._leg(lib.PV_NETLEG_NULL, None), port, ())
 
-    def wire(self, one: Leg, other: Leg) -> None:
-        """All that comes from one goes to the other, and back."""
+    def wire(self, one: Leg, other: Leg | None) -> None:
+        """All that comes from one goes to the other, and back; None: where its port is, if it has one."""
         with self.still():
-            lib.pv_netloop_wire(one.core, other.core)
+            lib.pv_netloop_wire(one.core, ffi.NULL if other is None else other.core)
 
     def _leg(self, kind: int, events: tuple[EventPort, EventPort] | None) -> CData:
         leg = ffi.new("struct pv_netleg *")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Network devices, measured: ours and their peers."""

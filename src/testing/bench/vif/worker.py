@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import paravirt
 from paravirt.backend.bridge import Bridge
@@ -165,6 +165,4 @@ def main(cpus: tuple[int, int], pages: int, wait: Wait) -> None:
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError, KeyboardInterrupt):
-        wait = sys.argv[4]
-        assert wait in get_args(Wait)
-        main((int(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3]), wait)
+        main((int(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3]), cast(Wait, sys.argv[4]))

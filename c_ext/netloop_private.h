@@ -28,6 +28,7 @@ struct pv_netloop {
 	int epoll_fd;
 	int kick_fd;
 	int64_t spin_ns;
+	int64_t hold_ns;
 	int64_t now_ns;
 	uint32_t visitors;          /* threads that entered, or want to */
 	uint32_t stopping;

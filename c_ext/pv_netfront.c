@@ -8,8 +8,7 @@
 #include "pv_offload.h"
 
 #define PAGE_BYTES 4096u
-#define COLOUR_BYTES 64u
-#define SMALL_BYTES (PAGE_BYTES - PV_NETFRONT_COLOURS * COLOUR_BYTES)
+#define COLOUR_BYTES 64u             /* frames begin at different places of their pages, so that caches hold many */
 
 int pv_netfront_init(struct pv_netfront *front, struct pv_ring *tx, struct pv_ring *rx, uint8_t *tx_pages, uint32_t tx_gref,
 		     uint8_t *rx_pages, uint32_t rx_gref)
@@ -139,7 +138,7 @@ static void put(struct pv_netfront *front, const uint8_t *bytes, const struct pv
 	for (uint32_t done = 0; done < frame->length || !done;) {
 		uint32_t n = frame->length - done < PAGE_BYTES ? frame->length - done : PAGE_BYTES;
 		uint16_t id = front->free_ids[--front->n_free];
-		uint32_t colour = n <= SMALL_BYTES && !done ? id % PV_NETFRONT_COLOURS * COLOUR_BYTES : 0;
+		uint32_t colour = done ? 0 : id % ((PAGE_BYTES - n) / COLOUR_BYTES + 1) * COLOUR_BYTES;
 		struct pv_netif_tx_request *request = add(requests);
 
 		front->in_flight[id] = 1;

@@ -18,7 +18,6 @@
 #include "pv_ring.h"
 
 #define PV_NETFRONT_TAKE 256
-#define PV_NETFRONT_COLOURS 16     /* small frames begin at different places of their pages, so that caches hold many */
 
 /* What the backend takes. */
 #define PV_NETFRONT_SG 1

@@ -310,9 +310,9 @@ int netleg_is_held(struct pv_netleg *leg)
 	} else if (leg->held_ns && now_ns >= leg->held_ns) {
 		leg->overdrawn = 1;
 		set_held(leg, 0);
-	} else if (!leg->held_ns && !leg->overdrawn && waiting > PV_NETLOOP_HELD_BYTES) {
+	} else if (!leg->held_ns && !leg->overdrawn && leg->loop->hold_ns && waiting > PV_NETLOOP_HELD_BYTES) {
 		leg->counters.held++;
-		set_held(leg, now_ns + PV_NETLOOP_HELD_NS);
+		set_held(leg, now_ns + leg->loop->hold_ns);
 	}
 	return leg->held_ns != 0;
 }

@@ -35,6 +35,7 @@ int pv_netloop_new(int64_t spin_ns, uint32_t max_addresses, struct pv_netloop **
 		return -ENOMEM;
 	loop->home = pv_home_mark();
 	loop->spin_ns = spin_ns;
+	loop->hold_ns = PV_NETLOOP_HELD_NS;
 	loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	loop->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	pthread_mutex_init(&loop->lock, NULL);
@@ -116,6 +117,11 @@ static void let_visitors_in(struct pv_netloop *loop)
 	while (pv_load_relaxed(&loop->visitors) && !pv_load_relaxed(&loop->stopping))
 		sched_yield();
 	pthread_mutex_lock(&loop->lock);
+}
+
+void pv_netloop_set_hold(struct pv_netloop *loop, int64_t hold_ns)
+{
+	loop->hold_ns = hold_ns;
 }
 
 struct pv_switch *pv_netloop_switch(struct pv_netloop *loop)

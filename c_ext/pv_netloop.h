@@ -31,7 +31,7 @@
 
 #define PV_NETLOOP_HELD_BYTES 65536   /* a leg that has so much waiting at guests is held back ... */
 #define PV_NETLOOP_FREED_BYTES 32768   /* ... until it is so little, */
-#define PV_NETLOOP_HELD_NS 10000000    /* or for so long */
+#define PV_NETLOOP_HELD_NS 10000000    /* or for so long, unless pv_netloop_set_hold says otherwise */
 #define PV_NETLEG_USER_BYTES 1048576 /* that wait in a program's port, each way */
 
 struct pv_netloop;
@@ -105,6 +105,8 @@ struct pv_switch *pv_netloop_switch(struct pv_netloop *loop);
 /* The kernel's number of the thread that runs it; 0: none does yet. */
 int pv_netloop_thread(const struct pv_netloop *loop);
 uint64_t pv_netloop_sleeps(const struct pv_netloop *loop);
+/* Entered: how long a leg is held back at most, ns; 0: not at all. */
+void pv_netloop_set_hold(struct pv_netloop *loop, int64_t hold_ns);
 /*
  * Entered: a leg of this kind. `port`: of the switch, where legs of several queues share one; PV_SWITCH_NO_PORT: none.
  * Fields that the kind needs are set in *leg before. 0 or -errno.

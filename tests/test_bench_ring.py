@@ -18,6 +18,7 @@ from click.testing import Result as Invoked
 
 from paravirt.cli.bench_ring import bench_ring
 from paravirt.cli.bench_vbd import bench_vbd
+from paravirt.cli.bench_vif import bench_vif
 from paravirt.errors import InvalidRequest, NotFound
 from paravirt.testing.bench import dpdk
 from paravirt.testing.bench.case import MODES, PROTOCOLS, Case, Mode, Sample
@@ -429,7 +430,12 @@ def test_the_guide_names_everything() -> None:
     guide = (Path(__file__).parent.parent / "docs/benchmarks.md").read_text()
     for name in (*TABLE, *PROTOCOLS, *MODES, *OWN):
         assert name in guide, name
-    known = {option for command in (bench_ring, bench_vbd) for parameter in command.params for option in parameter.opts}
+    known = {
+        option
+        for command in (bench_ring, bench_vbd, bench_vif)
+        for parameter in command.params
+        for option in parameter.opts
+    }
     used = set(re.findall(r"--[a-z][a-z-]*", guide)) - {"--help"}
     assert used <= known
     assert len(used) > 12

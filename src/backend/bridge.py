@@ -23,6 +23,7 @@ from paravirt.ring.tap import Tap
 log = logging.getLogger(__name__)
 
 NEWS_TIMEOUT_S = 3600.0
+MAX_HOLD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +154,9 @@ class Bridge:
             return port
 
     def wire(self, one: Leg, other: Leg | None) -> None:
-        """All that comes from one goes to the other, past the switch, and back; of a leg to itself: comes back. None: by
-        the switch again.
+        """All that comes from one goes to the other, past the switch, and back; of a leg to itself: comes back.
+
+        None: by the switch again.
         """
         with self._lock:
             self._loop.wire(one, other)
@@ -202,6 +204,12 @@ class Bridge:
         """When stations that say nothing are forgotten; 0: never."""
         with self._loop.still():
             self._loop.switch.set_ageing(ageing_s)
+
+    def set_hold(self, hold_s: float) -> None:
+        """How long a sender is held back at most whose frames wait for receivers, before they are dropped; 0: not."""
+        if not 0 <= hold_s <= MAX_HOLD_S:
+            raise InvalidRequest(f"a sender is held back for 0 to {MAX_HOLD_S:g} s, not {hold_s:g}")
+        self._loop.set_hold(hold_s)
 
     def set_mirror(self, name: str | None) -> None:
         """Which port gets copies of what mirrored ones send and are sent; one that is not there yet will."""

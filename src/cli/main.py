@@ -43,6 +43,7 @@ class LazyGroup(click.Group):
 BENCHMARKS = {
     "ring": ("paravirt.cli.bench_ring:bench_ring", "Request/response pairs through a ring between two processes."),
     "vbd": ("paravirt.cli.bench_vbd:bench_vbd", "Reads and writes of a domain's disk."),
+    "vif": ("paravirt.cli.bench_vif:bench_vif", "Frames over network devices."),
 }
 
 bench = LazyGroup("bench", table=BENCHMARKS, help="Measure.")

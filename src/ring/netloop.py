@@ -157,6 +157,11 @@ class NetLoop:
         n: int = lib.pv_netloop_sleeps(self._core)
         return n
 
+    def set_hold(self, hold_s: float) -> None:
+        """How long a leg is held back at most whose frames wait at guests; 0: not at all."""
+        with self.still():
+            lib.pv_netloop_set_hold(self._core, round(hold_s * 1e9))
+
     def wait_news(self, timeout_s: float) -> bool:
         """Wait until a leg has changed its state, or is stale. `TimedOut`; False after `stop`."""
         status: int = lib.pv_netloop_wait_news(self._core, int(timeout_s * 1e9))

@@ -88,6 +88,8 @@ def test_devices_come_and_go_and_the_others_lose_nothing(host: paravirt.Host) ->
     _, other = join(host, "other")
     domain = host.create_domain("guest")
     one.announce(), other.announce()
+    with host.bridge() as bridge:
+        bridge.set_hold(30.0)  # the machine may be busy with something else
 
     def life(n: int) -> None:
         host.attach_vif(domain)

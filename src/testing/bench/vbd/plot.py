@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from paravirt.errors import InvalidRequest
+from paravirt.testing.bench.rounds import Rounds
 from paravirt.testing.bench.vbd.results import BlockResult
 
 BARS: Final = (
@@ -37,7 +38,8 @@ def write_plot(path: Path, results: Sequence[BlockResult]) -> None:
     path.write_text(f"{head}\n{figures}\n</html>\n")
 
 
-def _config(title: str, **options: Any) -> Any:
+def config_of(title: str, **options: Any) -> Any:
+    """What all charts look like."""
     import pygal
 
     return pygal.Config(js=[], title=title, human_readable=True, width=900, height=500, **options)
@@ -48,17 +50,18 @@ def bars(results: Sequence[BlockResult], field: str, title: str, unit: float) ->
     import pygal
 
     depths = list(dict.fromkeys(result.case.depth for result in results))
-    config = _config(title, x_title="requests in flight", x_labels=[str(depth) for depth in depths])
+    config = config_of(title, x_title="requests in flight", x_labels=[str(depth) for depth in depths])
     highest = [spread.high / unit for result in results if (spread := result.counted().spread(field))]
     config.range = (0, 1.05 * max(highest, default=1.0))
     chart = pygal.Bar(config)
     for side in dict.fromkeys(result.side for result in results):
         of_depth = {result.case.depth: result for result in results if result.side == side}
-        chart.add(side, [_bar(of_depth.get(depth), field, unit) for depth in depths])
+        chart.add(side, [bar_of(of_depth.get(depth), field, unit) for depth in depths])
     return str(chart.render(is_unicode=True))
 
 
-def _bar(result: BlockResult | None, field: str, unit: float) -> dict[str, object] | None:
+def bar_of(result: Rounds[Any] | None, field: str, unit: float) -> dict[str, object] | None:
+    """One bar with its quartiles; None where nothing was measured."""
     spread = None if result is None else result.counted().spread(field)
     if spread is None or result is None:
         return None
@@ -75,7 +78,7 @@ def histogram(results: Sequence[BlockResult]) -> str:
     """SVG: the share of requests that took longer, over the time, a line a side and depth; axes by powers of ten."""
     import pygal
 
-    config = _config("share of requests that took longer, over µs", x_title="µs", show_dots=False, logarithmic=True)
+    config = config_of("share of requests that took longer, over µs", x_title="µs", show_dots=False, logarithmic=True)
     config.x_value_formatter = lambda power: f"{10**power:.3g}"
     chart = pygal.XY(config)
     for result in results:

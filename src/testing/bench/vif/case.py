@@ -9,8 +9,8 @@ from paravirt.ring.netload import HEADER_BYTES, MOST_BURST
 from paravirt.ring.waiting import Wait
 
 Way = Literal["wire", "switch", "guests", "echo", "python", "python-receive"]
-"""From a guest to its backend and no further; through the switch, too; to another guest; there and back. By Python: a guest
-that sends `Burst`s, or takes them."""
+"""From a guest to its backend and no further; through the switch, too; to another guest; there and back. By Python: a
+guest that sends `Burst`s, or takes them."""
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
 
 

@@ -18,7 +18,7 @@ NAME: Final = "paravirt"
 
 
 class OwnSide:
-    """Measured in one process, which stands still but for its samples: it spins, and would take the CPUs from others."""
+    """Measured in one process, which stands still but for its samples: it spins, and would take CPUs from others."""
 
     name = NAME
 

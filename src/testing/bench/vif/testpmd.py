@@ -32,7 +32,17 @@ class _Testpmd:
 
     def __init__(self, name: str, cpus: tuple[int, int], device: str, memory: list[str], options: list[str]) -> None:
         """`cpus`: that frames are moved on, and another one, for its commands."""
-        words = ["stdbuf", "-oL", PROGRAM, "--lcores", f"0@{cpus[1]},1@{cpus[0]}", *memory, "--no-pci", "--file-prefix", name]
+        words = [
+            "stdbuf",
+            "-oL",
+            PROGRAM,
+            "--lcores",
+            f"0@{cpus[1]},1@{cpus[0]}",
+            *memory,
+            "--no-pci",
+            "--file-prefix",
+            name,
+        ]
         words += ["--no-telemetry", "--vdev", device, "--", "-i", "--nb-cores=1", "--total-num-mbufs=16384", *options]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)

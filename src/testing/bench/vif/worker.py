@@ -2,7 +2,7 @@
 """The process that is measured: a host with two guests on a bridge. For each line with a job on standard input, a JSON
 object, it runs that and prints what came of it, or `{"error": text}`.
 
-Arguments: two CPUs, one for the guest that sends and one for the thread that moves frames; pages of a ring; how both wait.
+Arguments: two CPUs, one for the guests and one for the thread that moves frames; pages of a ring; how both wait.
 """
 
 import json
@@ -37,6 +37,7 @@ class Stage:
 
     def __init__(self, host: paravirt.Host, bridge: Bridge, cpus: tuple[int, int], pages: int, wait: Wait) -> None:
         self.bridge = bridge
+        bridge.set_hold(1.0)
         self._wait = wait
         self.one, self.other = (self._join(host, name, pages, wait) for name in ("one", "other"))
         self.null = bridge.add_null("null", NOBODY)

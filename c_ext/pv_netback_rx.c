@@ -70,20 +70,33 @@ static void put_extra(struct pv_netback *netback, const struct pv_netif_extra *e
 	memcpy(next_response(netback, &gref), extra, sizeof(*extra));
 }
 
+static uint32_t extras_of(const struct pv_netback *netback, const struct pv_frame *frame)
+{
+	return (uint32_t)(frame->gso_type != 0) + ((frame->flags & PV_FRAME_HASH) != 0) + (netback->headroom != 0);
+}
+
 static void put_extras(struct pv_netback *netback, const struct pv_frame *frame)
 {
 	struct pv_netif_extra extra = { .type = PV_NETIF_EXTRA_GSO };
-	int has_hash = (frame->flags & PV_FRAME_HASH) != 0;
+	int has_hash = (frame->flags & PV_FRAME_HASH) != 0, has_headroom = netback->headroom != 0;
 
 	if (frame->gso_type) {
 		memcpy(extra.content, &frame->gso_size, sizeof(frame->gso_size));
 		extra.content[2] = frame->gso_type;
-		extra.flags = has_hash ? PV_NETIF_EXTRA_MORE : 0;
+		extra.flags = has_hash || has_headroom ? PV_NETIF_EXTRA_MORE : 0;
 		put_extra(netback, &extra);
 	}
 	if (has_hash) {
 		extra = (struct pv_netif_extra){ .type = PV_NETIF_EXTRA_HASH, .content = { frame->hash_type, 1 } };
+		extra.flags = has_headroom ? PV_NETIF_EXTRA_MORE : 0;
 		memcpy(extra.content + 2, &frame->hash, sizeof(frame->hash));
+		put_extra(netback, &extra);
+	}
+	if (has_headroom) {
+		uint16_t headroom = (uint16_t)netback->headroom;
+
+		extra = (struct pv_netif_extra){ .type = PV_NETIF_EXTRA_XDP };
+		memcpy(extra.content, &headroom, sizeof(headroom));
 		put_extra(netback, &extra);
 	}
 }
@@ -98,7 +111,7 @@ static uint16_t rx_flags(const struct pv_frame *frame)
 /* There are buffers enough. */
 static int64_t put(struct pv_netback *netback, uint8_t *bytes, const struct pv_frame *frame, uint32_t n_slots)
 {
-	uint32_t extras = (frame->gso_type != 0) + ((frame->flags & PV_FRAME_HASH) != 0);
+	uint32_t extras = extras_of(netback, frame);
 	uint32_t room = PAGE_BYTES - netback->headroom;
 	uint64_t base;
 	int64_t result;
@@ -164,7 +177,7 @@ static uint32_t slots_of(const struct pv_netback *netback, const struct pv_frame
 {
 	uint32_t room = PAGE_BYTES - netback->headroom;
 
-	return (frame->length + room - 1) / room + (frame->gso_type != 0) + ((frame->flags & PV_FRAME_HASH) != 0);
+	return (frame->length + room - 1) / room + extras_of(netback, frame);
 }
 
 /* A frame in a form that the guest takes. */

@@ -169,6 +169,20 @@ static void send_tap(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *fr
 	}
 }
 
+/* ---- control rings ---- */
+
+/* No frames come of it. */
+static int64_t serve_ctrl(struct pv_netleg *leg)
+{
+	int64_t n = pv_netctrl_serve(leg->ctrl);
+
+	if (n > 0)
+		leg->had_work = 1;
+	if (leg->ctrl->stale)
+		leg->stale = 1;
+	return n < 0 ? n : 0;
+}
+
 /* ---- all kinds ---- */
 
 int64_t netleg_take(struct pv_netleg *leg, struct pv_burst *burst)
@@ -182,6 +196,8 @@ int64_t netleg_take(struct pv_netleg *leg, struct pv_burst *burst)
 		return take_tap(leg, burst);
 	case PV_NETLEG_USER:
 		return netleg_take_user(leg, burst);
+	case PV_NETLEG_CTRL:
+		return serve_ctrl(leg);
 	default:
 		return 0;
 	}
@@ -359,6 +375,8 @@ static int check_rings(struct pv_netleg *leg)
 	struct pv_ring *in, *other;
 	int result;
 
+	if (leg->kind == PV_NETLEG_CTRL)
+		return pv_ring_final_check(leg->ctrl->ring);
 	if (leg->kind == PV_NETLEG_BACK) {
 		int is_paused = leg->back->resume_ns || leg->held_ns;
 
@@ -410,7 +428,7 @@ int netleg_arm(struct pv_netleg *leg)
 
 void netleg_disarm(struct pv_netleg *leg, int rung)
 {
-	if (leg->kind != PV_NETLEG_BACK && leg->kind != PV_NETLEG_FRONT)
+	if (leg->kind != PV_NETLEG_BACK && leg->kind != PV_NETLEG_FRONT && leg->kind != PV_NETLEG_CTRL)
 		return;
 	for (int i = 0; rung && i < 2; i++)
 		if (waiter_of(leg, i))

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "pv_netback.h"
+#include "pv_netctrl.h"
 #include "pv_netfront.h"
 #include "pv_switch.h"
 
@@ -24,6 +25,7 @@
 #define PV_NETLEG_TAP 3            /* an interface of the kernel */
 #define PV_NETLEG_USER 4           /* a program of this process */
 #define PV_NETLEG_NULL 5           /* takes everything, gives nothing */
+#define PV_NETLEG_CTRL 6           /* no way for frames but the control ring of a guest's device */
 
 #define PV_NETLEG_RUNNING 0
 #define PV_NETLEG_PEER 1           /* the other end broke the protocol */
@@ -58,6 +60,8 @@ struct pv_netleg {
 	struct pv_netleg *wire;    /* where all goes that comes; NULL: nowhere, or to the switch */
 	struct pv_netleg *next_of_port; /* another queue of the same device */
 	struct pv_netback *back;
+	struct pv_netctrl *ctrl;
+	struct pv_nethash *hash;   /* of the device of a queue; NULL: it has none */
 	struct pv_netfront *front;
 	struct pv_port *events[2]; /* of its rings; the second may be NULL or the same */
 	int fd;                    /* of a TAP interface */

@@ -18,17 +18,27 @@ static void add(struct pv_netloop *loop, struct pv_netleg *leg, const struct pv_
 	leg->out[leg->n_out++] = *frame;
 }
 
-/* The queue of a port that a frame goes to: all of a flow to the same. */
-static struct pv_netleg *leg_of(struct pv_netloop *loop, uint32_t port, const struct pv_frame *frame)
+/* The queue of a port that a frame goes to: all of a flow to the same. Its hash is what the port's guest asks for. */
+static struct pv_netleg *leg_of(struct pv_netloop *loop, uint32_t port, struct pv_frame *frame)
 {
 	struct pv_netleg *first = port < loop->n_by_port ? loop->by_port[port] : NULL, *leg = first;
+	const uint8_t *bytes = loop->burst.memory + frame->offset;
 	uint32_t n = 0;
 
+	frame->flags &= (uint16_t)~PV_FRAME_HASH;
+	if (first && first->hash && first->hash->algorithm != PV_NETHASH_NONE) {
+		pv_nethash_of(first->hash, bytes, frame);
+		n = pv_nethash_queue(first->hash, frame);
+		/* There may be fewer queues at the moment. */
+		for (; n && leg->next_of_port; n--)
+			leg = leg->next_of_port;
+		return leg;
+	}
 	if (!first || !first->next_of_port)
 		return first;
 	for (; leg; leg = leg->next_of_port)
 		n++;
-	n = pv_offload_flow(loop->burst.memory + frame->offset, frame->length) % n;
+	n = pv_offload_flow(bytes, frame->length) % n;
 	for (leg = first; n; n--)
 		leg = leg->next_of_port;
 	return leg;

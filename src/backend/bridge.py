@@ -15,6 +15,7 @@ from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, TimedOut
 from paravirt.protocol.netif import Mac
 from paravirt.protocol.vif_port import PortConfig
 from paravirt.ring.event import EventPort
+from paravirt.ring.netctrl import NetCtrl, NetHash
 from paravirt.ring.netif import NetBack
 from paravirt.ring.netloop import Leg, LegCounters, NetLoop
 from paravirt.ring.switch import Address, Limit, PortStatistics
@@ -101,12 +102,26 @@ class Bridge:
             if port.close is not None:
                 port.close()
 
-    def add_back(
-        self, port: BridgePort, back: NetBack, events: tuple[EventPort, EventPort], on_news: Callable[[Leg], None]
-    ) -> Leg:
-        """A queue of a guest's device. `on_news`: told from the bridge's thread that its state has changed."""
+    def add_ctrl(self, port: BridgePort, ctrl: NetCtrl, event: EventPort, on_news: Callable[[Leg], None]) -> Leg:
+        """The control ring of the device of a port. `on_news`: as `add_back`."""
         with self._lock:
-            leg = self._loop.add_back(back, events, port.number)
+            leg = self._loop.add_ctrl(ctrl, event)
+            self._watched[leg] = on_news
+            return leg
+
+    def add_back(
+        self,
+        port: BridgePort,
+        back: NetBack,
+        events: tuple[EventPort, EventPort],
+        on_news: Callable[[Leg], None],
+        net_hash: NetHash | None = None,
+    ) -> Leg:
+        """A queue of a guest's device. `on_news`: told from the bridge's thread that its state has changed. `net_hash`:
+        what the guest wants of hashes.
+        """
+        with self._lock:
+            leg = self._loop.add_back(back, events, port.number, net_hash)
             port.legs.append(leg)
             self._watched[leg] = on_news
             return leg

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from paravirt.backend.bridge import Bridge, BridgePort, Bridges
 from paravirt.backend.connection import Connection, Engine
 from paravirt.backend.device import BackendDevice, RingPlaces, RingPolicy
+from paravirt.backend.vif_control import VifControl
 from paravirt.errors import AlreadyExists, Closed, InvalidRequest, ParavirtError, PeerError
 from paravirt.hypervisor.client import EventChannel, Hypervisor, MappedPages
 from paravirt.protocol import netif
@@ -28,6 +29,7 @@ from paravirt.protocol.vif import (
 )
 from paravirt.protocol.vif_port import PORT_KEYS, PortConfig
 from paravirt.protocol.xenbus import DevicePath
+from paravirt.ring.netctrl import NetHash
 from paravirt.ring.netif import Feature, NetBack, NetCounters, total_counters
 from paravirt.ring.netloop import Leg, LegState
 from paravirt.ring.shared import BackRing, RingStatistics
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 TX_LAYOUTS = (netif.TX_REQUEST, netif.TX_RESPONSE)
 RX_LAYOUTS = (netif.RX_REQUEST, netif.RX_RESPONSE)
+CTRL_LAYOUTS = (netif.CTRL_REQUEST, netif.CTRL_RESPONSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +87,23 @@ class QueueEngine:
     """A queue as a leg of its bridge."""
 
     def __init__(
-        self, connection: VifConnection, back: NetBack, port: BridgePort, fail: Callable[[ParavirtError], None]
+        self,
+        connection: VifConnection,
+        back: NetBack,
+        port: BridgePort,
+        fail: Callable[[ParavirtError], None],
+        net_hash: NetHash | None = None,
+        control: VifControl | None = None,
     ):
+        """`control`: of the device, for its first queue."""
         assert connection.rx_ring is not None
         assert connection.rx_port is not None
         self._connection = connection
         self._back = back
         self._port = port
         self._fail = fail
+        self._hash = net_hash
+        self._control = control
         self._leg: Leg | None = None
         self._stopped = False
 
@@ -99,9 +111,13 @@ class QueueEngine:
         connection = self._connection
         assert connection.rx_port is not None
         events = (connection.port, connection.rx_port)
-        self._leg = self._port.bridge.add_back(self._port, self._back, events, self._hear)
+        self._leg = self._port.bridge.add_back(self._port, self._back, events, self._hear, self._hash)
+        if self._control is not None:
+            self._control.start()
 
     def stop(self) -> None:
+        if self._control is not None:
+            self._control.close()
         if self._leg is not None:
             self._port.bridge.remove_leg(self._port, self._leg)
             self._leg = None
@@ -166,6 +182,7 @@ class VifBackend(BackendDevice[VifStatistics]):
         self._bridge: Bridge | None = None
         self._port: BridgePort | None = None
         self._request: VifRequest | None = None
+        self._hash: NetHash | None = None
         self._rate_text: str | None = None
         self._port_keys: dict[str, str] | None = None
 
@@ -248,10 +265,30 @@ class VifBackend(BackendDevice[VifStatistics]):
         assert self._request is not None
         assert self._port is not None
         back = NetBack(connection.ring, connection.rx_ring, connection.mapper, features_of(self._request))
+        back.core.headroom = self._request.xdp_headroom
         rate = self._config.rate if self._config else None
         if rate:
             back.set_rate(rate.bytes, rate.window_us)
-        return QueueEngine(connection, back, self._port, self.fail)
+        control = None
+        if connection.queue == 0:
+            self._hash = NetHash(len(self._request.queues)) if self._request.ctrl else None
+            control = self._make_control()
+        return QueueEngine(connection, back, self._port, self.fail, self._hash, control)
+
+    def _make_control(self) -> VifControl | None:
+        place = self._request.ctrl if self._request else None
+        if place is None or self._hash is None or self._port is None:
+            return None
+        with ExitStack() as stack:
+            arena = stack.enter_context(self._hypervisor.foreign_arena(self.path.frontend_domid, place.ring_refs[0]))
+            pages = stack.enter_context(arena.map_pages(place.ring_refs))
+            waiter = self._hypervisor.waiter()
+            stack.callback(waiter.close)
+            port = self._bind(waiter, place.event_channel)
+            ring = self._attach_end(place, pages, CTRL_LAYOUTS, port, "full", 0, netif.CTRL_NAME)
+            stack.pop_all()
+        connection = Connection(ring, arena, waiter, port, pages, 0)
+        return VifControl(connection, self._hash, self._port, self.fail)
 
     def _total(self, queues: Sequence[VifStatistics]) -> VifStatistics:
         return VifStatistics(

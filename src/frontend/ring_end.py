@@ -65,7 +65,7 @@ class RingEnd:
         Raises `PeerError` when a later backend takes less.
         """
         if self._beside is not None:
-            self.arena, self.order = self._beside.arena, self._beside.order
+            self.arena, self.order = self._beside.arena, min(self._beside.order, wanted_order)
             assert self.arena is not None
         elif self.arena is None:
             self.order = min(wanted_order, max_order)

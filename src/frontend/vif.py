@@ -16,11 +16,12 @@ from typing import Self
 from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError, PeerGone
 from paravirt.frontend.device import FrontendDevice
 from paravirt.frontend.suspend import Suspendable
+from paravirt.frontend.vif_control import VifControl
 from paravirt.frontend.vif_queue import QueueStatistics, VifQueueEnd, features_of
 from paravirt.hypervisor.client import Hypervisor
-from paravirt.protocol.keys import FENCE_KEY
+from paravirt.protocol.keys import FENCE_KEY, RingRequest
 from paravirt.protocol.netif import MAX_RING_PAGE_ORDER, Mac
-from paravirt.protocol.vif import DEFAULT_MTU, MAX_QUEUES, OFFER_KEYS, VifOffer, VifRequest, parse_mac
+from paravirt.protocol.vif import DEFAULT_MTU, MAX_HEADROOM, MAX_QUEUES, OFFER_KEYS, VifOffer, VifRequest, parse_mac
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.netif import Burst
 from paravirt.ring.waiting import Wait, fence_for, spin_limit
@@ -69,6 +70,7 @@ class Vif(Suspendable):
         queues: int | None = 1,
         offloads: bool = True,
         multicast: Iterable[Mac] | None = None,
+        xdp_headroom: int = 0,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Connect to the backend; errors as `FrontendDevice.start`.
@@ -76,6 +78,7 @@ class Vif(Suspendable):
         `ring_page_order`: rings have 2**order pages (256 entries each) if the backend takes that many. `queues`: None:
         one for each CPU of this process, at most 4. `offloads`: take large packets and blank checksums as they are;
         without it, each frame comes whole and fits the MTU. `multicast`: groups to get, no others; None: all.
+        `xdp_headroom`: bytes that the backend leaves free before what it writes to a page, up to 2048.
         """
         if not 0 <= ring_page_order <= MAX_RING_PAGE_ORDER:
             raise InvalidRequest(f"ring_page_order is {ring_page_order}, not from 0 to {MAX_RING_PAGE_ORDER}")
@@ -90,6 +93,10 @@ class Vif(Suspendable):
         self._wanted_queues = queues
         self._max_spin_ns = spin_limit(wait, spin_ns)
         self._offloads = offloads
+        if not 0 <= xdp_headroom <= MAX_HEADROOM:
+            raise InvalidRequest(f"xdp_headroom is {xdp_headroom}, not from 0 to {MAX_HEADROOM}")
+        self._xdp_headroom = xdp_headroom
+        self._control: VifControl | None = None
         self.multicast = None if multicast is None else tuple(multicast)
         self.mac = self._read_mac()
         self.mtu = self._read_mtu()
@@ -160,6 +167,13 @@ class Vif(Suspendable):
         """Live; `Closed` while it is not connected."""
         return VifStatistics(tuple(queue.statistics() for queue in self._queues), max(0, self._connects - 1))
 
+    @property
+    def control(self) -> VifControl:
+        """Its control ring. `InvalidRequest` for a backend that has none."""
+        if self._control is None or not self._offer.ctrl_ring:
+            raise InvalidRequest("the backend of this network device has no control ring")
+        return self._control
+
     def queue_end(self, queue: int = 0) -> VifQueueEnd:
         """For who moves the frames of a queue himself."""
         return self._queue(queue)
@@ -190,6 +204,8 @@ class Vif(Suspendable):
         self._give_up(Closed(f"network device {self._path.device_id} is closed"))
         self._device.close()
         self.pause()
+        if self._control is not None:
+            self._control.close()
         for queue in reversed(self._queues):
             queue.close()
 
@@ -224,6 +240,8 @@ class Vif(Suspendable):
         on = self._offloads
         request = VifRequest(
             made,
+            ctrl=self._make_control(offer),
+            xdp_headroom=self._xdp_headroom if offer.xdp_headroom else 0,
             gso_tcpv4=on,
             gso_tcpv6=on,
             no_csum=not on,
@@ -233,17 +251,31 @@ class Vif(Suspendable):
         keys = request.to_keys()
         return {**keys, FENCE_KEY: "full" if fence == "full" else word} if word else keys
 
+    def _make_control(self, offer: VifOffer) -> RingRequest | None:
+        if not offer.ctrl_ring:
+            return None
+        if self._control is None:
+            self._control = VifControl(self._hypervisor, self._path, self._queues[0].tx_end, self._max_spin_ns)
+        return self._control.make()
+
     def connect(self, backend: str) -> None:
         """Go."""
         for queue in self._queues:
             queue.connect(features_of(self._offer))
         self._connects += 1
+        if self._control is not None and self._offer.ctrl_ring:
+            try:
+                self._control.connect()
+            except ParavirtError as error:
+                log.warning("%s: what was said on the control ring is not said again: %s", self._path.frontend, error)
 
     def refresh(self, backend: str) -> None:
         """Nothing of a vif changes while it is connected."""
 
     def pause(self) -> None:
         """Let go of rings and ports."""
+        if self._control is not None:
+            self._control.pause()
         for queue in self._queues:
             queue.pause()
 

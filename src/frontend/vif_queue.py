@@ -13,6 +13,7 @@ from typing import Protocol
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError
 from paravirt.frontend.ring_end import RingEnd
+from paravirt.frontend.vif_control import DATA_PAGES as CONTROL_PAGES
 from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun
 from paravirt.protocol import netif
 from paravirt.protocol.vif import VifOffer, VifQueue
@@ -91,7 +92,7 @@ class VifQueueEnd:
         max_order = offer.max_ring_page_order
         order = min(wanted_order, max_order)
         # Two data pages an entry, and room for the rings of a later connection beside the present ones.
-        data_pages = n_queues * 2 * (ENTRIES << order) + n_queues * 6 * (1 << order)
+        data_pages = n_queues * 2 * (ENTRIES << order) + n_queues * 6 * (1 << order) + CONTROL_PAGES
         tx_refs, tx_port = self.tx_end.make(
             netif.TX_REQUEST,
             netif.TX_RESPONSE,

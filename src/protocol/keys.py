@@ -23,9 +23,15 @@ RING_KEYS = (
 )
 """What `RingRequest.from_keys` looks at."""
 
-ABSENT_FOR_ONE = ("ring-page-order", "multi-queue-num-queues")
-"""What a frontend says only of several pages, or queues. One that has a single one removes what another before it has
-left in the same directory, which would be taken for its own."""
+ABSENT_FOR_ONE = (
+    "ring-page-order",
+    "multi-queue-num-queues",
+    "ctrl-ring-ref",
+    "event-channel-ctrl",
+    "xdp-headroom",
+)
+"""What a frontend says only of several pages, or queues, or of what not all have. One that has none removes what
+another before it has left in the same directory, which would be taken for its own."""
 
 FENCE_KEY = "paravirt-fence"
 """Ours: the backend offers not to have a barrier in every push, the frontend repeats the offer if it does its part, or

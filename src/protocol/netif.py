@@ -93,6 +93,54 @@ FATAL_REASONS = {
     Fatal.GSO_TYPE: "segments of an unknown protocol",
 }
 
+
+class CtrlType(IntEnum):
+    """`type` of a request on the control ring."""
+
+    GET_HASH_FLAGS = 1
+    SET_HASH_FLAGS = 2
+    SET_HASH_KEY = 3
+    GET_MAPPING_SIZE = 4
+    SET_MAPPING_SIZE = 5
+    SET_MAPPING = 6
+    SET_HASH_ALGORITHM = 7
+    GET_GREF_MAPPING_SIZE = 8
+    ADD_GREF_MAPPING = 9
+    DEL_GREF_MAPPING = 10
+
+
+class CtrlStatus(IntEnum):
+    """`status` of a response on the control ring."""
+
+    SUCCESS = 0
+    NOT_SUPPORTED = 1
+    INVALID_PARAMETER = 2
+    BUFFER_OVERFLOW = 3
+
+
+class HashAlgorithm(IntEnum):
+    """How packets are hashed."""
+
+    NONE = 0
+    TOEPLITZ = 1
+
+
+class HashFlag(IntFlag):
+    """What is hashed: addresses, and the ports of TCP where that is asked for. The number of its bit is the `hash_type`
+    of a frame.
+    """
+
+    IPV4 = 1
+    IPV4_TCP = 2
+    IPV6 = 4
+    IPV6_TCP = 8
+
+
+HASH_KEY_BYTES = 40
+HASH_MAPPING_ENTRIES = 128
+CTRL_NAME = "netif-ctrl"
+CTRL_REQUEST = np.dtype([("id", "<u2"), ("type", "<u2"), ("data", "<u4", (3,))])
+CTRL_RESPONSE = np.dtype([("id", "<u2"), ("type", "<u2"), ("status", "<u4"), ("data", "<u4")])
 TX_REQUEST = np.dtype([("gref", "<u4"), ("offset", "<u2"), ("flags", "<u2"), ("id", "<u2"), ("size", "<u2")])
 TX_RESPONSE = np.dtype([("id", "<u2"), ("status", "<i2")])
 RX_REQUEST = np.dtype([("id", "<u2"), ("pad", "<u2"), ("gref", "<u4")])

@@ -19,6 +19,11 @@ DEFAULT_BRIDGE = "xenbr0"
 DEFAULT_MTU = 1500
 MIN_MTU, MAX_MTU = 68, 65521
 QUEUES_KEY = "multi-queue-num-queues"
+CTRL_REF_KEY = "ctrl-ring-ref"
+CTRL_PORT_KEY = "event-channel-ctrl"
+HEADROOM_KEY = "xdp-headroom"
+MAX_HEADROOM = 2048
+"""Bytes that a frontend may want free before what comes. Xen allows more, for which there is no room in a page."""
 ORDER_KEY = "paravirt-max-ring-page-order"
 """Ours: the largest order of a ring that the backend takes. Absent: rings of one page, as Xen's."""
 
@@ -127,6 +132,8 @@ class VifOffer:
     ipv6_csum: bool = True
     split_channels: bool = True
     multicast_control: bool = True
+    ctrl_ring: bool = True
+    xdp_headroom: bool = True
     max_queues: int = 1
     max_ring_page_order: int = MAX_RING_PAGE_ORDER
 
@@ -140,6 +147,8 @@ class VifOffer:
             "feature-ipv6-csum-offload": str(int(self.ipv6_csum)),
             "feature-split-event-channels": str(int(self.split_channels)),
             "feature-multicast-control": str(int(self.multicast_control)),
+            "feature-ctrl-ring": str(int(self.ctrl_ring)),
+            "feature-xdp-headroom": str(int(self.xdp_headroom)),
             "multi-queue-max-queues": str(self.max_queues),
             ORDER_KEY: str(self.max_ring_page_order),
         }
@@ -156,6 +165,8 @@ class VifOffer:
             ipv6_csum=_flag(keys, "feature-ipv6-csum-offload"),
             split_channels=_flag(keys, "feature-split-event-channels"),
             multicast_control=_flag(keys, "feature-multicast-control"),
+            ctrl_ring=_flag(keys, "feature-ctrl-ring"),
+            xdp_headroom=_flag(keys, "feature-xdp-headroom"),
             max_queues=max(1, min(number(keys, "multi-queue-max-queues", 1), MAX_QUEUES)),
             max_ring_page_order=min(number(keys, ORDER_KEY, 0), MAX_RING_PAGE_ORDER),
         )
@@ -249,6 +260,9 @@ _FEATURE_KEYS = (
     "feature-no-csum-offload",
     "feature-ipv6-csum-offload",
     "request-multicast-control",
+    CTRL_REF_KEY,
+    CTRL_PORT_KEY,
+    HEADROOM_KEY,
 )
 REQUEST_KEYS = (*_FEATURE_KEYS, *_QUEUE_KEYS)
 
@@ -270,6 +284,10 @@ class VifRequest:
     no_csum: bool = False
     ipv6_csum: bool = True
     multicast_control: bool = False
+    ctrl: RingRequest | None = None
+    """The control ring."""
+    xdp_headroom: int = 0
+    """Bytes to be left free before each part of a packet in its page."""
     request_rx_copy: bool = field(default=True)
 
     def to_keys(self) -> Keys:
@@ -283,6 +301,10 @@ class VifRequest:
             "feature-ipv6-csum-offload": str(int(self.ipv6_csum)),
             "request-multicast-control": str(int(self.multicast_control)),
         }
+        if self.ctrl is not None:
+            keys[CTRL_REF_KEY], keys[CTRL_PORT_KEY] = str(self.ctrl.ring_refs[0]), str(self.ctrl.event_channel)
+        if self.xdp_headroom:
+            keys[HEADROOM_KEY] = str(self.xdp_headroom)
         if len(self.queues) == 1:
             return keys | self.queues[0].to_keys()
         keys[QUEUES_KEY] = str(len(self.queues))
@@ -315,7 +337,11 @@ class VifRequest:
                 if n_queues == 1:
                     raise
                 raise PeerError(f"queue {i}: {error}") from error
-        _check_distinct(queues)
+        ctrl = _ctrl(keys)
+        _check_distinct(queues, ctrl)
+        headroom = number(keys, HEADROOM_KEY, 0)
+        if not 0 <= headroom <= MAX_HEADROOM:
+            raise PeerError(f"{HEADROOM_KEY} is {headroom}, not from 0 to {MAX_HEADROOM}")
         return cls(
             tuple(queues),
             rx_notify=_flag(keys, "feature-rx-notify"),
@@ -325,6 +351,8 @@ class VifRequest:
             no_csum=_flag(keys, "feature-no-csum-offload"),
             ipv6_csum=_flag(keys, "feature-ipv6-csum-offload"),
             multicast_control=_flag(keys, "request-multicast-control"),
+            ctrl=ctrl,
+            xdp_headroom=headroom,
         )
 
 
@@ -334,12 +362,19 @@ def _of_queue(keys: Mapping[str, str], queue: int) -> Keys:
     return {name.removeprefix(prefix): text for name, text in keys.items() if name.startswith(prefix)}
 
 
-def _check_distinct(queues: Iterable[VifQueue]) -> None:
-    """A page or a port of one queue is not another's, too."""
-    pages, ports = set[int](), set[int]()
+def _ctrl(keys: Mapping[str, str]) -> RingRequest | None:
+    if CTRL_REF_KEY not in keys:
+        return None
+    return RingRequest((number(keys, CTRL_REF_KEY),), _port(keys, CTRL_PORT_KEY))
+
+
+def _check_distinct(queues: Iterable[VifQueue], ctrl: RingRequest | None) -> None:
+    """A page or a port of one ring is not another's, too."""
+    pages = set[int]() if ctrl is None else {*ctrl.ring_refs}
+    ports = set[int]() if ctrl is None else {ctrl.event_channel}
     for i, queue in enumerate(queues):
         own_pages, own_ports = {*queue.tx_refs, *queue.rx_refs}, {queue.tx_port, queue.rx_port}
         if pages & own_pages or ports & own_ports:
-            raise PeerError(f"queue {i} has a page or a port of another queue")
+            raise PeerError(f"queue {i} has a page or a port of another ring")
         pages |= own_pages
         ports |= own_ports

@@ -12,6 +12,7 @@ from typing import Any
 from paravirt.errors import Closed, InvalidRequest, ResourceLimit, TimedOut
 from paravirt.ring._core import ffi, lib
 from paravirt.ring.event import EventPort
+from paravirt.ring.netctrl import NetCtrl, NetHash
 from paravirt.ring.netif import Burst, NetBack, NetFront
 from paravirt.ring.switch import Switch
 
@@ -169,11 +170,27 @@ class NetLoop:
             raise TimedOut("no news")
         return status >= 0
 
-    def add_back(self, back: NetBack, events: tuple[EventPort, EventPort], port: int | None) -> Leg:
-        """A queue of a guest's device; `events`: of its transmit and receive ring. `port`: of the switch."""
+    def add_back(
+        self,
+        back: NetBack,
+        events: tuple[EventPort, EventPort],
+        port: int | None,
+        net_hash: NetHash | None = None,
+    ) -> Leg:
+        """A queue of a guest's device; `events`: of its transmit and receive ring. `port`: of the switch. `net_hash`:
+        what the guest wants of hashes.
+        """
         leg = self._leg(lib.PV_NETLEG_BACK, events)
         leg.back = back.core
-        return self._add(leg, port, (back, events))
+        if net_hash is not None:
+            leg.hash = net_hash.core
+        return self._add(leg, port, (back, events, net_hash))
+
+    def add_ctrl(self, ctrl: NetCtrl, event: EventPort) -> Leg:
+        """The control ring of a guest's device."""
+        leg = self._leg(lib.PV_NETLEG_CTRL, (event, event))
+        leg.ctrl = ctrl.core
+        return self._add(leg, None, (ctrl, event))
 
     def add_front(self, front: NetFront, events: tuple[EventPort, EventPort], port: int | None = None) -> Leg:
         """The guest's own end of a queue."""

@@ -240,8 +240,9 @@ def test_requests_of_any_kind_beside_the_model(guest: Vif, script: list[tuple[in
     control.ask(T.SET_MAPPING_SIZE)
     for kind, has_table, *data, n in script:
         table = [i % n for i in range(128)]
-        first = -1 if has_table and kind in (T.SET_HASH_KEY, T.SET_MAPPING) else data[0]
-        # References below 8 are not of this arena, those that are large are of none.
+        first = data[0]
+        if kind in (T.SET_HASH_KEY, T.SET_MAPPING):
+            first = -1 if has_table else 1 << 31 | data[0]  # which nothing was granted as
         found = control.ask(kind, (first, data[1], data[2]), struct.pack("<128I", *table))
         expected = model.answer(kind, (data[0], data[1], data[2]), table if first == -1 else None)
         assert found == expected, (kind, first, data)

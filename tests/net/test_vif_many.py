@@ -49,7 +49,7 @@ class Stream:
 
     def __init__(self, one: Vif, other: Vif) -> None:
         self._one, self._other = one, other
-        self._stop = threading.Event()
+        self._stop, self._sent_all = threading.Event(), threading.Event()
         self.sent = self.came = 0
         self.misplaced: list[tuple[int, int]] = []
         self._threads = [threading.Thread(target=run) for run in (self._send, self._take)]
@@ -64,9 +64,9 @@ class Stream:
     def _take(self) -> None:
         """Broadcasts of the others aside, each is the next."""
         burst = Burst(64)
-        while not (self._stop.is_set() and self.came >= self.sent):
+        while not (self._sent_all.is_set() and self.came >= self.sent):
             burst.clear()
-            if not self._other.receive_burst(burst, timeout_s=2.0) and self._stop.is_set():
+            if not self._other.receive_burst(burst, timeout_s=2.0) and self._sent_all.is_set():
                 return
             for packet in burst:
                 if packet[:6] != BROADCAST:
@@ -77,8 +77,9 @@ class Stream:
 
     def stop(self) -> None:
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._threads[0].join()
+        self._sent_all.set()
+        self._threads[1].join()
 
 
 @pytest.mark.timeout(60 + ROUNDS)

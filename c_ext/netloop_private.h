@@ -24,6 +24,8 @@ struct pv_netloop {
 	struct pv_switch_verdict *verdict;
 	struct pv_netleg *touched[PV_SWITCH_PORTS + 1]; /* legs with frames of the present burst */
 	uint32_t n_touched;
+	int32_t ends[2];            /* ports of the switch that are joined by a wire; PV_SWITCH_NO_PORT: none */
+	uint32_t is_wire;
 	struct pv_burst burst;      /* and behind it, room for one more frame */
 	int epoll_fd;
 	int kick_fd;
@@ -71,6 +73,10 @@ int netleg_make_pipes(struct pv_netleg *leg);
 void netleg_free_pipes(struct pv_netleg *leg);
 
 void netloop_kick(struct pv_netloop *loop);
+/* Frames pass a leg that has taps, in a direction (PV_NETCAPTURE_*). */
+void netcapture_take(struct pv_netleg *leg, uint32_t direction, uint8_t *memory, const struct pv_frame *frames, uint32_t n);
+/* Its taps go. */
+void netcapture_forget(struct pv_netleg *leg);
 /* Among those that have their turns, or not. */
 void netloop_activate(struct pv_netleg *leg);
 void netloop_deactivate(struct pv_netleg *leg);

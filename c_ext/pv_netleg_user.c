@@ -19,6 +19,8 @@ struct parcel {
 struct pv_netleg_pipe {
 	pthread_mutex_t lock;
 	pthread_cond_t filled;
+	pthread_cond_t drained;
+	uint32_t n_waiting;        /* for room */
 	struct parcel *oldest, *newest;
 	uint64_t n_bytes;
 	uint32_t n;
@@ -36,6 +38,7 @@ static struct pv_netleg_pipe *make_pipe(void)
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_mutex_init(&made->lock, NULL);
 	pthread_cond_init(&made->filled, &monotonic);
+	pthread_cond_init(&made->drained, &monotonic);
 	pthread_condattr_destroy(&monotonic);
 	return made;
 }
@@ -52,6 +55,7 @@ static void free_pipe(struct pv_netleg_pipe *pipe)
 	}
 	pthread_mutex_destroy(&pipe->lock);
 	pthread_cond_destroy(&pipe->filled);
+	pthread_cond_destroy(&pipe->drained);
 	free(pipe);
 }
 
@@ -124,6 +128,8 @@ static uint32_t drain(struct pv_netleg_pipe *pipe, struct pv_burst *burst, uint3
 		pipe->n--;
 		free(parcel);
 	}
+	if (done && pipe->n_waiting)
+		pthread_cond_broadcast(&pipe->drained);
 	return done;
 }
 
@@ -169,6 +175,24 @@ int64_t pv_netleg_give(struct pv_netleg *leg, const uint8_t *memory, const struc
 	if (done)
 		netloop_kick(leg->loop);
 	return done;
+}
+
+int pv_netleg_wait_room(struct pv_netleg *leg, uint32_t n_bytes, int64_t timeout_ns)
+{
+	struct pv_netleg_pipe *pipe = leg->from_user;
+	int64_t until = pv_now_ns() + timeout_ns;
+	struct timespec at = { .tv_sec = until / NS_PER_S, .tv_nsec = until % NS_PER_S };
+	int is_there;
+
+	pthread_mutex_lock(&pipe->lock);
+	pipe->n_waiting++;
+	while (pipe->n_bytes + n_bytes > PV_NETLEG_USER_BYTES)
+		if (pthread_cond_timedwait(&pipe->drained, &pipe->lock, &at))
+			break;
+	pipe->n_waiting--;
+	is_there = pipe->n_bytes + n_bytes <= PV_NETLEG_USER_BYTES;
+	pthread_mutex_unlock(&pipe->lock);
+	return is_there;
 }
 
 int64_t pv_netleg_get(struct pv_netleg *leg, struct pv_burst *burst, uint32_t max, int64_t timeout_ns)

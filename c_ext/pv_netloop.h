@@ -38,6 +38,7 @@
 
 struct pv_netloop;
 struct pv_netleg_pipe;
+struct pv_nettap;
 
 struct pv_netleg_counters {
 	uint64_t in_packets;       /* from the leg */
@@ -88,6 +89,7 @@ struct pv_netleg {
 	uint32_t n_out;
 	struct pv_netleg_pipe *to_user;
 	struct pv_netleg_pipe *from_user;
+	struct pv_nettap *taps;    /* captures of what passes here */
 };
 
 /* For all kinds: 0 or -errno. `spin_ns`: how long a leg without work is looked at before it sleeps. */
@@ -118,6 +120,11 @@ void pv_netloop_set_hold(struct pv_netloop *loop, int64_t hold_ns);
 int pv_netloop_add(struct pv_netloop *loop, struct pv_netleg *leg, int32_t port);
 /* Entered: all that comes from one goes to the other, and back; NULL: by the switch again, if it has a port. */
 void pv_netloop_wire(struct pv_netleg *one, struct pv_netleg *other);
+/*
+ * Entered: the loop is a wire between two ports of its switch, or not: what comes from one goes to the other, nobody looks
+ * at it. PV_SWITCH_NO_PORT: that end is not there yet; what comes from other ports goes nowhere.
+ */
+void pv_netloop_set_wire(struct pv_netloop *loop, int is_wire, int32_t one, int32_t other);
 /* Entered: it is not touched any more. */
 void pv_netloop_remove(struct pv_netleg *leg);
 /* Entered: a leg whose state was told, or that is no longer stale; it is looked at again. */
@@ -125,6 +132,8 @@ void pv_netloop_activate(struct pv_netleg *leg);
 
 /* A program's port, not entered. Frames to the loop: how many there was room for. Frames of it: how many; 0: none yet. */
 int64_t pv_netleg_give(struct pv_netleg *leg, const uint8_t *memory, const struct pv_frame *frames, uint32_t n);
+/* Wait until there is room for so many bytes of frames to the loop: 1; 0: there is none yet. */
+int pv_netleg_wait_room(struct pv_netleg *leg, uint32_t n_bytes, int64_t timeout_ns);
 int64_t pv_netleg_get(struct pv_netleg *leg, struct pv_burst *burst, uint32_t max, int64_t timeout_ns);
 
 #endif

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "netloop_private.h"
+#include "pv_netcapture.h"
 #include "pv_offload.h"
 
 #define LOOK_BYTES 128u            /* of a frame, for the switch */
@@ -133,6 +134,31 @@ static void switch_one(struct pv_netloop *loop, struct pv_netleg *from, struct p
 		go_out(loop, &verdict->ports[i], verdict->vid, frame, verdict->n_ports == 1 && verdict->mirror < 0);
 }
 
+/* The same without looking at it. */
+static void wire_one(struct pv_netloop *loop, const struct pv_netleg *from, struct pv_frame *frame)
+{
+	int32_t other = from->port == loop->ends[0] ? loop->ends[1] : from->port == loop->ends[1] ? loop->ends[0] : PV_SWITCH_NO_PORT;
+	struct pv_netleg *leg = other < 0 ? NULL : leg_of(loop, (uint32_t)other, frame);
+
+	if (leg)
+		add(loop, leg, frame);
+}
+
+void pv_netloop_set_wire(struct pv_netloop *loop, int is_wire, int32_t one, int32_t other)
+{
+	loop->is_wire = is_wire != 0;
+	loop->ends[0] = one;
+	loop->ends[1] = other;
+}
+
+static void send(struct pv_netleg *leg, uint8_t *memory, struct pv_frame *frames, uint32_t n)
+{
+	if (leg->taps)
+		netcapture_take(leg, PV_NETCAPTURE_OUT, memory, frames, n);
+	netleg_send(leg, memory, frames, n);
+	netloop_settle(leg);
+}
+
 void netloop_forward(struct pv_netleg *from, uint32_t n)
 {
 	struct pv_netloop *loop = from->loop;
@@ -142,21 +168,24 @@ void netloop_forward(struct pv_netleg *from, uint32_t n)
 		from->counters.in_bytes += frames[i].length;
 	from->counters.in_packets += n;
 	loop->sender = from->backlog;
+	if (from->taps)
+		netcapture_take(from, PV_NETCAPTURE_IN, loop->burst.memory, frames, n);
 	if (from->wire) {
-		netleg_send(from->wire, loop->burst.memory, frames, n);
-		netloop_settle(from->wire);
+		send(from->wire, loop->burst.memory, frames, n);
 		return;
 	}
 	if (from->port < 0)
 		return;
 	loop->n_touched = 0;
 	for (uint32_t i = 0; i < n; i++)
-		switch_one(loop, from, &frames[i]);
+		if (loop->is_wire)
+			wire_one(loop, from, &frames[i]);
+		else
+			switch_one(loop, from, &frames[i]);
 	for (uint32_t i = 0; i < loop->n_touched; i++) {
 		struct pv_netleg *leg = loop->touched[i];
 
-		netleg_send(leg, loop->burst.memory, leg->out, leg->n_out);
+		send(leg, loop->burst.memory, leg->out, leg->n_out);
 		leg->n_out = 0;
-		netloop_settle(leg);
 	}
 }

@@ -127,6 +127,7 @@ static int have_port(struct pv_netloop *loop, uint32_t port)
 static void free_parts(struct pv_netleg *leg)
 {
 	netleg_free_pipes(leg);
+	netcapture_forget(leg);
 	pv_backlog_release(leg->backlog);
 	leg->backlog = NULL;
 	free(leg->out);

@@ -9,9 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from paravirt.backend.capture import Capture
 from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, TimedOut
+from paravirt.protocol.bridge_state import BridgeState, CaptureWish, PortKind, PortState, QueueState, Station
 from paravirt.protocol.netif import Mac
 from paravirt.protocol.vif_port import PortConfig
 from paravirt.ring.event import EventPort
@@ -40,10 +42,17 @@ class PortView:
 class BridgePort:
     """A named port; a device with several queues has one with several legs. Used under its bridge's lock."""
 
-    def __init__(self, bridge: "Bridge", name: str, number: int, close: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, bridge: "Bridge", name: str, number: int, kind: PortKind, close: Callable[[], None] | None = None
+    ) -> None:
         self.bridge = bridge
         self.name = name
         self.number = number
+        self.kind = kind
+        self.detail: Callable[[], str] = str
+        """What there is to say of it."""
+        self.stop: Callable[[], None] | None = None
+        """Before its legs go."""
         self.legs: list[Leg] = []
         self.close = close
         self.config = PortConfig()
@@ -60,6 +69,8 @@ class Bridge:
         self._ports: dict[str, BridgePort] = {}
         self._watched: dict[Leg, Callable[[Leg], None]] = {}
         self._mirror: str | None = None
+        self._is_wire = False
+        self._captures: set[Capture] = set()
         self._loop = NetLoop(spin_ns=spin_ns)
         self._loop.start()
         self._thread = threading.Thread(target=self._hear, name=f"bridge-{name}", daemon=True)
@@ -68,6 +79,8 @@ class Bridge:
     def close(self) -> None:
         """Ports of its own go; those of devices are gone."""
         with self._lock:
+            for capture in list(self._captures):
+                capture.finish(f"bridge {self.name} is gone")
             for port in list(self._ports.values()):
                 self.remove_port(port)
         self._loop.stop()
@@ -76,15 +89,22 @@ class Bridge:
 
     # -- ports
 
-    def add_port(self, name: str, close: Callable[[], None] | None = None) -> BridgePort:
-        """A port without legs. `AlreadyExists`, `ResourceLimit`."""
+    def add_port(self, name: str, close: Callable[[], None] | None = None, *, kind: PortKind = "vif") -> BridgePort:
+        """A port without legs. `AlreadyExists`, `InvalidRequest` for a third one of a wire, `ResourceLimit`."""
         with self._lock:
             if name in self._ports:
                 raise AlreadyExists(f"bridge {self.name} has a port {name} already")
+            if self._is_wire and len(self._ports) > 1:
+                raise InvalidRequest(
+                    f"bridge {self.name} is a wire between {' and '.join(self._ports)}: no third port {name}"
+                )
             with self._loop.still():
                 number = self._loop.switch.add_port()
-            port = self._ports[name] = BridgePort(self, name, number, close)
+            port = self._ports[name] = BridgePort(self, name, number, kind, close)
             self._apply_mirror()
+            self._apply_wire()
+            for capture in list(self._captures):
+                capture.add_port(port)
             return port
 
     def remove_port(self, port: BridgePort) -> None:
@@ -93,12 +113,15 @@ class Bridge:
             if self._ports.get(port.name) is not port:
                 return
             del self._ports[port.name]
-            for leg in port.legs:
-                self._watched.pop(leg, None)
-                leg.remove()
-            port.legs = []
+            if port.stop is not None:
+                port.stop()
+            for capture in list(self._captures):
+                capture.port_gone(port)
+            for leg in list(port.legs):
+                self.remove_leg(port, leg)
             with self._loop.still():
                 self._loop.switch.remove_port(port.number)
+            self._apply_wire()
             if port.close is not None:
                 port.close()
 
@@ -121,16 +144,23 @@ class Bridge:
         what the guest wants of hashes.
         """
         with self._lock:
-            leg = self._loop.add_back(back, events, port.number, net_hash)
-            port.legs.append(leg)
+            leg = self._plug(port, self._loop.add_back(back, events, port.number, net_hash))
             self._watched[leg] = on_news
             return leg
+
+    def _plug(self, port: BridgePort, leg: Leg) -> Leg:
+        port.legs.append(leg)
+        for capture in list(self._captures):
+            capture.add_leg(port, leg)
+        return leg
 
     def remove_leg(self, port: BridgePort, leg: Leg) -> None:
         """Nothing of it is touched any more."""
         with self._lock:
             self._watched.pop(leg, None)
             leg.remove()
+            for capture in list(self._captures):
+                capture.leg_gone(leg)
             if leg in port.legs:
                 port.legs.remove(leg)
 
@@ -141,28 +171,26 @@ class Bridge:
                 raise AlreadyExists(f"bridge {self.name} has a port {name} already")
             tap = Tap(name, offloads=offloads)
             try:
-                port = self.add_port(name, tap.close)
+                port = self.add_port(name, tap.close, kind="tap")
             except BaseException:
                 tap.close()
                 raise
-            port.legs.append(self._loop.add_tap(tap.fd, tap.vnet_bytes, port.number))
+            self._plug(port, self._loop.add_tap(tap.fd, tap.vnet_bytes, port.number))
             return port
 
     def add_user(self, name: str) -> tuple[BridgePort, Leg]:
         """A port of this program, with its `give` and `get`."""
         with self._lock:
-            port = self.add_port(name)
-            leg = self._loop.add_user(port.number)
-            port.legs.append(leg)
-            return port, leg
+            port = self.add_port(name, kind="program")
+            return port, self._plug(port, self._loop.add_user(port.number))
 
     def add_null(self, name: str, station: Mac | None = None) -> BridgePort:
         """A port that takes everything and gives nothing. `station`: one that the switch takes to be there, as long as
         old addresses are not forgotten.
         """
         with self._lock:
-            port = self.add_port(name)
-            port.legs.append(self._loop.add_null(port.number))
+            port = self.add_port(name, kind="null")
+            self._plug(port, self._loop.add_null(port.number))
             if station is not None:
                 with self._loop.still():
                     self._loop.switch.forward(port.number, station + station + bytes(2), time.monotonic_ns())
@@ -196,6 +224,7 @@ class Bridge:
             if config == port.config or self._ports.get(port.name) is not port:
                 return
             switch, number = self._loop.switch, port.number
+            self.check(config)
             if config.locking == "locked" and mac is None:
                 raise InvalidRequest(f"port {port.name} has no address of its own that it could be locked to")
             with self._loop.still():
@@ -214,6 +243,32 @@ class Bridge:
                 else:
                     switch.unlock(number)
             port.config = config
+
+    def check(self, config: PortConfig) -> None:
+        """Raises `InvalidRequest` for what a wire does not do."""
+        if self._is_wire and config != PortConfig():
+            said = ", ".join(f"{name.removeprefix('paravirt-')} {value}" for name, value in config.to_keys().items())
+            raise InvalidRequest(f"bridge {self.name} is a wire, which does not look at frames: no {said}")
+
+    def set_wire(self, on: bool) -> None:
+        """Whether it is a wire: two ports, what comes from one goes to the other. Raises `InvalidRequest` for one that
+        has more ports, or some whose frames are to be looked at; then it stays a switch.
+        """
+        with self._lock:
+            if on and len(self._ports) > 2:
+                raise InvalidRequest(f"bridge {self.name} has ports {', '.join(self._ports)}: a wire has two")
+            before, self._is_wire = self._is_wire, on
+            try:
+                for port in self._ports.values():
+                    self.check(port.config)
+            except InvalidRequest:
+                self._is_wire = before
+                raise
+            self._apply_wire()
+
+    def _apply_wire(self) -> None:
+        ends: list[int | None] = [port.number for port in self._ports.values()] + [None, None]
+        self._loop.set_wire(self._is_wire, (ends[0], ends[1]))
 
     def set_ageing(self, ageing_s: float) -> None:
         """When stations that say nothing are forgotten; 0: never."""
@@ -238,6 +293,48 @@ class Bridge:
             self._loop.switch.set_mirror(None if port is None else port.number)
 
     # -- looking
+
+    def capture(self, wish: CaptureWish) -> Capture:
+        """What passes ports of it from now on, for one reader; to be given to `uncapture`. Raises `NotFound`,
+        `InvalidRequest`, `ResourceLimit`.
+        """
+        with self._lock:
+            if wish.port is not None:
+                self.port(wish.port)
+            capture = Capture(self._loop, wish)
+            for port in self._ports.values():
+                capture.add_port(port)
+            self._captures.add(capture)
+            return capture
+
+    def uncapture(self, capture: Capture) -> None:
+        """Nobody reads it any more. Takes no lock of the bridge: a reader that is waited for may call it."""
+        self._captures.discard(capture)
+        capture.finish("it was stopped")
+
+    def state(self, *, stations: bool = True) -> BridgeState:
+        """All that there is to say of it. `stations`: with the addresses that were learnt."""
+        with self._lock:
+            found, now = self.addresses() if stations else [], time.monotonic_ns()
+            ports = tuple(self._port_state(port) for port in self._ports.values())
+            return BridgeState(
+                self.name,
+                self._is_wire,
+                self._mirror,
+                self.sleeps,
+                len(self._captures),
+                ports,
+                tuple(Station(one.mac, one.vid, name, max(0, now - one.seen_ns) / 1e9) for name, one in found),
+            )
+
+    def _port_state(self, port: BridgePort) -> PortState:
+        detail = port.detail()
+        # For each port anew: of thousands the loop would stand still for long.
+        with self._loop.still():
+            counters = asdict(self._loop.switch.statistics(port.number))
+            queues = tuple(_queue_state(leg) for leg in port.legs)
+        refused = counters.pop("drops")
+        return PortState(port.name, port.kind, detail, port.number, counters, refused, queues)
 
     def ports(self) -> list[PortView]:
         """Counters of every port."""
@@ -281,6 +378,13 @@ class Bridge:
                     tell(leg)
                 except Exception:
                     log.exception("bridge %s: what a port has to say could not be dealt with", self.name)
+
+
+def _queue_state(leg: Leg) -> QueueState:
+    state, counters, back = leg.state.name.lower(), asdict(leg.counters()), leg.back
+    if back is None:
+        return QueueState(state, leg.error, counters)
+    return QueueState(state, leg.error, counters, asdict(back.counters()), *back.waiting, back.stalled)
 
 
 class Bridges:

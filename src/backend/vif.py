@@ -208,8 +208,9 @@ class VifBackend(BackendDevice[VifStatistics]):
             return False
         try:
             self._config = VifConfig.from_keys(keys)
-            PortConfig.from_keys(keys)
+            port_config = PortConfig.from_keys(keys)
             self._bridge = self._policy.bridges.take(self._config.bridge)
+            self._bridge.check(port_config)
             self._port = self._bridge.add_port(self.name)
         except (InvalidRequest, AlreadyExists, ParavirtError) as error:
             self._release()

@@ -7,15 +7,18 @@ follows it.
 
 import logging
 import os
+from collections.abc import Iterator
 from functools import partial
 
 from paravirt.backend.bridge import Bridge, BridgePort, Bridges
+from paravirt.backend.bridge_links import add_link
 from paravirt.backend.device import DEFAULT_SPIN_NS, RingPolicy
 from paravirt.backend.service import DeviceService
 from paravirt.backend.vif import Policy, VifBackend, VifStatistics
 from paravirt.errors import InvalidRequest, NotFound, ParavirtError, XenstoreError
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.bridge import BRIDGE_KEYS, ROOT, BridgeConfig, bridge_of_path
+from paravirt.protocol.bridge_link import LinkConfig
 from paravirt.protocol.vif import MAX_QUEUES, bridge_name
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore import xenbus
@@ -30,6 +33,7 @@ class _Configured:
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
         self.taps: dict[str, BridgePort] = {}
+        self.links: dict[str, tuple[LinkConfig, BridgePort]] = {}
         self.keys: dict[str, str] = {}
 
 
@@ -60,13 +64,18 @@ class VifService(DeviceService[VifStatistics]):
         super().__init__(hypervisor, store, "vif", partial(VifBackend, policy=policy))
 
     def _begin(self) -> None:
+        # First, so that no device comes to a wire that is taken for a switch.
+        self._look_at_bridges(self._list(ROOT))
         super()._begin()
         self._queue.add(ROOT, ROOT)
 
     def _look_elsewhere(self, event: WatchEvent) -> None:
         """A bridge was configured, or all of them are to be looked at."""
         name = bridge_of_path(event.path)
-        for each in [*self._list(ROOT), *self._configured] if name is None else [name]:
+        self._look_at_bridges([*self._list(ROOT), *self._configured] if name is None else [name])
+
+    def _look_at_bridges(self, names: list[str]) -> None:
+        for each in names:
             try:
                 self._configure(each)
             except (XenstoreError, InvalidRequest) as error:
@@ -88,7 +97,7 @@ class VifService(DeviceService[VifStatistics]):
         known.keys = keys
         known.bridge.set_ageing(config.ageing_s)
         known.bridge.set_mirror(config.mirror)
-        errors = self._set_taps(known, config)
+        errors = "; ".join([*self._set_ports(known, config)])
         # Our own word on it wakes us once more, and is then what it was.
         if xenbus.read_key(self._store, f"{directory}/error") != (errors or None):
             if errors:
@@ -96,11 +105,27 @@ class VifService(DeviceService[VifStatistics]):
             else:
                 self._store.rm(f"{directory}/error")
 
-    def _set_taps(self, known: _Configured, config: BridgeConfig) -> str:
-        """What went wrong, in words."""
+    def _set_ports(self, known: _Configured, config: BridgeConfig) -> Iterator[str]:
+        """Ports go and come, and it becomes a wire or a switch. What went wrong, in words."""
         for name in [tap for tap in known.taps if tap not in config.taps]:
             known.bridge.remove_port(known.taps.pop(name))
-        errors = []
+        for name in [name for name, (link, _) in known.links.items() if config.links.get(name) != link]:
+            known.bridge.remove_port(known.links.pop(name)[1])
+        try:
+            known.bridge.set_wire(config.wire)
+        except InvalidRequest as error:
+            log.warning("bridge %s: %s", known.bridge.name, error)
+            yield str(error)
+        yield from self._set_taps(known, config)
+        for name, link in config.links.items():
+            try:
+                if name not in known.links:
+                    known.links[name] = link, add_link(known.bridge, name, link)
+            except ParavirtError as error:
+                log.warning("bridge %s: %s", known.bridge.name, error)
+                yield str(error)
+
+    def _set_taps(self, known: _Configured, config: BridgeConfig) -> Iterator[str]:
         for name, port_config in config.taps.items():
             try:
                 if name not in known.taps:
@@ -108,14 +133,14 @@ class VifService(DeviceService[VifStatistics]):
                 known.bridge.configure(known.taps[name], port_config)
             except (ParavirtError, OSError) as error:
                 log.warning("bridge %s: %s", known.bridge.name, error)
-                errors.append(str(error))
-        return "; ".join(errors)
+                yield str(error)
 
     def _let_go(self, name: str) -> None:
         known = self._configured.pop(name)
-        for port in known.taps.values():
+        for port in (*known.taps.values(), *(port for _, port in known.links.values())):
             known.bridge.remove_port(port)
         known.bridge.set_mirror(None)
+        known.bridge.set_wire(False)
         self.bridges.give_back(known.bridge)
 
     def _close_all(self) -> None:

@@ -18,6 +18,9 @@ class BridgeInfo:
     name: str
     vifs: tuple[str, ...]
     taps: tuple[str, ...]
+    links: tuple[str, ...]
+    """Ports that are nothing or files."""
+    wire: bool
     mirror: str
     ageing_s: int
     error: str
@@ -75,4 +78,6 @@ def _info(store: XenstoreClient, name: str, on: list[str]) -> BridgeInfo:
         config = BridgeConfig()
     except InvalidRequest as failure:
         config, error = BridgeConfig(), str(failure)
-    return BridgeInfo(name, tuple(on), tuple(config.taps), config.mirror or "", config.ageing_s, error)
+    links = tuple(f"{port} ({link.kind})" for port, link in config.links.items())
+    taps, mirror = tuple(config.taps), config.mirror or ""
+    return BridgeInfo(name, tuple(on), taps, links, config.wire, mirror, config.ageing_s, error)

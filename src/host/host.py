@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from paravirt.backend.bridge import Bridge
 from paravirt.backend.c_engine import EngineName, engine_factory
+from paravirt.backend.capture import Capture
 from paravirt.backend.driver import DeviceBackend
 from paravirt.backend.driver_engine import DriverStatistics
 from paravirt.backend.driver_service import DriverService
@@ -30,6 +31,7 @@ from paravirt.host import domains, vbd, vif
 from paravirt.host.disk_statistics import LiveDisk, disk_statistics
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.hypervisor.server import BrokerServer
+from paravirt.protocol.bridge_state import BridgeState, CaptureWish
 from paravirt.protocol.device import to_keys
 from paravirt.protocol.vbd import DeviceType, Mode
 from paravirt.protocol.vbd_qos import Qos
@@ -238,6 +240,22 @@ class Host:
     def vif_statistics(self) -> dict[DevicePath, VifStatistics]:
         """Counters of every connected network device, as its backend sees it."""
         return {} if self._vifs is None else self._vifs.statistics()
+
+    def bridge_states(self) -> list[BridgeState]:
+        """What every bridge says of itself: ports with counters and queues, addresses that were learnt."""
+        return [] if self._vifs is None else [bridge.state() for bridge in self._vifs.bridges.all()]
+
+    @contextmanager
+    def capture(self, wish: CaptureWish, bridge: str = DEFAULT_BRIDGE) -> Iterator[Capture]:
+        """What passes ports of a bridge, as the pieces of a capture file (`Capture.chunks`); at the end it is over.
+        Errors as `Bridge.capture`.
+        """
+        with self.bridge(bridge) as found:
+            capture = found.capture(wish)
+            try:
+                yield capture
+            finally:
+                found.uncapture(capture)
 
     def _have_vifs(self) -> VifService:
         if self._vifs is None:

@@ -8,14 +8,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from paravirt.errors import InvalidRequest
+from paravirt.protocol.bridge_link import LinkConfig
 from paravirt.protocol.keys import Keys
 from paravirt.protocol.vif_port import PORT_KEYS, PortConfig
 
 ROOT = "/paravirt/bridge"
-BRIDGE_KEYS = ("ageing-s", "mirror", "taps", "offloads")
+BRIDGE_KEYS = ("ageing-s", "mirror", "taps", "offloads", "links", "wire")
 DEFAULT_AGEING_S = 300
 MAX_AGEING_S = 10_000_000
 _PORT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", re.ASCII)
@@ -39,11 +40,19 @@ class BridgeConfig:
     """Interfaces of the kernel that are ports of it, by name."""
     offloads: bool = True
     """They hand over large packets and blank checksums, and take them."""
+    links: Mapping[str, LinkConfig] = field(default_factory=dict)
+    """Ports that are nothing or files, by name."""
+    wire: bool = False
+    """It has two ports, and what comes from one goes to the other: no switch."""
 
     def to_keys(self) -> Keys:
         taps = {name: port.to_keys() for name, port in self.taps.items()}
         keys = {"ageing-s": str(self.ageing_s), "taps": json.dumps(taps), "offloads": str(int(self.offloads))}
-        return keys | ({"mirror": self.mirror} if self.mirror else {})
+        if self.mirror:
+            keys["mirror"] = self.mirror
+        if self.links:
+            keys["links"] = json.dumps({name: link.to_json() for name, link in self.links.items()})
+        return keys | ({"wire": "1"} if self.wire else {})
 
     @classmethod
     def from_keys(cls, keys: Mapping[str, str]) -> Self:
@@ -54,18 +63,34 @@ class BridgeConfig:
         mirror = keys.get("mirror") or None
         if mirror is not None and not _PORT.fullmatch(mirror):
             raise InvalidRequest(f"mirror is {mirror[:40]!r}, no name of a port")
-        return cls(int(ageing), mirror, _taps(keys.get("taps", "{}")), keys.get("offloads", "1") != "0")
+        taps, links = _taps(keys.get("taps", "{}")), _links(keys.get("links", "{}"))
+        if twice := sorted({*taps} & {*links}):
+            raise InvalidRequest(f"{twice[0]} is an interface and a link")
+        offloads, wire = keys.get("offloads", "1") != "0", keys.get("wire", "0") != "0"
+        return cls(int(ageing), mirror, taps, offloads, links, wire)
+
+
+def _mapping(text: str, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{what} is {text[:40]!r}, not JSON: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
+        raise InvalidRequest(f"{what} is {text[:40]!r}, not a mapping of names of ports to what they are")
+    return found
+
+
+def _links(text: str) -> dict[str, LinkConfig]:
+    links = _mapping(text, "links")
+    for name in links:
+        if not _PORT.fullmatch(name):
+            raise InvalidRequest(f"{name[:40]!r} is no name of a port")
+    return {name: LinkConfig.from_json(name, said) for name, said in links.items()}
 
 
 def _taps(text: str) -> dict[str, PortConfig]:
-    try:
-        taps = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"taps is {text[:40]!r}, not JSON: {error}") from None
-    if not isinstance(taps, dict) or not all(isinstance(keys, dict) for keys in taps.values()):
-        raise InvalidRequest(f"taps is {text[:40]!r}, not a mapping of names to keys of a port")
     found = {}
-    for name, keys in taps.items():
+    for name, keys in _mapping(text, "taps").items():
         if not _PORT.fullmatch(name):
             raise InvalidRequest(f"{name[:40]!r} is no name of an interface")
         if not all(key in PORT_KEYS and isinstance(value, str) for key, value in keys.items()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Blocks of pcapng, the file format of packet captures: as much of it as a recording of rings needs. Pure.
+"""Blocks of pcapng, the file format of packet captures: as much of it as recordings of rings and captures need. Pure.
 
 Little-endian, time in nanoseconds. A reader passes over blocks and options that it does not know. Source: IETF
 draft-ietf-opsawg-pcapng.
@@ -99,10 +99,12 @@ def section(options: Options) -> bytes:
     return block(SECTION, _SECTION.pack(_BYTE_ORDER, 1, 0, _UNKNOWN_LENGTH) + _options(options))
 
 
-def interface(name: str, comment: str) -> bytes:
-    """The block that says where packets come from; the first is interface 0."""
-    options = {INTERFACE_NAME: name.encode(), INTERFACE_RESOLUTION: NANOSECONDS, COMMENT: comment.encode()}
-    return block(INTERFACE, _INTERFACE.pack(LINK_USER0, 0, 0) + _options(options))
+def interface(name: str, comment: str, *, link: int = LINK_USER0, snaplen: int = 0) -> bytes:
+    """The block that says where packets come from; the first is interface 0. `snaplen`: 0: no limit."""
+    options = {INTERFACE_NAME: name.encode(), INTERFACE_RESOLUTION: NANOSECONDS}
+    if comment:
+        options[COMMENT] = comment.encode()
+    return block(INTERFACE, _INTERFACE.pack(link, 0, snaplen) + _options(options))
 
 
 _FLAGS_AND_HASH = struct.Struct("<HHIHHBI3x")

@@ -86,12 +86,25 @@ class Leg:
         core = self.core.counters
         return LegCounters(**{name: getattr(core, name) for name in LegCounters.__slots__})
 
-    def give(self, burst: Burst) -> int:
-        """Of a program's port: frames into the loop; how many there was room for."""
+    def give(self, burst: Burst, start: int = 0, stop: int | None = None) -> int:
+        """Of a program's port: frames (from `start` up to before `stop`) into the loop; how many there was room for."""
         if self._removed:
             raise Closed("this port is closed")
-        n: int = lib.pv_netleg_give(self.core, burst.core.memory, burst.core.frames, burst.core.n)
+        core = burst.core
+        end = core.n if stop is None else min(stop, core.n)
+        n: int = lib.pv_netleg_give(self.core, core.memory, core.frames + start, max(0, end - start))
         return n
+
+    def wait_room(self, n_bytes: int, *, timeout_s: float) -> bool:
+        """Of a program's port: wait until `give` has room for a frame of so many bytes."""
+        if self._removed:
+            raise Closed("this port is closed")
+        return bool(lib.pv_netleg_wait_room(self.core, n_bytes, int(timeout_s * 1e9)))
+
+    @property
+    def back(self) -> NetBack | None:
+        """Of a guest's queue: what stands behind it."""
+        return next((one for one in self._kept if isinstance(one, NetBack)), None)
 
     def get(self, burst: Burst, max_packets: int = 64, *, timeout_s: float = 0.0) -> int:
         """Of a program's port: frames of the loop to the end of `burst`; how many, 0 after the time-out."""
@@ -220,6 +233,12 @@ class NetLoop:
         """All that comes from one goes to the other, and back; None: where its port is, if it has one."""
         with self.still():
             lib.pv_netloop_wire(one.core, ffi.NULL if other is None else other.core)
+
+    def set_wire(self, on: bool, ends: tuple[int | None, int | None] = (None, None)) -> None:
+        """Instead of a switch: what comes from one of two of its ports goes to the other. None: not there yet."""
+        one, other = (-1 if port is None else port for port in ends)
+        with self.still():
+            lib.pv_netloop_set_wire(self._core, on, one, other)
 
     def _leg(self, kind: int, events: tuple[EventPort, EventPort] | None) -> CData:
         leg = ffi.new("struct pv_netleg *")

@@ -253,6 +253,7 @@ def backend(
 
 
 def _serve_network(context: Context, spin_ns: int, fence: Fence, max_queues: int | None) -> None:
+    from paravirt.backend.bridge_door import BridgeDoor
     from paravirt.backend.vif_service import VifService
 
     with ExitStack() as stack:
@@ -260,7 +261,9 @@ def _serve_network(context: Context, spin_ns: int, fence: Fence, max_queues: int
         connection = stack.enter_context(context.hypervisor())
         store = stack.enter_context(context.store(reconnect=True))
         most = None if max_queues is None else min(max_queues, MAX_VIF_QUEUES)
-        serve(VifService(connection, store, spin_ns=spin_ns, fence=fence, max_queues=most), request)
+        service = VifService(connection, store, spin_ns=spin_ns, fence=fence, max_queues=most)
+        stack.enter_context(BridgeDoor(context.rundir.network_socket, service.bridges.all))
+        serve(service, request)
 
 
 @contextmanager

@@ -71,6 +71,11 @@ class RunDir:
         return self.path / "xenstored.sock"
 
     @property
+    def network_socket(self) -> Path:
+        """Where the backend of network devices says what its bridges do."""
+        return self.path / "network.sock"
+
+    @property
     def domains(self) -> Path:
         """Directory with one directory for each running domain."""
         return self.path / "domains"
@@ -143,6 +148,7 @@ class RunDir:
         own_classes = [path.stem for path in self.path.glob("backend-*.lock")]
         for role, left in (
             *((name, []) for name in ("backend", *own_classes)),
+            ("backend-vif", [self.network_socket]),
             ("xenstored", [self.xenstored_socket]),
             ("hypervisor", [self.hypervisor_socket, *doors]),
         ):

@@ -322,6 +322,7 @@ class Bridge:
                 self._is_wire,
                 self._mirror,
                 self.sleeps,
+                now,
                 len(self._captures),
                 ports,
                 tuple(Station(one.mac, one.vid, name, max(0, now - one.seen_ns) / 1e9) for name, one in found),

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,9 @@ MAX_FILE_BYTES = 1 << 30
 MOST_NAMES = 10_000
 _FRAMES_TOGETHER = 64
 _ROOM_TIMEOUT_S = 0.2
+LONGEST_NS = 1 << 62
+"""From the first frame to another one: files may say anything."""
+LONGEST_WAIT_S = 3600.0
 
 
 def add_link(bridge: Bridge, name: str, link: LinkConfig) -> BridgePort:
@@ -92,16 +94,15 @@ class _Writer:
 
 def _new_file(path: Path) -> tuple[Path, int]:
     """A file that was not there: that one, or with a number behind it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     for number in range(MOST_NAMES):
         one = path.with_name(f"{path.name}.{number}") if number else path
-        with suppress(FileExistsError):
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-                return one, os.open(one, flags, 0o600)
-            except FileExistsError:
-                raise
-            except OSError as error:
-                raise PermissionRefused(f"{one} cannot be written: {error.strerror}") from error
+        try:
+            return one, os.open(one, flags, 0o600)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise PermissionRefused(f"{one} cannot be written: {error.strerror}") from error
     raise ResourceLimit(f"there are {MOST_NAMES} files {path} already")
 
 
@@ -150,7 +151,7 @@ class Replay:
             elapsed = time.monotonic_ns() - start
             due = int(np.searchsorted(self._due_ns, elapsed, "right"))
             if due <= at:
-                self._stopping.wait((int(self._due_ns[at]) - elapsed) / 1e9)
+                self._stopping.wait(min((int(self._due_ns[at]) - elapsed) / 1e9, LONGEST_WAIT_S))
                 continue
             at += self._give(at, due)
 
@@ -198,6 +199,7 @@ def due_times(frames: Sequence[Recorded], link: LinkConfig) -> "np.ndarray[tuple
     if link.rate:
         return np.arange(len(frames), dtype=np.int64) * NS_PER_S // link.rate
     if link.timing == "recorded" and frames:
-        times = np.array([frame.time_ns - frames[0].time_ns for frame in frames], np.int64)
-        return np.maximum.accumulate(np.maximum(times, 0))
+        first = frames[0].time_ns
+        times = [min(max(0, frame.time_ns - first), LONGEST_NS) for frame in frames]
+        return np.maximum.accumulate(np.array(times, np.int64))
     return np.zeros(len(frames), np.int64)

@@ -17,8 +17,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 BAR_WIDTH = 40
 
 
-def interval_options(command: F) -> F:
-    """Give a command `--seconds` and `--interval`, for `ticks`, and `--exact`."""
+def pace_options(command: F) -> F:
+    """Give a command `--seconds` and `--interval`, for `ticks`."""
     options = (
         click.option(
             "--seconds",
@@ -34,11 +34,16 @@ def interval_options(command: F) -> F:
             metavar="SECONDS",
             help="From one look to the next.",
         ),
-        click.option("--exact", is_flag=True, help="Measure the latency of every message, not of one in 64."),
     )
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def interval_options(command: F) -> F:
+    """Give a command `--seconds` and `--interval`, and `--exact`."""
+    exact = click.option("--exact", is_flag=True, help="Measure the latency of every message, not of one in 64.")
+    return pace_options(exact(command))
 
 
 def ticks(interval_s: float, seconds: float | None) -> Iterator[None]:

@@ -125,6 +125,8 @@ class BridgeState:
     mirror: str | None
     sleeps: int
     """Times that its thread had nothing to do."""
+    time_ns: int
+    """When it was looked at, by a clock that does not go back."""
     captures: int
     """Readers of what passes it."""
     ports: tuple[PortState, ...]

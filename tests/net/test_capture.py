@@ -13,7 +13,7 @@ import pytest
 
 import paravirt
 from paravirt.backend.bridge import Bridge
-from paravirt.backend.bridge_links import Replay, add_link
+from paravirt.backend.bridge_links import Replay, add_link, due_times
 from paravirt.errors import InvalidRequest, NotFound
 from paravirt.frontend.vif import Vif
 from paravirt.protocol import pcap, pcapng
@@ -404,9 +404,7 @@ def test_a_replay_without_an_end_ends_with_its_port(bridge: Bridge, tmp_path: Pa
 # -- ports that are files or nothing
 
 
-def test_a_file_that_cannot_be_written_any_more_stops_nothing(bridge: Bridge, tmp_path: Path) -> None:
-    if not os.path.exists("/dev/full"):
-        missing("no /dev/full here")
+def test_a_file_that_cannot_be_made_makes_no_port(bridge: Bridge, tmp_path: Path) -> None:
     with pytest.raises(paravirt.errors.PermissionRefused, match="No such file"):
         add_link(bridge, "out", LinkConfig("pcap", str(tmp_path / "none/file")))
     assert bridge.ports() == []
@@ -464,7 +462,7 @@ def test_a_wire_looks_at_nothing_and_has_two_ends(bridge: Bridge) -> None:
     assert bridge.addresses() == []
     bridge.set_wire(False)
     one.give(Burst.of([frame(BROADCAST, STATION)]))
-    eventually(lambda: bridge.addresses())
+    eventually(bridge.addresses)
 
 
 def test_no_wire_is_made_of_three_ports_or_of_one_that_is_guarded(bridge: Bridge) -> None:
@@ -480,3 +478,15 @@ def test_no_wire_is_made_of_three_ports_or_of_one_that_is_guarded(bridge: Bridge
     bridge.set_wire(True)
     with pytest.raises(InvalidRequest, match="does not look at frames"):
         bridge.configure(ports[0], PortConfig(locking="disabled"))
+
+
+# -- times of files
+
+
+def test_when_frames_are_due() -> None:
+    frames = [Recorded(time_ns, b"", 0) for time_ns in (100, 300, 200, 0, 1 << 80, 400)]
+    assert due_times(frames, LinkConfig("replay", "/x")).tolist() == [0] * 6
+    assert due_times(frames[:3], LinkConfig("replay", "/x", rate=2_000_000)).tolist() == [0, 500, 1000]
+    recorded = LinkConfig("replay", "/x", timing="recorded")
+    assert due_times(frames, recorded).tolist() == [0, 200, 200, 200, 1 << 62, 1 << 62]
+    assert due_times([], recorded).tolist() == []

@@ -2,11 +2,15 @@
 """Options that several commands of `paravirt ring` share."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
+
+from paravirt.errors import InvalidRequest, ParavirtError
 
 if TYPE_CHECKING:
     from paravirt.protocol.layout import MessagePair
@@ -44,3 +48,19 @@ def asked_to_stop() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def opened_output(output: Path, *, force: bool) -> Iterator[BinaryIO]:
+    if str(output) == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        with output.open("wb" if force else "xb") as file:
+            yield file
+    except ParavirtError:
+        raise  # not the file: some of these are an OSError, too
+    except FileExistsError:
+        raise InvalidRequest(f"{output} exists already; --force writes over it") from None
+    except OSError as error:
+        raise InvalidRequest(f"{output}: {error.strerror}") from error

@@ -2,17 +2,14 @@
 """`paravirt ring record`."""
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
 from paravirt.cli.context import Context, pass_context
-from paravirt.cli.ring.given import asked_to_stop, messages_of, messages_option
-from paravirt.errors import InvalidRequest, ParavirtError
+from paravirt.cli.ring.given import asked_to_stop, messages_of, messages_option, opened_output
+from paravirt.errors import ParavirtError
 
 if TYPE_CHECKING:
     from paravirt.hypervisor.looking import LiveRing
@@ -49,7 +46,7 @@ def record(context: Context, ring: str, output: Path, seconds: float | None, for
         found = looker.find(ring)
         offer = _offer(context, found)
         recorder = Recorder(looker, found, messages=messages, offer=offer, host=os.uname().nodename)
-        with _opened(output, force=force) as file, asked_to_stop() as asked:
+        with opened_output(output, force=force) as file, asked_to_stop() as asked:
             done = recorder.run(file, seconds=seconds, stop=lambda: bool(asked))
     lost = f", {done.lost} lost" if done.lost else ""
     click.echo(f"{done.requests} requests, {done.responses} responses{lost}; ended: {done.ended}", err=True)
@@ -64,19 +61,3 @@ def _offer(context: Context, ring: "LiveRing") -> dict[str, str]:
             return offer_of(store, ring)
     except ParavirtError:
         return {}
-
-
-@contextmanager
-def _opened(output: Path, *, force: bool) -> Iterator[BinaryIO]:
-    if str(output) == "-":
-        yield sys.stdout.buffer
-        return
-    try:
-        with output.open("wb" if force else "xb") as file:
-            yield file
-    except ParavirtError:
-        raise  # not the file: some of these are an OSError, too
-    except FileExistsError:
-        raise InvalidRequest(f"{output} exists already; --force writes over it") from None
-    except OSError as error:
-        raise InvalidRequest(f"{output}: {error.strerror}") from error

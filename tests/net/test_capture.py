@@ -2,9 +2,11 @@
 """Captures of what passes bridges, and files that are replayed into them."""
 
 import io
+import json
 import os
 import random
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +18,10 @@ from paravirt.backend.bridge import Bridge
 from paravirt.backend.bridge_links import Replay, add_link, due_times
 from paravirt.errors import InvalidRequest, NotFound
 from paravirt.frontend.vif import Vif
+from paravirt.host.vif_statistics import choose, vifs_of
 from paravirt.protocol import pcap, pcapng
 from paravirt.protocol.bridge_link import LinkConfig
-from paravirt.protocol.bridge_state import CaptureReport, CaptureWish
+from paravirt.protocol.bridge_state import BridgeState, CaptureReport, CaptureWish
 from paravirt.protocol.netif import GsoType
 from paravirt.protocol.pcap import Recorded, read_frames
 from paravirt.protocol.vif_port import PortConfig, Vlans
@@ -490,3 +493,56 @@ def test_when_frames_are_due() -> None:
     recorded = LinkConfig("replay", "/x", timing="recorded")
     assert due_times(frames, recorded).tolist() == [0, 200, 200, 200, 1 << 62, 1 << 62]
     assert due_times([], recorded).tolist() == []
+
+
+# -- of a whole host
+
+
+def test_a_host_in_one_process_says_the_same_of_its_bridges(host: paravirt.Host) -> None:
+    assert host.bridge_states() == []
+    domain = host.create_domain("guest")
+    host.attach_vif(domain, bridge="br")
+    vif = domain.open_vif()
+    with host.capture(CaptureWish(f"vif{domain.domid}.0", count=2), bridge="br") as capture:
+        assert vif.send([frame(BROADCAST, vif.mac)] * 3) == 3
+        content = b"".join(bytes(chunk) for chunk in capture.chunks())
+    assert len(list(read_frames(io.BytesIO(content)))) == 2
+    (state,) = host.bridge_states()
+    assert BridgeState.from_json(json.loads(json.dumps(state.to_json()))) == state
+    (port,) = state.ports
+    assert (state.name, state.captures, port.kind, len(port.queues)) == ("br", 0, "vif", 1)
+    assert (port.netback("tx_packets"), port.total("in_packets"), port.switch["rx_frames"]) == (3, 3, 3)
+    (station,) = state.stations
+    assert (station.mac, station.port) == (vif.mac.hex(":"), port.name)
+    (live,) = vifs_of([state], {domain.domid: "guest"})
+    assert (live.name, live.state) == ("guest/0", "running")
+    names = ("guest", "guest/0", f"{domain.domid}/0", f"vif/{domain.domid}/0", f"vif{domain.domid}.0")
+    assert all(choose(name, [live]) is live for name in names)
+    for name in ("guest/1", "gues", "vif9.0", "", "/0"):
+        with pytest.raises(NotFound, match="there are: guest/0"):
+            choose(name, [live])
+
+
+@pytest.mark.parametrize("said", [None, [], {}, {"ports": 1}, {"ports": [{"queues": []}], "stations": []}])
+def test_what_is_no_state_of_a_bridge_is_refused(said: object) -> None:
+    with pytest.raises(InvalidRequest, match="no state of a bridge"):
+        BridgeState.from_json(said)
+    with pytest.raises(InvalidRequest, match="no report"):
+        CaptureReport.from_json(said)
+
+
+# -- what the kernel leaves blank
+
+
+def test_checksums_that_the_kernel_left_blank_are_right_in_a_capture(tmp_path: Path) -> None:
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        pytest.skip("/dev/net/tun is not there, or may not be opened")
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("user namespaces are refused here")
+    command = ["unshare", "-rn", sys.executable, str(Path(__file__).with_name("capture_tap.py")), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 20
+    said = tcpdump(tmp_path / "capture", "-vv", "udp")
+    assert said.count("udp sum ok") == 20, said
+    assert "bad" not in said

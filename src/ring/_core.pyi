@@ -225,11 +225,34 @@ class _Lib(Protocol):
     PV_NETCAPTURE_PCAP: int
     PV_NETCAPTURE_PCAPNG: int
     PV_NETCAPTURE_RESERVE: int
+    PV_NETCTRL_ADD_GREF_MAPPING: int
+    PV_NETCTRL_DEL_GREF_MAPPING: int
+    PV_NETCTRL_GET_GREF_MAPPING_SIZE: int
+    PV_NETCTRL_GET_HASH_FLAGS: int
+    PV_NETCTRL_GET_MAPPING_SIZE: int
+    PV_NETCTRL_INVALID: int
+    PV_NETCTRL_NOT_SUPPORTED: int
+    PV_NETCTRL_OVERFLOW: int
+    PV_NETCTRL_SET_HASH_ALGORITHM: int
+    PV_NETCTRL_SET_HASH_FLAGS: int
+    PV_NETCTRL_SET_HASH_KEY: int
+    PV_NETCTRL_SET_MAPPING: int
+    PV_NETCTRL_SET_MAPPING_SIZE: int
+    PV_NETCTRL_SUCCESS: int
+    PV_NETCTRL_TAKE: int
     PV_NETFRONT_CSUM6: int
     PV_NETFRONT_GSO4: int
     PV_NETFRONT_GSO6: int
     PV_NETFRONT_SG: int
     PV_NETFRONT_TAKE: int
+    PV_NETHASH_IPV4: int
+    PV_NETHASH_IPV4_TCP: int
+    PV_NETHASH_IPV6: int
+    PV_NETHASH_IPV6_TCP: int
+    PV_NETHASH_KEY_BYTES: int
+    PV_NETHASH_MAPPING: int
+    PV_NETHASH_NONE: int
+    PV_NETHASH_TOEPLITZ: int
     PV_NETIF_CSUM_BLANK: int
     PV_NETIF_DATA_VALIDATED: int
     PV_NETIF_DROPPED: int
@@ -264,6 +287,7 @@ class _Lib(Protocol):
     PV_NETIF_RX_DATA_VALIDATED: int
     PV_NETIF_RX_GSO_PREFIX: int
     PV_NETLEG_BACK: int
+    PV_NETLEG_CTRL: int
     PV_NETLEG_FAILED: int
     PV_NETLEG_FRONT: int
     PV_NETLEG_NULL: int
@@ -565,12 +589,16 @@ class _Lib(Protocol):
     def pv_netcapture_put(self, a0: CData, a1: CData, a2: int, /) -> int: ...
     def pv_netcapture_read(self, a0: CData, a1: CData, a2: int, /) -> int: ...
     def pv_netcapture_sleep(self, a0: CData, /) -> int: ...
+    def pv_netctrl_answer(self, a0: CData, a1: CData, a2: CData, /) -> CData: ...
+    def pv_netctrl_serve(self, a0: CData, /) -> int: ...
     def pv_netfront_destroy(self, a0: CData, /) -> None: ...
     def pv_netfront_init(self, a0: CData, a1: CData, a2: CData, a3: CData, a4: int, a5: CData, a6: int, /) -> int: ...
     def pv_netfront_post_all(self, a0: CData, /) -> int: ...
     def pv_netfront_reap(self, a0: CData, /) -> int: ...
     def pv_netfront_send(self, a0: CData, a1: CData, a2: CData, a3: int, /) -> int: ...
     def pv_netfront_take(self, a0: CData, a1: CData, a2: int, /) -> int: ...
+    def pv_nethash_of(self, a0: CData, a1: CData, a2: CData, /) -> None: ...
+    def pv_nethash_queue(self, a0: CData, a1: CData, /) -> int: ...
     def pv_netif_answer(self, a0: CData, a1: int, a2: int, a3: int, a4: CData, /) -> None: ...
     def pv_netif_missing(self, a0: CData, a1: int, /) -> int: ...
     def pv_netif_parse(self, a0: CData, a1: int, a2: CData, /) -> int: ...

@@ -101,7 +101,7 @@ def test_devices_come_and_go_and_the_others_lose_nothing(host: paravirt.Host) ->
         if n % 4 == 3:
             host.detach_vif(domain)
             with pytest.raises(ParavirtError):
-                send_for_ever(vif, packets)
+                send_for_ever(vif, [frame(one.mac, vif.mac)] * BURST)
         vif.close()
         if n % 4 != 3:
             host.detach_vif(domain)

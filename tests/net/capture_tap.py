@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""UDP of the kernel through a TAP interface whose card makes checksums, captured: to be run by `unshare` with the
-rights of an administrator of its network namespace. `capture_tap.py DIRECTORY` prints how many of the packets that were
-sent had a blank checksum.
+"""UDP of the kernel through a TAP interface whose card makes checksums, captured: to be run by `unshare`.
+
+`capture_tap.py DIRECTORY` prints how many of the packets that were sent had a blank checksum.
 """
 
 import os

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import paravirt
+from paravirt.backend import bridge_links
 from paravirt.backend.bridge import Bridge
 from paravirt.backend.bridge_links import Replay, add_link, due_times
 from paravirt.errors import InvalidRequest, NotFound
@@ -118,10 +119,10 @@ def replay(bridge: Bridge, name: str, link: LinkConfig) -> Replay:
     return made
 
 
-def receive(vif: Vif, n: int) -> list[bytes]:
+def receive(vif: Vif, n: int, *, queue: int = 0) -> list[bytes]:
     found: list[bytes] = []
     while len(found) < n:
-        came = vif.receive(n - len(found), timeout_s=SECOND)
+        came = vif.receive(n - len(found), queue=queue, timeout_s=SECOND)
         if not came:
             break
         found += came
@@ -413,6 +414,19 @@ def test_a_file_that_cannot_be_made_makes_no_port(bridge: Bridge, tmp_path: Path
     assert bridge.ports() == []
 
 
+def test_a_file_that_cannot_be_written_any_more_stops_nothing(
+    bridge: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full")
+    monkeypatch.setattr(bridge_links, "_new_file", lambda path: (path, os.open(full, os.O_WRONLY)))
+    port = add_link(bridge, "out", LinkConfig("pcap", str(tmp_path / "out")))
+    eventually(lambda: port.detail().endswith("out: No space left on device"))
+    assert bridge.state().captures == 0
+    _, leg = bridge.add_user("one")
+    leg.give(Burst.of([frame(BROADCAST, STATION)]))
+    eventually(lambda: bridge.state().ports[0].total("out_packets") == 1)
+
+
 def test_a_mirror_port_that_is_a_file_has_it_all(bridge: Bridge, tmp_path: Path) -> None:
     ports = [bridge.add_user(name) for name in ("one", "other")]
     for port, _ in ports:
@@ -466,6 +480,28 @@ def test_a_wire_looks_at_nothing_and_has_two_ends(bridge: Bridge) -> None:
     bridge.set_wire(False)
     one.give(Burst.of([frame(BROADCAST, STATION)]))
     eventually(bridge.addresses)
+
+
+def test_a_wire_to_a_device_of_several_queues_uses_them_all(tmp_path: Path) -> None:
+    with paravirt.Host(max_queues=2) as host, host.bridge() as bridge:
+        bridge.set_wire(True)
+        domain = host.create_domain("guest")
+        host.attach_vif(domain)
+        vif = domain.open_vif(queues=2)
+        _, leg = bridge.add_user("program")
+        reader = Reader(bridge, CaptureWish(f"vif{domain.domid}.0"))
+        sent = [Packet(pattern(50), ports=(1000 + i, 80)).frame() for i in range(64)]
+        leg.give(Burst.of(sent))
+        eventually(lambda: bridge.state().ports[0].total("out_packets") == len(sent))
+        counts = [queue.counters["out_packets"] for queue in bridge.state().ports[0].queues]
+        assert all(counts)
+        assert sorted(receive(vif, counts[0]) + receive(vif, counts[1], queue=1)) == sorted(sent)
+        assert vif.send([frame(BROADCAST, vif.mac)]) == 1
+        burst = Burst()
+        eventually(lambda: leg.get(burst, 1))
+        assert len(reader.end()) == len(sent) + 1
+        (one,) = bridge.state().ports[:1]
+        assert [part.total("out_packets") for part in one.split()] == counts
 
 
 def test_no_wire_is_made_of_three_ports_or_of_one_that_is_guarded(bridge: Bridge) -> None:

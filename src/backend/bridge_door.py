@@ -91,7 +91,7 @@ class BridgeDoor:
                 continue
             with self._lock:
                 if self._stopping or len(self._clients) >= MAX_CLIENTS:
-                    client.close()
+                    _turn_away(client)
                     continue
                 thread = threading.Thread(target=self._serve, args=(client,), name="bridge-client", daemon=True)
                 self._clients[client] = thread
@@ -181,6 +181,12 @@ def find_bridge(bridges: Iterable[Bridge], request: CaptureRequest) -> Bridge:
             one.port(port)
             return one
     raise NotFound(f"no bridge has a port {port}")
+
+
+def _turn_away(client: socket.socket) -> None:
+    with client, suppress(OSError):
+        client.setblocking(False)
+        client.sendall(_line({"error": f"{MAX_CLIENTS} others ask the network backend", "kind": "ResourceLimit"}))
 
 
 def _line(value: object) -> bytes:

@@ -166,7 +166,9 @@ def _ask(path: Path, request: Request) -> _Answer:
     try:
         connection.settimeout(TIMEOUT_S)
         connection.connect(str(path))
-        connection.sendall(request_line(request))
+        # Who is turned away without being listened to is told why.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(request_line(request))
     except (FileNotFoundError, ConnectionRefusedError) as error:
         connection.close()
         raise NotFound("no backend of network devices runs") from error

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from paravirt.backend.bridge_door import MAX_CLIENTS
-from paravirt.errors import NotFound, PeerError, PeerGone
+from paravirt.errors import NotFound, ResourceLimit
 from paravirt.host import bridge_client
 from paravirt.host.bridge_client import RemoteCapture
 from paravirt.protocol.bridge_state import MAX_REQUEST_BYTES, BridgeState, CaptureRequest, CaptureWish, PortState
@@ -409,7 +409,7 @@ def test_a_request_without_an_end_and_clients_that_say_nothing(host: RunningHost
         client = socket.socket(socket.AF_UNIX)
         client.connect(str(host.run / "network.sock"))
         silent.append(client)
-    with pytest.raises((PeerGone, PeerError)):
+    with pytest.raises(ResourceLimit, match=f"{MAX_CLIENTS} others"):
         bridge_client.look(host.run / "network.sock")
     for client in silent:
         client.close()
@@ -417,7 +417,7 @@ def test_a_request_without_an_end_and_clients_that_say_nothing(host: RunningHost
     def answers() -> bool:
         try:
             return len(bridge_client.look(host.run / "network.sock")) == len(before)
-        except PeerGone:
+        except ResourceLimit:
             return False
 
     eventually(answers)

@@ -13,7 +13,7 @@ from paravirt.cli.context import Context, pass_context
 from paravirt.cli.ring.given import opened_output
 from paravirt.errors import InvalidRequest
 from paravirt.host.bridge_client import RemoteCapture, RemoteReplay
-from paravirt.protocol.bridge_state import DEFAULT_BUFFER_BYTES, CaptureRequest, CaptureWish
+from paravirt.protocol.bridge_state import CaptureRequest, CaptureWish
 
 
 @click.command()
@@ -72,7 +72,7 @@ def capture(
         count or 0,
         snaplen or 0,
         "pcap" if is_pcap else "pcapng",
-        max(DEFAULT_BUFFER_BYTES >> 4, 1 << ((buffer << 20) - 1).bit_length()),
+        1 << ((buffer << 20) - 1).bit_length(),
     )
     context.rundir.require_running()
     with RemoteCapture(context.rundir.network_socket, CaptureRequest(bridge, wish)) as remote:

@@ -247,6 +247,18 @@ def test_a_killed_capture_leaves_nothing(host: RunningHost, tmp_path: Path) -> N
     host.ask("bridge", "remove", "killed")
 
 
+def test_a_capture_whose_reader_goes_ends_without_any_traffic(host: RunningHost) -> None:
+    host.ask("bridge", "set", "left", "--null", "sink")
+    capture = host.spawn("vif", "capture", "--bridge", "left", "-o", "-", stdout=subprocess.PIPE)
+    with capture:
+        eventually(lambda: any(one.captures for one in bridge_client.look(host.run / "network.sock")))
+        assert capture.stdout is not None
+        capture.stdout.close()
+        assert capture.wait(30) == 128 + signal.SIGPIPE
+    eventually(lambda: state(host, "left").captures == 0)
+    host.ask("bridge", "remove", "left")
+
+
 def test_a_capture_that_nobody_reads_stops_no_traffic_and_counts_what_it_drops(
     host: RunningHost, tmp_path: Path
 ) -> None:

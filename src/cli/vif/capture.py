@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`paravirt vif capture`."""
 
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ def capture(
     context.rundir.require_running()
     with RemoteCapture(context.rundir.network_socket, CaptureRequest(bridge, wish)) as remote:
         with opened_output(out, force=force) as file, stopped_by_signals(remote, seconds):
+            threading.Thread(target=_stop_without_reader, args=(remote, file.fileno()), daemon=True).start()
             for chunk in remote.chunks():
                 file.write(chunk)
                 file.flush()
@@ -95,6 +97,14 @@ def _port_of(context: Context, device: str) -> str:
         names = domain_names(hypervisor)
     found = choose(device, vifs_of(look(context), names, attached(context)))
     return f"vif{found.domid}.{found.handle}"
+
+
+def _stop_without_reader(remote: RemoteCapture, fd: int) -> None:
+    """Whoever reads a pipe may go while there is nothing to be written."""
+    poller = select.poll()
+    poller.register(fd, 0)
+    poller.poll()
+    remote.stop()
 
 
 @contextmanager

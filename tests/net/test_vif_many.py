@@ -21,9 +21,9 @@ from ..eventually import eventually
 from ..held import Held, settled
 from .frames import BROADCAST, frame
 
-ROUNDS = int(os.environ.get("DEVICE_ROUNDS", "40"))
+ROUNDS = int(os.environ.get("DEVICE_ROUNDS", "20"))
 """Devices that come and go, one after the other."""
-IDLE = int(os.environ.get("IDLE_DEVICES", "40"))
+IDLE = int(os.environ.get("IDLE_DEVICES", "24"))
 BURST = 32
 
 

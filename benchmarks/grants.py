@@ -27,7 +27,7 @@ WITHIN = Mark(ratio=0.91)  # 10 % more time
 
 
 def ask(bench: Bench) -> Iterable[Answer]:
-    program = bench.compile("grants", ["grants.c"], ["grant"])
+    program = bench.compile("grants", ["grants.c"], ["grant", "grant_copy"])
 
     def in_c(mode: str, n_pages: int) -> float:
         command = [str(program), mode, str(bench.cpus[1]), str(bench.seconds), str(n_pages)]

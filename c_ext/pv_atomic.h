@@ -10,11 +10,23 @@
 #ifndef PV_ATOMIC_H
 #define PV_ATOMIC_H
 
+#include <stddef.h>
+#include <string.h>
+
+/*
+ * memcpy of the C library, whatever is known of n: where gcc knows a bound it would rather put a "rep movs" in its place,
+ * which takes longer from some ten bytes on.
+ */
+static inline void pv_copy(void *to, const void *from, size_t n)
+{
+	__asm__("" : "+r"(n));
+	memcpy(to, from, n);
+}
+
 #ifdef PV_ATOMIC_SHIM
 #include PV_ATOMIC_SHIM
 #else
 
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -46,7 +58,7 @@
  * that the bytes are its own again, then pv_fence_release, then changes them; the reader copies, then pv_fence_acquire,
  * then looks whether they were still its to read. No instruction on x86.
  */
-#define pv_copy_racing(to, from, n) memcpy((to), (from), (n))
+#define pv_copy_racing(to, from, n) pv_copy((to), (from), (n))
 #define pv_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #define pv_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
 

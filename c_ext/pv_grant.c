@@ -4,13 +4,11 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
-#include "pv_atomic.h"
+#include "grant_private.h"
 
-#define PAGE_BYTES 4096u
 #define MAX_TRIES 4          /* against a peer that flips an entry for ever (XSA-295) */
 #define SPINS_BEFORE_YIELD 64
 
@@ -20,24 +18,6 @@ _Static_assert(sizeof(struct pv_pin) == 4, "maptrack row");
 _Static_assert(sizeof(struct pv_maptrack) == 64, "maptrack header");
 _Static_assert(sizeof(struct pv_grant_copy_op) == 24, "copy operation");
 _Static_assert(sizeof(struct pv_grant_copy_pair) == 16, "copy operation between pages");
-
-/* An entry is one 64-bit word to everybody: one load gives flags, domid and frame of the same moment. */
-union entry_word {
-	struct pv_grant_entry entry;
-	uint64_t word;
-};
-
-static uint64_t *entry_of(struct pv_grant_entry *entries, uint32_t index)
-{
-	return (uint64_t *)(void *)&entries[index];
-}
-
-static uint64_t flag_bits(uint16_t flags)
-{
-	union entry_word bits = { .entry = { .flags = flags } };
-
-	return bits.word;
-}
 
 /* ---- the granter ---- */
 
@@ -197,34 +177,25 @@ static void unlock_mapper(struct pv_mapper *mapper)
 	pv_store_release(&mapper->lock, 0u);
 }
 
-static int is_pinned(const struct pv_pin *pin)
-{
-	return pin->readers || pin->writers;
-}
-
 /* The first pin, or the first writer among readers: mark the entry as used. Fills *pinned on the first pin. */
 static int set_flags(struct pv_mapper *mapper, uint32_t index, int first, int read_only)
 {
 	uint64_t *shared = entry_of(mapper->entries, index);
 	struct pv_pinned *pinned = &mapper->pinned[index];
-	union entry_word seen, next;
+	const uint64_t bits = flag_bits(PV_GTF_READING | (read_only ? 0 : PV_GTF_WRITING));
+	union entry_word seen;
 
 	/* Takes the page over: pairs with the release in pv_grant_access. */
 	seen.word = pv_load_acquire(shared);
 	for (int tries = 0; tries < MAX_TRIES; tries++) {
 		const struct pv_grant_entry entry = seen.entry;
-		uint16_t type = entry.flags & (PV_GTF_TYPE_MASK | PV_GTF_SUB_PAGE);
-		uint16_t granted = first ? entry.flags : pinned->flags | entry.flags;
+		int status = first ? check_entry(mapper, entry, read_only) : PV_GNTST_OKAY;
 
-		if (first && (type != PV_GTF_PERMIT_ACCESS || entry.domid != mapper->self))
+		if (status)
+			return status;
+		if (!first && !read_only && ((pinned->flags | entry.flags) & PV_GTF_READONLY))
 			return PV_GNTST_GENERAL_ERROR;
-		if (!read_only && (granted & PV_GTF_READONLY))
-			return PV_GNTST_GENERAL_ERROR;
-		if (first && entry.frame - mapper->base >= mapper->n_pages)
-			return PV_GNTST_BAD_PAGE;
-		next = seen;
-		next.entry.flags |= PV_GTF_READING | (read_only ? 0 : PV_GTF_WRITING);
-		if (pv_compare_exchange(shared, &seen.word, next.word)) {
+		if (pv_compare_exchange(shared, &seen.word, seen.word | bits)) {
 			if (first)
 				*pinned = (struct pv_pinned){ .frame = entry.frame, .flags = entry.flags };
 			return PV_GNTST_OKAY;
@@ -234,7 +205,7 @@ static int set_flags(struct pv_mapper *mapper, uint32_t index, int first, int re
 }
 
 /* Under the lock. The row is stored first, so that a process which dies in between leaves no bit without a row. */
-static int pin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
+int grant_pin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
 {
 	uint32_t index = gref - mapper->base;
 	int status = PV_GNTST_OKAY, first;
@@ -260,7 +231,7 @@ static int pin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
 }
 
 /* Under the lock. The bits go first, then the row. */
-static int unpin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
+int grant_unpin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
 {
 	uint32_t index = gref - mapper->base;
 	uint16_t *count, done = 0;
@@ -288,12 +259,6 @@ static int unpin_page(struct pv_mapper *mapper, uint32_t gref, int read_only)
 	return PV_GNTST_OKAY;
 }
 
-/* Byte offset of a page we hold a pin of: from the private copy, never from the entry. */
-static uint64_t pinned_offset(const struct pv_mapper *mapper, uint32_t gref)
-{
-	return (uint64_t)(mapper->pinned[gref - mapper->base].frame - mapper->base) * PAGE_BYTES;
-}
-
 void pv_grant_begin(struct pv_mapper *mapper)
 {
 	lock_mapper(mapper);
@@ -309,7 +274,7 @@ int pv_grant_map_next(struct pv_mapper *mapper, uint32_t gref, int read_only, ui
 	int status = PV_GNTST_NO_SPACE;
 
 	if (!mapper->max_handles || mapper->maps - mapper->unmaps < mapper->max_handles)
-		status = pin_page(mapper, gref, read_only);
+		status = grant_pin_page(mapper, gref, read_only);
 	if (status) {
 		mapper->failures++;
 		return status;
@@ -321,7 +286,7 @@ int pv_grant_map_next(struct pv_mapper *mapper, uint32_t gref, int read_only, ui
 
 int pv_grant_unmap_next(struct pv_mapper *mapper, uint32_t gref, int read_only)
 {
-	int status = unpin_page(mapper, gref, read_only);
+	int status = grant_unpin_page(mapper, gref, read_only);
 
 	if (status)
 		mapper->failures++;
@@ -354,199 +319,6 @@ int pv_grant_unmap(struct pv_mapper *mapper, uint32_t gref, int read_only)
 	status = pv_grant_unmap_next(mapper, gref, read_only);
 	unlock_mapper(mapper);
 	return status;
-}
-
-/* ---- copies ---- */
-
-static int is_in_range(const struct pv_grant_copy_op *op, uint64_t local_bytes)
-{
-	return (uint32_t)op->offset + op->length <= PAGE_BYTES && op->local_offset <= local_bytes &&
-	       op->length <= local_bytes - op->local_offset;
-}
-
-static int16_t copy_pinned(struct pv_mapper *mapper, const struct pv_grant_copy_op *op, uint8_t *local, uint64_t local_bytes, int to_grant)
-{
-	uint8_t *page = mapper->data + pinned_offset(mapper, op->gref) + op->offset;
-
-	if (!is_in_range(op, local_bytes))
-		return PV_GNTST_BAD_COPY_ARG;
-	if (to_grant)
-		memcpy(page, local + op->local_offset, op->length);
-	else
-		memcpy(local + op->local_offset, page, op->length);
-	return PV_GNTST_OKAY;
-}
-
-/*
- * Operations go in parts: all references of a part are pinned, then all is copied, then all are let go. Between the copies
- * stands no atomic access that would wait for the stores of the copy before.
- */
-#define PART 16u
-
-/* The references that a part of a batch keeps pinned; neighbours with one reference share the pin. */
-struct held {
-	struct pv_mapper *mapper;
-	int read_only;
-	uint32_t n;
-	uint32_t grefs[PART];
-};
-
-/* Under the lock. */
-static int16_t hold(struct held *held, uint32_t gref)
-{
-	int status;
-
-	if (held->n && held->grefs[held->n - 1] == gref)
-		return PV_GNTST_OKAY;
-	status = pin_page(held->mapper, gref, held->read_only);
-	if (!status)
-		held->grefs[held->n++] = gref;
-	return (int16_t)status;
-}
-
-/* Under the lock. */
-static void let_go(struct held *held)
-{
-	while (held->n)
-		unpin_page(held->mapper, held->grefs[--held->n], held->read_only);
-}
-
-/* Under the lock. What became of one operation. */
-static void count_copy(struct pv_mapper *mapper, int status, uint16_t length)
-{
-	mapper->failures += status != 0;
-	mapper->copies += !status;
-	mapper->copied_bytes += status ? 0 : length;
-}
-
-static void copy_part(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
-{
-	struct held held = { .mapper = mapper, .read_only = !to_grant };
-
-	lock_mapper(mapper);
-	for (uint32_t i = 0; i < n; i++)
-		ops[i].status = ops[i].length ? hold(&held, ops[i].gref) : PV_GNTST_OKAY;
-	unlock_mapper(mapper);
-	for (uint32_t i = 0; i < n; i++)
-		if (ops[i].length && !ops[i].status)
-			ops[i].status = copy_pinned(mapper, &ops[i], local, local_bytes, to_grant);
-	lock_mapper(mapper);
-	let_go(&held);
-	for (uint32_t i = 0; i < n; i++)
-		count_copy(mapper, ops[i].status, ops[i].length);
-	unlock_mapper(mapper);
-}
-
-static void copy_all_pinned(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
-{
-	for (; n > PART; n -= PART, ops += PART)
-		copy_part(mapper, ops, PART, local, local_bytes, to_grant);
-	copy_part(mapper, ops, n, local, local_bytes, to_grant);
-}
-
-/* Not under the lock: who pins the page meanwhile changes its entry, too. */
-static int is_pinned_now(const struct pv_mapper *mapper, uint32_t index)
-{
-	const struct pv_pin row = { pv_load_relaxed(&mapper->pins[index].readers), pv_load_relaxed(&mapper->pins[index].writers) };
-
-	return is_pinned(&row);
-}
-
-/*
- * Copy out of a page without a pin, as a sequence lock's reader does: nothing is harmed by looking at a page that is no
- * longer ours to read, as long as we find out. 1 when the entry was the same before and after; 0 for anything
- * else, which pins decide: a reference that is pinned, an entry or a range that will not do, an entry that changed.
- */
-static int copy_unpinned(const struct pv_mapper *mapper, const struct pv_grant_copy_op *op, uint8_t *local, uint64_t local_bytes)
-{
-	uint32_t index = op->gref - mapper->base, page;
-	const uint64_t *shared;
-	union entry_word seen;
-
-	if (index >= mapper->n_pages || !is_in_range(op, local_bytes) || is_pinned_now(mapper, index))
-		return 0;
-	shared = entry_of(mapper->entries, index);
-	/* Takes the page over: pairs with the release in pv_grant_access. */
-	seen.word = pv_load_acquire(shared);
-	page = seen.entry.frame - mapper->base;
-	if ((seen.entry.flags & ~PV_GTF_READONLY) != PV_GTF_PERMIT_ACCESS || seen.entry.domid != mapper->self || page >= mapper->n_pages)
-		return 0;
-	pv_copy_racing(local + op->local_offset, mapper->data + (uint64_t)page * PAGE_BYTES + op->offset, op->length);
-	/* If a byte came from what the page was used for after it was revoked, this finds the revoked entry: pairs with the
-	 * fence in pv_grant_revoke. */
-	pv_fence_acquire();
-	return pv_load_relaxed(shared) == seen.word;
-}
-
-static void copy_out(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes)
-{
-	uint64_t copies = 0, bytes = 0;
-
-	for (uint32_t i = 0; i < n; i++) {
-		if (!copy_unpinned(mapper, &ops[i], local, local_bytes)) {
-			copy_part(mapper, &ops[i], 1, local, local_bytes, 0);
-			continue;
-		}
-		ops[i].status = PV_GNTST_OKAY;
-		copies++;
-		bytes += ops[i].length;
-	}
-	lock_mapper(mapper);
-	mapper->copies += copies;
-	mapper->copied_bytes += bytes;
-	unlock_mapper(mapper);
-}
-
-void pv_grant_copy(struct pv_mapper *mapper, struct pv_grant_copy_op *ops, uint32_t n, uint8_t *local, uint64_t local_bytes, int to_grant)
-{
-	if (to_grant)
-		copy_all_pinned(mapper, ops, n, local, local_bytes, 1);
-	else
-		copy_out(mapper, ops, n, local, local_bytes);
-}
-
-static int16_t copy_between(const struct pv_mapper *from, const struct pv_mapper *to, const struct pv_grant_copy_pair *op)
-{
-	const uint8_t *source = from->data + pinned_offset(from, op->from_gref) + op->from_offset;
-	uint8_t *target = to->data + pinned_offset(to, op->to_gref) + op->to_offset;
-
-	if ((uint32_t)op->from_offset + op->length > PAGE_BYTES || (uint32_t)op->to_offset + op->length > PAGE_BYTES)
-		return PV_GNTST_BAD_COPY_ARG;
-	memmove(target, source, op->length);
-	return PV_GNTST_OKAY;
-}
-
-static void copy_part_between(struct pv_mapper *from, struct pv_mapper *to, struct pv_grant_copy_pair *ops, uint32_t n)
-{
-	struct held source = { .mapper = from, .read_only = 1 }, target = { .mapper = to };
-
-	lock_mapper(from);
-	for (uint32_t i = 0; i < n; i++)
-		ops[i].status = ops[i].length ? hold(&source, ops[i].from_gref) : PV_GNTST_OKAY;
-	unlock_mapper(from);
-	lock_mapper(to);
-	for (uint32_t i = 0; i < n; i++)
-		if (ops[i].length && !ops[i].status)
-			ops[i].status = hold(&target, ops[i].to_gref);
-	unlock_mapper(to);
-	for (uint32_t i = 0; i < n; i++)
-		if (ops[i].length && !ops[i].status)
-			ops[i].status = copy_between(from, to, &ops[i]);
-	lock_mapper(from);
-	let_go(&source);
-	unlock_mapper(from);
-	lock_mapper(to);
-	let_go(&target);
-	for (uint32_t i = 0; i < n; i++)
-		count_copy(to, ops[i].status, ops[i].length);
-	unlock_mapper(to);
-}
-
-void pv_grant_copy_between(struct pv_mapper *from, struct pv_mapper *to, struct pv_grant_copy_pair *ops, uint32_t n)
-{
-	for (; n > PART; n -= PART, ops += PART)
-		copy_part_between(from, to, ops, PART);
-	copy_part_between(from, to, ops, n);
 }
 
 /* ---- the broker ---- */

@@ -24,7 +24,7 @@ def test_a_grant_that_changes_at_any_moment_of_a_copy(tmp_path: Path) -> None:
     """A copy is okay with the content of the grant, or it fails: nothing is between that the page was used for."""
     program = compile_c(
         tmp_path / "copy_race",
-        [HERE / "copy_race.c", C_CORE / "pv_grant.c"],
+        [HERE / "copy_race.c", C_CORE / "pv_grant.c", C_CORE / "pv_grant_copy.c"],
         f"-I{HERE.parent / 'ring'}",
         '-DPV_ATOMIC_SHIM="interrupt_shim.h"',
     )

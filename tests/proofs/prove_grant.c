@@ -3,44 +3,10 @@
 #include "prove.h"
 #include "pv_grant.c"
 
-#define PAGES 2u
-#define SELF 7
+#include "prove_mapper.h"
 
-static struct pv_grant_entry shared_entries[PAGES];
-static struct pv_pin pins[PAGES];
-static struct pv_pinned pinned[PAGES];
 static struct pv_grant_private granted[PAGES];
-static uint8_t pages[PAGES * PAGE_BYTES];
-static struct pv_mapper mapper;
 static struct pv_granter granter;
-
-static int is_shared(const void *at)
-{
-	return __ESBMC_POINTER_OBJECT(at) == __ESBMC_POINTER_OBJECT(shared_entries);
-}
-
-int sched_yield(void) { return 0; }
-
-static uint32_t any(void)
-{
-	return (uint32_t)nondet_any();
-}
-
-/* A mapper that may have pinned each page already. */
-static void make_mapper(void)
-{
-	mapper = (struct pv_mapper){ .entries = shared_entries, .data = pages, .pins = pins, .pinned = pinned, .base = any(),
-				     .n_pages = PAGES, .self = SELF, .read_only = any() & 1 };
-	for (uint32_t i = 0; i < PAGES; i++) {
-		pins[i] = (struct pv_pin){ (uint16_t)any(), mapper.read_only ? 0 : (uint16_t)any() };
-		pinned[i] = (struct pv_pinned){ any(), (uint16_t)any(), 0 };
-		if (is_pinned(&pins[i])) {
-			assume(pinned[i].frame - mapper.base < PAGES);
-			assume((pinned[i].flags & (PV_GTF_TYPE_MASK | PV_GTF_SUB_PAGE)) == PV_GTF_PERMIT_ACCESS);
-			assume(!pins[i].writers || !(pinned[i].flags & PV_GTF_READONLY));
-		}
-	}
-}
 
 void map_stays_in_the_chunk(void)
 {
@@ -82,48 +48,6 @@ void unmap_counts(void)
 	}
 	must(pins[index].readers + (read_only ? 1 : 0) == before.readers);
 	must(pins[index].writers + (read_only ? 0 : 1) == before.writers);
-}
-
-/* Two operations, of one reference or of two: what they share stays pinned for both and for neither afterwards. */
-void copy_stays_in_bounds(void)
-{
-	struct pv_grant_copy_op ops[2];
-	struct pv_pin before[PAGES];
-	uint8_t local[64];
-
-	make_mapper();
-	for (uint32_t i = 0; i < 2; i++)
-		ops[i] = (struct pv_grant_copy_op){ .gref = any(), .offset = (uint16_t)any(), .length = (uint16_t)any(),
-						    .local_offset = nondet_any() };
-	for (uint32_t i = 0; i < PAGES; i++)
-		before[i] = pins[i];
-	pv_grant_copy(&mapper, ops, 2, local, sizeof local, any() & 1);
-	for (uint32_t i = 0; i < 2; i++)
-		must(ops[i].status != PV_GNTST_OKAY || !ops[i].length ||
-		     (ops[i].offset + ops[i].length <= PAGE_BYTES && ops[i].local_offset + ops[i].length <= 64));
-	for (uint32_t i = 0; i < PAGES; i++)
-		must(pins[i].readers == before[i].readers && pins[i].writers == before[i].writers);
-	must(mapper.copies + mapper.failures == 2);
-}
-
-/* Without a pin: of a page that was granted to us and that is still so at a second look, and what is not counts as failed. */
-void copies_out_of_what_is_granted(void)
-{
-	struct pv_grant_copy_op op = { .gref = any(), .offset = (uint16_t)any(), .length = (uint16_t)any(),
-				       .local_offset = nondet_any() };
-	union entry_word found;
-	uint8_t local[64];
-
-	make_mapper();
-	assume(op.length);
-	pv_grant_copy(&mapper, &op, 1, local, sizeof local, 0);
-	if (op.status != PV_GNTST_OKAY || n_exchanged || mapper.pinned_pages || is_pinned(&pins[op.gref - mapper.base]))
-		return;
-	found.word = last_load;
-	must(n_loads == 2);
-	must((found.entry.flags & (PV_GTF_TYPE_MASK | PV_GTF_SUB_PAGE)) == PV_GTF_PERMIT_ACCESS);
-	must(found.entry.domid == SELF && found.entry.frame - mapper.base < PAGES);
-	must(mapper.copies == 1 && mapper.copied_bytes == op.length);
 }
 
 void revoke_only_what_nobody_uses(void)

@@ -13,7 +13,7 @@ MISTAKES: dict[str, Change] = {
     "no check": ("pv_ring.c", "pv_ring_prod_overflow(ring, peer) || ", ""),
     "read twice": ("pv_ring.c", "return peer - ring->cons;", "return pv_load_relaxed(ring->peer_prod) - ring->cons;"),
     "stream, no check": ("pv_stream.c", "if (prod - cons > size) {", "if (0) {"),
-    "grant, no check": ("pv_grant.c", "first && entry.frame - mapper->base >= mapper->n_pages", "0"),
+    "grant, no check": ("pv_grant.c", "first ? check_entry(mapper, entry, read_only) : PV_GNTST_OKAY", "PV_GNTST_OKAY"),
     "blkif, no range": ("pv_blkif.c", "if (sector > limits->sectors || sectors > limits->sectors - sector)", "if (0)"),
     "blkif, no room": ("pv_blkif.c", "if (wanted <= pool->capacity)", "if (1)"),
     "blkif, too many": ("pv_blkif.c", " || *n > most)", " || *n > 2 * most)"),

@@ -13,16 +13,6 @@
 #include <stddef.h>
 #include <string.h>
 
-/*
- * memcpy of the C library, whatever is known of n: where gcc knows a bound it would rather put a "rep movs" in its place,
- * which takes longer from some ten bytes on.
- */
-static inline void pv_copy(void *to, const void *from, size_t n)
-{
-	__asm__("" : "+r"(n));
-	memcpy(to, from, n);
-}
-
 #ifdef PV_ATOMIC_SHIM
 #include PV_ATOMIC_SHIM
 #else
@@ -93,4 +83,15 @@ static inline void pv_copy(void *to, const void *from, size_t n)
 #endif
 
 #endif
+
+/*
+ * memcpy of the C library, whatever is known of n: where gcc knows a bound it would rather put a "rep movs" in its place,
+ * which takes longer from some ten bytes on.
+ */
+static inline void pv_copy(void *to, const void *from, size_t n)
+{
+	__asm__("" : "+r"(n));
+	memcpy(to, from, n);
+}
+
 #endif

@@ -21,6 +21,7 @@ from paravirt.hypervisor.looking import Looker
 from paravirt.protocol.blkif import Operation, Status
 from paravirt.protocol.vbd import X86_32_ABI
 from paravirt.xenstore import xenbus
+from tests.eventually import steady
 
 from .queue_front import DEADLINE_S, PAGE, QueueFront, S
 
@@ -220,7 +221,7 @@ def test_a_frontend_that_lies_about_its_queues(
             keys.pop(name, None)
             if value is not None:
                 keys[name] = value
-        before = held()
+        before = steady(held)
         front.write(S.INITIALISED, keys)
         front.expect(S.CLOSING)
         assert front.error().startswith("22 ")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from paravirt.errors import Closed, InvalidRequest, IoError, PeerGone
+from paravirt.frontend.async_disk import AsyncDisk
 
 from .disk_stage import PAGE, SIZE, Opened, opened
 
@@ -86,19 +87,21 @@ def test_calls_of_one_turn_are_merged(stage: Opened) -> None:
 
 
 def test_errors(stage: Opened) -> None:
-    async def main() -> None:
-        aio = stage.disk.aio
+    (domain,) = stage.host.domains
+    stage.host.attach_disk(domain, f"file:{stage.image}", driver=f"error,range={SIZE // 2}-{SIZE}", device="xvdb")
+
+    async def main(aio: AsyncDisk) -> None:
         with pytest.raises(InvalidRequest, match="not inside"):
             await aio.pread(512, SIZE)
         with pytest.raises(InvalidRequest, match="whole sectors"):
             await aio.pwrite(b"x", 0)
-        os.truncate(stage.image, SIZE // 2)
         good, bad = await asyncio.gather(aio.pread(512, 0), aio.pread(512, SIZE - 512), return_exceptions=True)
         assert good == stage.content[:512]
         assert isinstance(bad, IoError)
         assert f"READ of 512 bytes at {SIZE - 512}" in str(bad)
 
-    asyncio.run(main())
+    with domain.open_disk("xvdb") as disk:
+        asyncio.run(main(disk.aio))
 
 
 def test_cancelled_at_any_moment(stage: Opened) -> None:

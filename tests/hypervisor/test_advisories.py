@@ -188,7 +188,10 @@ def test_xsa_230_a_copy_leaves_the_bits_of_a_mapping() -> None:
 
 def test_xsa_295_a_peer_that_changes_an_entry_for_ever_has_four_tries(tmp_path: Path) -> None:
     program = compile_c(
-        tmp_path / "flip", [HERE / "flip.c", C_CORE / "pv_grant.c", C_CORE / "pv_grant_copy.c"], f"-I{HERE}", '-DPV_ATOMIC_SHIM="flip_shim.h"'
+        tmp_path / "flip",
+        [HERE / "flip.c", C_CORE / "pv_grant.c", C_CORE / "pv_grant_copy.c"],
+        f"-I{HERE}",
+        '-DPV_ATOMIC_SHIM="flip_shim.h"',
     )
     said = [int(word) for word in run_c([program], timeout=DEADLINE_S).split()]
     assert said == [-1, 4, -1, 5, -errno.EBUSY, 4, 0, 0], "a copy tries once with its part before"

@@ -76,7 +76,10 @@ SEEDED = {
         "pv_stream_read(&flex->stream, data, n)",
     ),
     ("flex", "peeks_in_bounds"): ("if (queued < n)\n\t\treturn 0;", ""),
-    ("grant", "map_stays_in_the_chunk"): ("first ? check_entry(mapper, entry, read_only) : PV_GNTST_OKAY", "PV_GNTST_OKAY"),
+    ("grant", "map_stays_in_the_chunk"): (
+        "first ? check_entry(mapper, entry, read_only) : PV_GNTST_OKAY",
+        "PV_GNTST_OKAY",
+    ),
     ("grant_copy", "copy_stays_in_bounds"): ("part->others[n++] = wanted;", "part->others[n] = wanted;"),
     ("grant_copy", "copies_out_of_what_is_granted"): ("return pv_load_relaxed(shared) == seen.word;", "return 1;"),
     ("grant", "revoke_only_what_nobody_uses"): (

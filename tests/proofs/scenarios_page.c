@@ -221,6 +221,31 @@ static void copies_one_or_two(void)
 			must(copied[i] == 1 || copied[i] == 2);
 }
 
+/* Copies into a page: what its owner has taken back is not written to any more. */
+static void grants_and_looks(void)
+{
+	put(1);
+	must(pv_grant_access(&granter, BASE, 3, BASE, 0) == 0);
+	raise_signal(0);
+	while (pv_grant_revoke(&granter, BASE))
+		await_change();
+	for (int i = 0; i < 2; i++) {
+		uint64_t found = words[i];
+
+		must(found == words[0] && (found == 1 || found == 2));
+	}
+	put(3);
+}
+
+static void copies_into(void)
+{
+	struct pv_grant_copy_op op = { .gref = BASE, .length = sizeof words };
+	uint64_t twos[] = { 2, 2 };
+
+	await_signal(0);
+	pv_grant_copy(&mapper, &op, 1, (uint8_t *)twos, sizeof twos, 1);
+}
+
 /* A process that dies with a page mapped: the broker gives the page back, but not what another process has mapped. */
 static struct pv_pin other_pins[1];
 static struct pv_pinned other_pinned[1];
@@ -280,6 +305,8 @@ const struct scenario page_scenarios[] = {
 	{"copy and revoke", set_up_copy, {grants_and_reuses, copies_one}, nothing_pinned, 0},
 	{"copy, revoke, grant again", set_up_copy, {grants_twice_and_reuses, copies_one_or_two}, nothing_pinned, 0},
 	{"copy beside a mapping thread", set_up_copy, {grants_and_reuses, copies_one, maps_and_unmaps}, nothing_pinned, 1},
+	{"copy into and revoke", set_up_copy, {grants_and_looks, copies_into}, nothing_pinned, 0},
+	{"copy into beside a mapping thread", set_up_copy, {grants_and_looks, copies_into, maps_and_unmaps}, nothing_pinned, 1},
 	{"dead mapper", set_up_death, {maps_and_dies, is_broker, revokes}, NULL, 0},
 	{"dead mapper beside a live one", set_up_death, {maps_and_dies, is_broker, other_maps}, other_still_maps, 0},
 	{0},

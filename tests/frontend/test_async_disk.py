@@ -88,7 +88,7 @@ def test_calls_of_one_turn_are_merged(stage: Opened) -> None:
 
 def test_errors(stage: Opened) -> None:
     (domain,) = stage.host.domains
-    stage.host.attach_disk(domain, f"file:{stage.image}", driver=f"error,range={SIZE // 2}-{SIZE}", device="xvdb")
+    stage.host.attach_disk(domain, f"memory:{SIZE}", driver=f"error,range={SIZE // 2}-{SIZE}", device="xvdb")
 
     async def main(aio: AsyncDisk) -> None:
         with pytest.raises(InvalidRequest, match="not inside"):
@@ -96,7 +96,7 @@ def test_errors(stage: Opened) -> None:
         with pytest.raises(InvalidRequest, match="whole sectors"):
             await aio.pwrite(b"x", 0)
         good, bad = await asyncio.gather(aio.pread(512, 0), aio.pread(512, SIZE - 512), return_exceptions=True)
-        assert good == stage.content[:512]
+        assert good == bytes(512)
         assert isinstance(bad, IoError)
         assert f"READ of 512 bytes at {SIZE - 512}" in str(bad)
 

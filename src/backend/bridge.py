@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from paravirt.backend.capture import Capture
 from paravirt.errors import AlreadyExists, InvalidRequest, NotFound, TimedOut
+from paravirt.protocol.bridge import DEFAULT_HOLD_MS, MAX_HOLD_MS
 from paravirt.protocol.bridge_state import BridgeState, CaptureWish, PortKind, PortState, QueueState, Station
 from paravirt.protocol.netif import Mac
 from paravirt.protocol.vif_port import PortConfig
@@ -26,7 +27,7 @@ from paravirt.ring.tap import Tap
 log = logging.getLogger(__name__)
 
 NEWS_TIMEOUT_S = 3600.0
-MAX_HOLD_S = 60.0
+MAX_HOLD_S = MAX_HOLD_MS / 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Bridge:
         self._watched: dict[Leg, Callable[[Leg], None]] = {}
         self._mirror: str | None = None
         self._is_wire = False
+        self.hold_s = DEFAULT_HOLD_MS / 1000
         self._captures: set[Capture] = set()
         self._loop = NetLoop(spin_ns=spin_ns)
         self._loop.start()
@@ -279,6 +281,7 @@ class Bridge:
         """How long a sender is held back at most whose frames wait for receivers, before they are dropped; 0: not."""
         if not 0 <= hold_s <= MAX_HOLD_S:
             raise InvalidRequest(f"a sender is held back for 0 to {MAX_HOLD_S:g} s, not {hold_s:g}")
+        self.hold_s = hold_s
         self._loop.set_hold(hold_s)
 
     def set_mirror(self, name: str | None) -> None:

@@ -96,6 +96,7 @@ class VifService(DeviceService[VifStatistics]):
             return
         known.keys = keys
         known.bridge.set_ageing(config.ageing_s)
+        known.bridge.set_hold(config.hold_ms / 1000)
         known.bridge.set_mirror(config.mirror)
         errors = "; ".join([*self._set_ports(known, config)])
         # Our own word on it wakes us once more, and is then what it was.

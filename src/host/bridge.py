@@ -23,6 +23,7 @@ class BridgeInfo:
     wire: bool
     mirror: str
     ageing_s: int
+    hold_ms: int
     error: str
     """What the backend could not do of it."""
 
@@ -80,4 +81,4 @@ def _info(store: XenstoreClient, name: str, on: list[str]) -> BridgeInfo:
         config, error = BridgeConfig(), str(failure)
     links = tuple(f"{port} ({link.kind})" for port, link in config.links.items())
     taps, mirror = tuple(config.taps), config.mirror or ""
-    return BridgeInfo(name, tuple(on), taps, links, config.wire, mirror, config.ageing_s, error)
+    return BridgeInfo(name, tuple(on), taps, links, config.wire, mirror, config.ageing_s, config.hold_ms, error)

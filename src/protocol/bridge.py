@@ -16,9 +16,11 @@ from paravirt.protocol.keys import Keys
 from paravirt.protocol.vif_port import PORT_KEYS, PortConfig
 
 ROOT = "/paravirt/bridge"
-BRIDGE_KEYS = ("ageing-s", "mirror", "taps", "offloads", "links", "wire")
+BRIDGE_KEYS = ("ageing-s", "hold-ms", "mirror", "taps", "offloads", "links", "wire")
 DEFAULT_AGEING_S = 300
 MAX_AGEING_S = 10_000_000
+DEFAULT_HOLD_MS = 10
+MAX_HOLD_MS = 60_000
 _PORT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", re.ASCII)
 
 
@@ -34,6 +36,8 @@ class BridgeConfig:
 
     ageing_s: int = DEFAULT_AGEING_S
     """When stations that say nothing are forgotten; 0: never."""
+    hold_ms: int = DEFAULT_HOLD_MS
+    """How long a sender is held back at most whose frames wait for receivers, before they are dropped; 0: not."""
     mirror: str | None = None
     """Name of the port that gets copies of what mirrored ports send and are sent."""
     taps: Mapping[str, PortConfig] = field(default_factory=dict)
@@ -47,7 +51,8 @@ class BridgeConfig:
 
     def to_keys(self) -> Keys:
         taps = {name: port.to_keys() for name, port in self.taps.items()}
-        keys = {"ageing-s": str(self.ageing_s), "taps": json.dumps(taps), "offloads": str(int(self.offloads))}
+        keys = {"ageing-s": str(self.ageing_s), "hold-ms": str(self.hold_ms)}
+        keys |= {"taps": json.dumps(taps), "offloads": str(int(self.offloads))}
         if self.mirror:
             keys["mirror"] = self.mirror
         if self.links:
@@ -57,9 +62,8 @@ class BridgeConfig:
     @classmethod
     def from_keys(cls, keys: Mapping[str, str]) -> Self:
         """Written by Dom0, still checked: `InvalidRequest`."""
-        ageing = keys.get("ageing-s", str(DEFAULT_AGEING_S))
-        if not (ageing.isascii() and ageing.isdigit() and len(ageing) < 9 and int(ageing) <= MAX_AGEING_S):
-            raise InvalidRequest(f"ageing-s is {ageing[:40]!r}, not a number of seconds up to {MAX_AGEING_S}")
+        ageing_s = _count(keys, "ageing-s", "seconds", DEFAULT_AGEING_S, MAX_AGEING_S)
+        hold_ms = _count(keys, "hold-ms", "milliseconds", DEFAULT_HOLD_MS, MAX_HOLD_MS)
         mirror = keys.get("mirror") or None
         if mirror is not None and not _PORT.fullmatch(mirror):
             raise InvalidRequest(f"mirror is {mirror[:40]!r}, no name of a port")
@@ -67,7 +71,14 @@ class BridgeConfig:
         if twice := sorted({*taps} & {*links}):
             raise InvalidRequest(f"{twice[0]} is an interface and a link")
         offloads, wire = keys.get("offloads", "1") != "0", keys.get("wire", "0") != "0"
-        return cls(int(ageing), mirror, taps, offloads, links, wire)
+        return cls(ageing_s, hold_ms, mirror, taps, offloads, links, wire)
+
+
+def _count(keys: Mapping[str, str], key: str, unit: str, default: int, most: int) -> int:
+    text = keys.get(key, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= most):
+        raise InvalidRequest(f"{key} is {text[:40]!r}, not a number of {unit} up to {most}")
+    return int(text)
 
 
 def _mapping(text: str, what: str) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from paravirt.backend.bridge import PortView
 from paravirt.errors import InvalidRequest
 from paravirt.frontend.domain import Domain
 from paravirt.frontend.vif import Vif
+from paravirt.host import bridge as toolstack
+from paravirt.protocol.bridge import BridgeConfig
+from paravirt.protocol.vif import DEFAULT_BRIDGE
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.netif import Burst, NetCounters
 
@@ -185,3 +188,27 @@ def test_without_holding_back_frames_are_dropped_at_once(host: paravirt.Host) ->
         one.send(numbered(dead.mac, one.mac, first, BURST, 1500), timeout_s=10.0)
     assert port_of(host, 1).legs[0].held == 0
     assert counters_of(host, 2).rx_full > 0
+
+
+def test_as_xenstore_says(host: paravirt.Host) -> None:
+    one, dead = vif_of(host, "one"), vif_of(host, "dead")
+    teach(one, dead)
+    toolstack.set_bridge(host.store, DEFAULT_BRIDGE, BridgeConfig(hold_ms=0))
+    with host.bridge() as bridge:
+        eventually(lambda: bridge.hold_s == 0)
+    for first in range(0, 2048, BURST):
+        one.send(numbered(dead.mac, one.mac, first, BURST, 1500), timeout_s=10.0)
+    assert port_of(host, 1).legs[0].held == 0
+    assert counters_of(host, 2).rx_full > 0
+
+
+@pytest.mark.parametrize("word", ["60001", "-1", "1.5", "", "9" * 30])
+def test_times_that_are_none(word: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"hold-ms is .*, not a number of milliseconds up to 60000"):
+        BridgeConfig.from_keys({"hold-ms": word})
+
+
+def test_a_bridge_is_what_was_written() -> None:
+    config = BridgeConfig(ageing_s=5, hold_ms=250, mirror="vif1.0", offloads=False, wire=True)
+    assert BridgeConfig.from_keys(config.to_keys()) == config
+    assert BridgeConfig.from_keys({}) == BridgeConfig()

@@ -65,9 +65,9 @@ def test_the_commands_of_network_devices_and_bridges(host: RunningHost) -> None:
     (vif,) = json.loads(host.ask("vif", "list", "plain", "--json"))
     assert vif["rate"] == ""
     assert vif["port"] == "locking-mode locked, ipv4-allowed 10.0.0.1, vlan 10"
-    host.ask("bridge", "set", "xenbr0", "--ageing", "60", "--mirror", "vif9.9")
+    host.ask("bridge", "set", "xenbr0", "--ageing", "60", "--hold", "250", "--mirror", "vif9.9")
     (bridge,) = json.loads(host.ask("bridge", "list", "--json"))
-    assert (bridge["name"], bridge["ageing_s"], bridge["mirror"]) == ("xenbr0", 60, "vif9.9")
+    assert (bridge["name"], bridge["ageing_s"], bridge["hold_ms"], bridge["mirror"]) == ("xenbr0", 60, 250, "vif9.9")
     assert [name.startswith("vif") for name in bridge["vifs"]] == [True]
     assert "xenbr0" in host.ask("bridge", "list")
     host.ask("vif", "detach", "plain")

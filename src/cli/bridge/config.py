@@ -18,6 +18,7 @@ COLUMNS = {
     "wire": "Wire",
     "mirror": "Mirror",
     "ageing_s": "Ageing/s",
+    "hold_ms": "Hold/ms",
     "error": "Error",
 }
 
@@ -51,6 +52,7 @@ def list_(context: Context, as_json: bool) -> None:
 @click.option("--wire/--no-wire", default=None, help="No switch: two ports, what comes from one goes to the other.")
 @click.option("--mirror", metavar="PORT", help="Which port gets copies (vif1.0, or an interface); '': none.")
 @click.option("--ageing", type=click.IntRange(0), metavar="SECONDS", help="Forget silent stations then; 0: never.")
+@click.option("--hold", type=click.IntRange(0), metavar="MS", help="Hold back so long who is too fast; 0: drop frames.")
 @click.option("--offloads/--no-offloads", default=None, help="Whether interfaces made from now on take large packets.")
 @pass_context
 def set_(
@@ -69,9 +71,10 @@ def set_(
     wire: bool | None,
     mirror: str | None,
     ageing: int | None,
+    hold: int | None,
     offloads: bool | None,
 ) -> None:
-    """Make or change the bridge NAME: interfaces, files, wire, mirror, ageing.
+    """Make or change the bridge NAME: interfaces, files, wire, mirror, ageing, hold.
 
     PORT is what a port is called, "pcap" or "replay" unless it is said. FILE of --pcap is written beside what is there
     already: FILE.1 and so on. What could not be done stands in `bridge list`.
@@ -99,6 +102,8 @@ def set_(
             config = replace(config, mirror=mirror or None)
         if ageing is not None:
             config = replace(config, ageing_s=ageing)
+        if hold is not None:
+            config = replace(config, hold_ms=hold)
         if offloads is not None:
             config = replace(config, offloads=offloads)
         toolstack.set_bridge(store, name, config)

@@ -156,3 +156,6 @@ def test_network_guide_and_example(tmp_path: Path) -> None:
         "one hears: yes, a program",
     ]
     assert len(lines) == 5
+    answers = run([str(ROOT / "examples/async_network.py")], tmp_path).splitlines()
+    assert sorted(answers[:3]) == [f"the last answer: CLIENT {i} ASKS 4" for i in range(3)]
+    assert answers[3:] == ["the server sent 15 answers and has closed"]

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError, PeerGone
+from paravirt.frontend.async_vif import AsyncVif
 from paravirt.frontend.device import FrontendDevice
 from paravirt.frontend.suspend import Suspendable
 from paravirt.frontend.vif_control import VifControl
@@ -101,6 +102,8 @@ class Vif(Suspendable):
         self.mac = self._read_mac()
         self.mtu = self._read_mtu()
         self._queues = [VifQueueEnd(hypervisor, path, 0, None, self._max_spin_ns)]
+        self.aio = AsyncVif(self)
+        """The same calls for an event loop."""
         self._offer = VifOffer()
         self._lock = threading.Lock()
         self._closed = False
@@ -204,6 +207,7 @@ class Vif(Suspendable):
         self._give_up(Closed(f"network device {self._path.device_id} is closed"))
         self._device.close()
         self.pause()
+        self.aio.close()
         if self._control is not None:
             self._control.close()
         for queue in reversed(self._queues):

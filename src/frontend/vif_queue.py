@@ -6,10 +6,10 @@ Source: Xen public/io/netif.h. What is in flight when a backend dies is lost, as
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError
 from paravirt.frontend.ring_end import RingEnd
@@ -21,12 +21,13 @@ from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.event import WaitResult
 from paravirt.ring.netif import Burst, NetFront, Takes
 from paravirt.ring.netload import NetLoad, NetLoadResult
-from paravirt.ring.shared import RingStatistics
+from paravirt.ring.shared import FrontRing, RingStatistics
 from paravirt.ring.waiting import Fence
 
 ENTRIES = 256
 """Of a ring of one page, either kind."""
 ROOM_POLL_S = 0.001
+Way = Literal["tx", "rx"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,13 @@ class QueueStatistics:
 _COUNTED = tuple(name for name in QueueStatistics.__slots__ if name not in ("tx_lost", "tx_ring", "rx_ring"))
 
 
+class Event(NamedTuple):
+    """One that was taken for a foreign poll loop, and how far the rings had been read then."""
+
+    channel: EventChannel
+    read: tuple[tuple[FrontRing, int], ...]
+
+
 class Mover(Protocol):
     """Who moves the frames of a queue himself."""
 
@@ -75,6 +83,8 @@ class VifQueueEnd:
         self.tx_end: RingEnd = RingEnd(hypervisor, path, netif.TX_NAME, queue=queue, beside=first)
         self.rx_end: RingEnd = RingEnd(hypervisor, path, netif.RX_NAME, queue=queue, beside=first or self.tx_end)
         self.front: NetFront | None = None
+        self.listeners: set[Callable[[], None]] = set()
+        """Called when it is connected or given up, from any thread."""
         self._mover: Mover | None = None  # who moves its frames instead of callers
         self._max_spin_ns = max_spin_ns
         self._pages: PageRun | None = None
@@ -150,6 +160,7 @@ class VifQueueEnd:
         self.tell(front)
         if mover is not None:
             mover.connected(front, self.events)
+        self._tell_listeners()
 
     def lend(self, mover: Mover | None) -> None:
         """From now on `mover` moves its frames; None: callers do again. Not while a call is under way."""
@@ -187,6 +198,11 @@ class VifQueueEnd:
             self._changed.notify_all()
         self.tx_end.waiter.kick()
         self.rx_end.waiter.kick()
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
+        for listener in list(self.listeners):
+            listener()
 
     def close(self) -> None:
         """After `pause` and `give_up`; of several queues, the first last."""
@@ -239,6 +255,70 @@ class VifQueueEnd:
             if deadline is not None and time.monotonic() >= deadline:
                 return 0
 
+    # -- callers that do not wait here
+
+    def try_send(self, burst: Burst, start: int) -> int | None:
+        """Frames of a burst from `start` on that are with the backend now; None: a thread is sending."""
+        return self._attempt(self._sending, lambda front: front.send(burst, start))
+
+    def try_receive(self, burst: Burst, max_packets: int) -> int | None:
+        """Packets that are there, to the end of a burst; None: a thread is receiving."""
+        return self._attempt(self._receiving, lambda front: front.take(burst, max_packets))
+
+    def _attempt(self, lock: threading.Lock, call: Callable[[NetFront], int]) -> int | None:
+        self._check()
+        if not lock.acquire(blocking=False):
+            return None
+        try:
+            front = self.front if self._connected else None
+            if front is None:
+                return 0
+            n = call(front)
+            self.tell(front)
+            return n
+        finally:
+            lock.release()
+
+    def doorbell(self, way: Way) -> Way:
+        """Whose waiter has the events of this ring in the present connection."""
+        return "tx" if self.rx_end.channel is self.tx_end.channel else way
+
+    def is_ready(self, way: Way) -> bool:
+        """Whether another attempt is worth it now; else the doorbell rings, or `listeners` are told, once it is."""
+        lock, end = (self._sending, self.tx_end) if way == "tx" else (self._receiving, self.rx_end)
+        if self._error is not None or not lock.acquire(blocking=False):
+            return True
+        try:
+            return self._connected and end.ring is not None and end.ring.final_check()
+        finally:
+            lock.release()
+
+    def take_event(self, doorbell: Way) -> Event | tuple[()] | None:
+        """An event, to be given to `end_event` after what there is was taken; () if there is none; None, and the
+        doorbell rings on, when a thread hears it.
+        """
+        lock, end = (self._sending, self.tx_end) if doorbell == "tx" else (self._receiving, self.rx_end)
+        if not lock.acquire(blocking=False):
+            return None
+        try:
+            end.waiter.drain_bells()
+            if not self._connected or end.channel is None or not end.channel.take_pending():
+                return ()
+            ends = (self.tx_end, self.rx_end) if self.rx_end.channel is self.tx_end.channel else (end,)
+            return Event(end.channel, tuple((each.ring, each.ring.core.cons) for each in ends if each.ring is not None))
+        finally:
+            lock.release()
+
+    def end_event(self, event: Event) -> None:
+        """The channel may ring again: at once if something was taken, else later and later."""
+        with self._changed:
+            if not self._connected or event.channel not in (self.tx_end.channel, self.rx_end.channel):
+                return
+            if len(event.read) == 1:
+                event.read[0][0].end_event()
+            else:
+                event.channel.eoi(spurious=all(ring.core.cons == cons for ring, cons in event.read))
+
     def run(self, load: NetLoad, *, takes: bool) -> NetLoadResult:
         """A load in C on this connection; other calls of that direction wait meanwhile. `takes`: it only takes.
 
@@ -255,12 +335,15 @@ class VifQueueEnd:
         with self._changed:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             self._changed.wait_for(lambda: self._connected or self._error is not None, left)
-            if self._error is not None:
-                raise self._error
-            if self._mover is not None:
-                raise InvalidRequest("this queue is in use by an interface of the kernel")
+            self._check()
         with lock:
             yield self.front if self._connected else None
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._mover is not None:
+            raise InvalidRequest("this queue is in use by an interface of the kernel")
 
     def tell(self, front: NetFront) -> None:
         """Find the backend again, if it could not be notified."""

@@ -15,6 +15,7 @@ void pv_netback_init(struct pv_netback *netback, struct pv_ring *tx, struct pv_r
 	netback->rx = rx;
 	netback->mapper = mapper;
 	netback->features = features;
+	netback->groups = &netback->own_groups;
 }
 
 void pv_netback_set_rate(struct pv_netback *netback, uint64_t bytes, uint64_t window_us)
@@ -55,33 +56,45 @@ static int is_over_credit(struct pv_netback *netback, uint32_t n_bytes, int64_t 
 
 /* ---- multicast lists ---- */
 
-static uint32_t find_mcast(const struct pv_netback *netback, const uint8_t address[6])
+static uint32_t find_group(const struct pv_netback_groups *groups, const uint8_t address[6])
 {
 	uint32_t i = 0;
 
-	while (i < netback->n_mcast && memcmp(netback->mcast[i], address, 6))
+	while (i < groups->n && memcmp(groups->addresses[i], address, 6))
 		i++;
 	return i;
 }
 
-static int change_mcast(struct pv_netback *netback, const struct pv_netif_packet *packet)
+static int change_groups(struct pv_netback *netback, const struct pv_netif_packet *packet)
 {
-	uint32_t at = find_mcast(netback, packet->mcast_address);
+	struct pv_netback_groups *groups = netback->groups;
+	uint32_t at = find_group(groups, packet->mcast_address);
 
 	if (!(packet->mcast_address[0] & 1))
 		return PV_NETIF_ERROR;
 	if (packet->mcast == PV_NETIF_EXTRA_MCAST_DEL) {
-		if (at < netback->n_mcast)
-			memmove(netback->mcast[at], netback->mcast[--netback->n_mcast], 6);
+		if (at < groups->n)
+			memmove(groups->addresses[at], groups->addresses[--groups->n], 6);
 		netback->counters.mcast_changes++;
 		return PV_NETIF_OKAY;
 	}
 	if (at == PV_NETBACK_MCAST)
 		return PV_NETIF_ERROR;
-	if (at == netback->n_mcast)
-		memcpy(netback->mcast[netback->n_mcast++], packet->mcast_address, 6);
+	if (at == groups->n)
+		memcpy(groups->addresses[groups->n++], packet->mcast_address, 6);
 	netback->counters.mcast_changes++;
 	return PV_NETIF_OKAY;
+}
+
+void pv_netback_share_groups(struct pv_netback *netback, struct pv_netback *with)
+{
+	netback->groups = with->groups;
+}
+
+void pv_netback_filter(struct pv_netback *netback, int on)
+{
+	netback->features &= ~(uint32_t)PV_NETBACK_MCAST_CONTROL;
+	netback->features |= on ? PV_NETBACK_MCAST_CONTROL : 0;
 }
 
 /* ---- a batch ---- */
@@ -170,7 +183,7 @@ static int64_t take_packet(struct pv_netback *netback, struct batch *batch, stru
 	if (n <= 0)
 		return n ? give_up(netback, -n) : -EAGAIN;
 	if (packet.mcast) {
-		answer(netback, netback->first_request, packet.n_requests, packet.n_extras, change_mcast(netback, &packet));
+		answer(netback, netback->first_request, packet.n_requests, packet.n_extras, change_groups(netback, &packet));
 	} else if (packet.status) {
 		netback->counters.tx_errors++;
 		answer(netback, netback->first_request, packet.n_requests, packet.n_extras, PV_NETIF_ERROR);

@@ -64,6 +64,12 @@ struct pv_backlog {
 
 #define PV_BACKLOG_FRAME_BYTES 1024 /* that a frame counts beside its own */
 
+/* What a guest wants of what goes to groups: of all queues of its device. */
+struct pv_netback_groups {
+	uint32_t n;
+	uint8_t addresses[PV_NETBACK_MCAST][6];
+};
+
 struct pv_waiting_block;           /* frames that wait for buffers */
 
 struct pv_netback {
@@ -110,12 +116,16 @@ struct pv_netback {
 	uint32_t wanted;           /* buffers that it had too few for */
 	uint8_t *scratch;          /* one frame; made when first needed */
 
-	uint32_t n_mcast;
-	uint8_t mcast[PV_NETBACK_MCAST][6];
+	struct pv_netback_groups *groups;
+	struct pv_netback_groups own_groups; /* `groups`, unless another queue's are these, too */
 };
 
 /* Rings are attached to, of this frontend; without copies of anything. `features`: PV_NETBACK_*. */
 void pv_netback_init(struct pv_netback *netback, struct pv_ring *tx, struct pv_ring *rx, struct pv_mapper *mapper, uint32_t features);
+/* It has the groups of another queue of its device, in the same thread, which must outlive it. */
+void pv_netback_share_groups(struct pv_netback *netback, struct pv_netback *with);
+/* Whether it gets the groups that it asks for alone, from now on. */
+void pv_netback_filter(struct pv_netback *netback, int on);
 /* Let frames go that wait. */
 void pv_netback_destroy(struct pv_netback *netback);
 /* What the guest may send: `bytes` a window of `window_us`; 0: as much as it likes. */

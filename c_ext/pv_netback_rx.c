@@ -275,8 +275,8 @@ static int is_filtered(const struct pv_netback *netback, const uint8_t *bytes)
 
 	if (!(netback->features & PV_NETBACK_MCAST_CONTROL) || !(bytes[0] & 1) || !memcmp(bytes, broadcast, 6))
 		return 0;
-	for (uint32_t i = 0; i < netback->n_mcast; i++)
-		if (!memcmp(bytes, netback->mcast[i], 6))
+	for (uint32_t i = 0; i < netback->groups->n; i++)
+		if (!memcmp(bytes, netback->groups->addresses[i], 6))
 			return 0;
 	return 1;
 }

@@ -52,9 +52,11 @@ struct pv_netfront {
 	struct pv_netfront_counters counters;
 
 	uint16_t *free_ids;        /* of the transmit ring, a stack */
-	uint8_t *in_flight;        /* 1: the id is with the backend */
+	uint8_t *in_flight;        /* 1: the id is with the backend, 2: for a wish */
 	uint32_t n_free;
 	uint32_t extras_out;       /* slots of extra information that are not answered */
+	uint32_t wishes_out;       /* requests to join or leave a group that are not answered */
+	uint32_t wishes_refused;
 	uint8_t *scratch;          /* one frame; made when first needed */
 
 	uint16_t *slot_ids;        /* which id was asked for in each slot of the receive ring */
@@ -78,6 +80,11 @@ int64_t pv_netfront_post_all(struct pv_netfront *front);
  * How many, a refused one included (`status` of each: 0, or -EINVAL); -EPROTO: the backend broke the protocol; -errno.
  */
 int64_t pv_netfront_send(struct pv_netfront *front, uint8_t *memory, struct pv_frame *frames, uint32_t n);
+/*
+ * Ask for what goes to a group, or no more: `type` is PV_NETIF_EXTRA_MCAST_ADD or _DEL. 1, and `wishes_out` and
+ * `wishes_refused` say what comes of it; 0: there is no room; -EPROTO; -errno.
+ */
+int64_t pv_netfront_wish(struct pv_netfront *front, uint8_t type, const uint8_t address[6]);
 /* Take responses to what was sent. 0; -EPROTO; -errno. */
 int64_t pv_netfront_reap(struct pv_netfront *front);
 /* Packets of the backend, at most `max`, to the end of `burst`. How many; -EPROTO; -errno. */

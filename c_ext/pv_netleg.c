@@ -185,11 +185,22 @@ static int64_t serve_ctrl(struct pv_netleg *leg)
 
 /* ---- all kinds ---- */
 
+/* An event that told of requests was none too many, whatever came of them: groups that are joined, packets that are malformed. */
+static int64_t take_back(struct pv_netleg *leg, struct pv_burst *burst)
+{
+	uint32_t before = leg->back->tx->cons;
+	int64_t n = pv_netback_take(leg->back, burst, PV_NETLOOP_BURST, leg->loop->now_ns);
+
+	if (leg->back->tx->cons != before)
+		leg->had_work = 1;
+	return n;
+}
+
 int64_t netleg_take(struct pv_netleg *leg, struct pv_burst *burst)
 {
 	switch (leg->kind) {
 	case PV_NETLEG_BACK:
-		return pv_netback_take(leg->back, burst, PV_NETLOOP_BURST, leg->loop->now_ns);
+		return take_back(leg, burst);
 	case PV_NETLEG_FRONT:
 		return pv_netfront_take(leg->front, burst, PV_NETLOOP_BURST);
 	case PV_NETLEG_TAP:

@@ -2,8 +2,8 @@
 """A backend service of Dom0: finds the devices of its class in xenstore and drives each by the transition table.
 
 One thread looks at states and negotiates; each connected device has an engine with a thread of its own. Everything a
-guest can do to this thread is rewrite its own `state`: identical pending watch events are merged, so that costs one
-look.
+guest can do to this thread is rewrite its own `state`, or what else is watched of it: identical pending watch events
+are merged, so that costs one look.
 """
 
 import logging
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Generic, Protocol, Self
+from typing import ClassVar, Generic, Protocol, Self
 
 from paravirt.backend.c_engine import make_engine
 from paravirt.backend.device import DEFAULT_SPIN_NS as DEFAULT_SPIN_NS
@@ -52,6 +52,9 @@ class DeviceService(Generic[S]):
 
     `serve_forever` in a process of its own, or `start`/`stop` in a thread of somebody else's.
     """
+
+    watched: ClassVar[tuple[str, ...]] = ("state",)
+    """Keys of a frontend whose changes have its device looked at."""
 
     def __init__(self, hypervisor: Hypervisor, store: XenstoreClient, kind: str, make_device: DeviceFactory[S]) -> None:
         """`kind`: the name of the class in xenstore, such as "vbd"."""
@@ -188,13 +191,15 @@ class DeviceService(Generic[S]):
             self._drop(path, watched=known)
         elif not known:
             # Fires once at once, so no change between the first look and here is missed.
-            self._queue.add(f"{path.frontend}/state", path.backend)
+            for key in self.watched:
+                self._queue.add(f"{path.frontend}/{key}", path.backend)
 
     def _drop(self, path: DevicePath, *, watched: bool) -> None:
         with self._lock:
             self._devices.pop(path, None)
         if watched:
-            self._queue.remove(f"{path.frontend}/state", path.backend)
+            for key in self.watched:
+                self._queue.remove(f"{path.frontend}/{key}", path.backend)
 
     def _on_failure(self, device: BackendDevice[S]) -> None:
         with self._lock:

@@ -19,6 +19,7 @@ from paravirt.protocol import netif
 from paravirt.protocol.keys import RingRequest
 from paravirt.protocol.vif import (
     CONFIG_KEYS,
+    MULTICAST_KEY,
     REQUEST_KEYS,
     Rate,
     VifConfig,
@@ -140,6 +141,12 @@ class QueueEngine:
             self._back.set_rate(*((rate.bytes, rate.window_us) if rate else (0, 0)))
         self._leg.revive()
 
+    def filter_multicast(self, on: bool) -> None:
+        """Whether the guest gets the groups that it asks for alone, from now on."""
+        if self._leg is not None:
+            with self._leg.loop.still():
+                self._back.filter_multicast(on)
+
     def _hear(self, leg: Leg) -> None:
         """From the bridge's thread: what has become of the leg."""
         if leg.state is LegState.PEER:
@@ -183,6 +190,8 @@ class VifBackend(BackendDevice[VifStatistics]):
         self._port: BridgePort | None = None
         self._request: VifRequest | None = None
         self._hash: NetHash | None = None
+        self._first: NetBack | None = None  # of the queues
+        self._filters = False
         self._rate_text: str | None = None
         self._port_keys: dict[str, str] | None = None
 
@@ -265,13 +274,15 @@ class VifBackend(BackendDevice[VifStatistics]):
         assert connection.rx_ring is not None
         assert self._request is not None
         assert self._port is not None
-        back = NetBack(connection.ring, connection.rx_ring, connection.mapper, features_of(self._request))
+        features, beside = features_of(self._request), None if connection.queue == 0 else self._first
+        back = NetBack(connection.ring, connection.rx_ring, connection.mapper, features, beside=beside)
         back.core.headroom = self._request.xdp_headroom
         rate = self._config.rate if self._config else None
         if rate:
             back.set_rate(rate.bytes, rate.window_us)
         control = None
         if connection.queue == 0:
+            self._first, self._filters = back, self._request.multicast_control
             self._hash = NetHash(len(self._request.queues)) if self._request.ctrl else None
             control = self._make_control()
         return QueueEngine(connection, back, self._port, self.fail, self._hash, control)
@@ -302,6 +313,7 @@ class VifBackend(BackendDevice[VifStatistics]):
     def _look_again(self) -> None:
         """Take over what the toolstack has changed: the rate, how the switch treats the port."""
         self._look_at_port_keys()
+        self._look_at_multicast()
         text = xenbus.read_key(self._store, f"{self.path.backend}/rate") or ""
         if text == self._rate_text:
             return
@@ -317,6 +329,16 @@ class VifBackend(BackendDevice[VifStatistics]):
             if isinstance(engine, QueueEngine):
                 engine.set_rate(rate)
         log.info("%s: %s", self.path.backend, f"rate {rate}" if rate else "no rate")
+
+    def _look_at_multicast(self) -> None:
+        """The frontend may change its mind at any time; a word that is none changes nothing."""
+        wish = xenbus.read_key(self._store, f"{self.path.frontend}/{MULTICAST_KEY}")
+        if wish not in ("0", "1") or (filters := wish == "1") == self._filters:
+            return
+        self._filters = filters
+        for engine in self._engines:
+            if isinstance(engine, QueueEngine):
+                engine.filter_multicast(filters)
 
     def _look_at_port_keys(self) -> None:
         """What is not well leaves the port as it was."""

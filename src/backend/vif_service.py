@@ -19,7 +19,7 @@ from paravirt.errors import InvalidRequest, NotFound, ParavirtError, XenstoreErr
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.bridge import BRIDGE_KEYS, ROOT, BridgeConfig, bridge_of_path
 from paravirt.protocol.bridge_link import LinkConfig
-from paravirt.protocol.vif import MAX_QUEUES, bridge_name
+from paravirt.protocol.vif import MAX_QUEUES, MULTICAST_KEY, bridge_name
 from paravirt.ring.waiting import Fence, Wait
 from paravirt.xenstore import xenbus
 from paravirt.xenstore.client import WatchEvent, XenstoreClient
@@ -39,6 +39,8 @@ class _Configured:
 
 class VifService(DeviceService[VifStatistics]):
     """Serves all vifs of Dom0."""
+
+    watched = ("state", MULTICAST_KEY)
 
     def __init__(
         self,

@@ -11,18 +11,28 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError, PeerGone
 from paravirt.frontend.async_vif import AsyncVif
 from paravirt.frontend.device import FrontendDevice
 from paravirt.frontend.suspend import Suspendable
 from paravirt.frontend.vif_control import VifControl
+from paravirt.frontend.vif_groups import BROADCAST, VifGroups
 from paravirt.frontend.vif_queue import QueueStatistics, VifQueueEnd, features_of
 from paravirt.hypervisor.client import Hypervisor
 from paravirt.protocol.keys import FENCE_KEY, RingRequest
 from paravirt.protocol.netif import MAX_RING_PAGE_ORDER, Mac
-from paravirt.protocol.vif import DEFAULT_MTU, MAX_HEADROOM, MAX_QUEUES, OFFER_KEYS, VifOffer, VifRequest, parse_mac
+from paravirt.protocol.vif import (
+    DEFAULT_MTU,
+    MAX_HEADROOM,
+    MAX_QUEUES,
+    MULTICAST_KEY,
+    OFFER_KEYS,
+    VifOffer,
+    VifRequest,
+    parse_mac,
+)
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.netif import Burst
 from paravirt.ring.waiting import Wait, fence_for, spin_limit
@@ -34,8 +44,8 @@ log = logging.getLogger(__name__)
 DEFAULT_SPIN_NS = 50_000
 CONNECT_TIMEOUT_S = 10.0
 MAX_DEFAULT_QUEUES = 4
-BROADCAST = b"\xff" * 6
 RARP_TYPE = b"\x80\x35"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,10 @@ def announcement(mac: Mac) -> bytes:
     """A broadcast by which switches learn where an address is now: a reverse ARP request for itself (RFC 903)."""
     body = bytes.fromhex("0001080006040003") + mac + bytes(4) + mac + bytes(4)
     return (BROADCAST + mac + RARP_TYPE + body).ljust(60, b"\0")
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
 
 
 class Vif(Suspendable):
@@ -70,7 +84,7 @@ class Vif(Suspendable):
         wait: Wait = "adaptive",
         queues: int | None = 1,
         offloads: bool = True,
-        multicast: Iterable[Mac] | None = None,
+        multicast: Iterable[bytes] | None = None,
         xdp_headroom: int = 0,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
@@ -78,7 +92,8 @@ class Vif(Suspendable):
 
         `ring_page_order`: rings have 2**order pages (256 entries each) if the backend takes that many. `queues`: None:
         one for each CPU of this process, at most 4. `offloads`: take large packets and blank checksums as they are;
-        without it, each frame comes whole and fits the MTU. `multicast`: groups to get, no others; None: all.
+        without it, each frame comes whole and fits the MTU. `multicast`: groups to get, no others
+        (`join`, `leave`); None: all.
         `xdp_headroom`: bytes that the backend leaves free before what it writes to a page, up to 2048.
         """
         if not 0 <= ring_page_order <= MAX_RING_PAGE_ORDER:
@@ -98,7 +113,7 @@ class Vif(Suspendable):
             raise InvalidRequest(f"xdp_headroom is {xdp_headroom}, not from 0 to {MAX_HEADROOM}")
         self._xdp_headroom = xdp_headroom
         self._control: VifControl | None = None
-        self.multicast = None if multicast is None else tuple(multicast)
+        self._groups = VifGroups(multicast)
         self.mac = self._read_mac()
         self.mtu = self._read_mtu()
         self._queues = [VifQueueEnd(hypervisor, path, 0, None, self._max_spin_ns)]
@@ -146,21 +161,53 @@ class Vif(Suspendable):
         burst = packets if isinstance(packets, Burst) else Burst.of(packets)
         if not len(burst):
             return 0
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        return self._guard(lambda: self._queue(queue).send(burst, deadline))
+        return self._guard(lambda: self._queue(queue).send(burst, _deadline(timeout_s)))
 
     def receive_burst(
         self, burst: Burst, max_packets: int = 64, *, queue: int = 0, timeout_s: float | None = None
     ) -> int:
         """Packets to the end of `burst`, at least one unless the time is up; how many."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        return self._guard(lambda: self._queue(queue).receive(burst, max_packets, deadline))
+        return self._guard(lambda: self._queue(queue).receive(burst, max_packets, _deadline(timeout_s)))
 
     def receive(self, max_packets: int = 64, *, queue: int = 0, timeout_s: float | None = None) -> list[bytes]:
         """Packets, at least one; [] when the time is up."""
         burst = Burst(max_packets, max(262_144, max_packets * 2048))
         self.receive_burst(burst, max_packets, queue=queue, timeout_s=timeout_s)
         return list(burst)
+
+    @property
+    def groups(self) -> tuple[Mac, ...]:
+        """Those that it has joined."""
+        return self._groups.all()
+
+    def join(self, group: bytes, *, timeout_s: float | None = None) -> None:
+        """Get the frames to a group, where `filter_multicast` keeps others away. Harmless when repeated.
+
+        `InvalidRequest` for what is no group, and for a backend that knows nothing of groups; `ResourceLimit` beyond 64
+        groups; `TimedOut`.
+        """
+        self._check_multicast()
+        self._guard(lambda: self._groups.join(self._queues[0], group, _deadline(timeout_s)))
+
+    def leave(self, group: bytes, *, timeout_s: float | None = None) -> None:
+        """The frames to a group no more. Harmless when it is not joined; errors as `join`."""
+        self._check_multicast()
+        self._guard(lambda: self._groups.leave(self._queues[0], group, _deadline(timeout_s)))
+
+    def filter_multicast(self, on: bool) -> None:
+        """Whether only the groups that are joined come, or all. It takes a moment until the backend has heard it.
+
+        `InvalidRequest` for a backend that is told once, when it connects, or never.
+        """
+        self._check_multicast()
+        if not self._offer.dynamic_multicast:
+            raise InvalidRequest("the backend of this network device takes that when it connects only")
+        self._groups.is_filtered = on
+        self._store.write(f"{self._path.frontend}/{MULTICAST_KEY}", str(int(on)))
+
+    def _check_multicast(self) -> None:
+        if not self._offer.multicast_control:
+            raise InvalidRequest("the backend of this network device knows nothing of groups")
 
     def announce(self) -> None:
         """Have switches learn where this device is now."""
@@ -190,7 +237,7 @@ class Vif(Suspendable):
             raise InvalidRequest(f"there is no queue {queue}, only {len(self._queues)}")
         return self._queues[queue]
 
-    def _guard(self, call: Callable[[], int]) -> int:
+    def _guard(self, call: Callable[[], T]) -> T:
         """A backend that breaks the protocol is left, and the caller hears why."""
         try:
             return call()
@@ -250,7 +297,7 @@ class Vif(Suspendable):
             gso_tcpv6=on,
             no_csum=not on,
             ipv6_csum=on,
-            multicast_control=self.multicast is not None and offer.multicast_control,
+            multicast_control=self._groups.is_filtered and offer.multicast_control,
         )
         keys = request.to_keys()
         return {**keys, FENCE_KEY: "full" if fence == "full" else word} if word else keys
@@ -264,8 +311,10 @@ class Vif(Suspendable):
 
     def connect(self, backend: str) -> None:
         """Go."""
+        groups = self._groups.all() if self._offer.multicast_control else ()
         for queue in self._queues:
-            queue.connect(features_of(self._offer))
+            queue.connect(features_of(self._offer), groups)
+            groups = ()  # the first tells of them for all
         self._connects += 1
         if self._control is not None and self._offer.ctrl_ring:
             try:

@@ -6,16 +6,17 @@ Source: Xen public/io/netif.h. What is in flight when a backend dies is lost, as
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError
+from paravirt.errors import Closed, InvalidRequest, ParavirtError, PeerError, TimedOut
 from paravirt.frontend.ring_end import RingEnd
 from paravirt.frontend.vif_control import DATA_PAGES as CONTROL_PAGES
 from paravirt.hypervisor.client import Arena, EventChannel, Hypervisor, PageRun
 from paravirt.protocol import netif
+from paravirt.protocol.netif import Mac
 from paravirt.protocol.vif import VifOffer, VifQueue
 from paravirt.protocol.xenbus import DevicePath
 from paravirt.ring.event import WaitResult
@@ -139,8 +140,8 @@ class VifQueueEnd:
             arena.grant(pages.gref + i, read_only=i < n_tx)
         self._pages = pages
 
-    def connect(self, features: Takes) -> None:
-        """Go."""
+    def connect(self, features: Takes, groups: Iterable[Mac] = ()) -> None:
+        """Go. `groups`: to be asked for, before anything else."""
         tx, rx, pages = self.tx_end.ring, self.rx_end.ring, self._pages
         if tx is None or rx is None or pages is None:
             raise PeerError("the backend connected before it was asked to")
@@ -152,6 +153,8 @@ class VifQueueEnd:
             features,
         )
         front.post_all()
+        for group in groups:
+            front.wish(group, join=True)
         with self._changed:
             self.front = front
             self._connected = True
@@ -237,6 +240,24 @@ class VifQueueEnd:
             return
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         ring.wait(timeout_s=left)
+
+    def wish(self, group: Mac, *, join: bool, deadline: float | None) -> bool:
+        """Ask the backend for what goes to a group, or no more; whether it granted that. One at a time. `TimedOut`."""
+        asked: NetFront | None = None
+        refused = 0
+        while True:
+            with self._usable(self._sending, deadline) as front:
+                if front is not None:
+                    front.reap()
+                    if front is not asked:
+                        refused = front.wishes[1]
+                        asked = front if front.wish(group, join=join) else None
+                        self.tell(front)
+                    elif not front.wishes[0]:
+                        return front.wishes[1] == refused
+                    self._await_room(deadline)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimedOut(f"the backend did not say in time whether {group} is {'joined' if join else 'left'}")
 
     def receive(self, burst: Burst, max_packets: int, deadline: float | None) -> int:
         """Packets to the end of a burst; how many, 0 when the time is up."""

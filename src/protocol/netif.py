@@ -153,6 +153,10 @@ EXTRA_MORE = 1
 """Bit of `flags` of extra information: another slot of it follows."""
 
 
+MAX_GROUPS = 64
+"""That a backend filters by."""
+
+
 class Mac(bytes):
     """An Ethernet address."""
 

@@ -119,6 +119,7 @@ class VifConfig:
         )
 
 
+MULTICAST_KEY = "request-multicast-control"
 CONFIG_KEYS = ("mac", "bridge", "handle", "mtu", "rate")
 
 
@@ -132,6 +133,8 @@ class VifOffer:
     ipv6_csum: bool = True
     split_channels: bool = True
     multicast_control: bool = True
+    dynamic_multicast: bool = True
+    """It may be switched on and off while the device is connected."""
     ctrl_ring: bool = True
     xdp_headroom: bool = True
     max_queues: int = 1
@@ -147,6 +150,7 @@ class VifOffer:
             "feature-ipv6-csum-offload": str(int(self.ipv6_csum)),
             "feature-split-event-channels": str(int(self.split_channels)),
             "feature-multicast-control": str(int(self.multicast_control)),
+            "feature-dynamic-multicast-control": str(int(self.dynamic_multicast)),
             "feature-ctrl-ring": str(int(self.ctrl_ring)),
             "feature-xdp-headroom": str(int(self.xdp_headroom)),
             "multi-queue-max-queues": str(self.max_queues),
@@ -165,6 +169,7 @@ class VifOffer:
             ipv6_csum=_flag(keys, "feature-ipv6-csum-offload"),
             split_channels=_flag(keys, "feature-split-event-channels"),
             multicast_control=_flag(keys, "feature-multicast-control"),
+            dynamic_multicast=_flag(keys, "feature-dynamic-multicast-control"),
             ctrl_ring=_flag(keys, "feature-ctrl-ring"),
             xdp_headroom=_flag(keys, "feature-xdp-headroom"),
             max_queues=max(1, min(number(keys, "multi-queue-max-queues", 1), MAX_QUEUES)),
@@ -259,7 +264,7 @@ _FEATURE_KEYS = (
     "feature-gso-tcpv6",
     "feature-no-csum-offload",
     "feature-ipv6-csum-offload",
-    "request-multicast-control",
+    MULTICAST_KEY,
     CTRL_REF_KEY,
     CTRL_PORT_KEY,
     HEADROOM_KEY,
@@ -299,7 +304,7 @@ class VifRequest:
             "feature-gso-tcpv6": str(int(self.gso_tcpv6)),
             "feature-no-csum-offload": str(int(self.no_csum)),
             "feature-ipv6-csum-offload": str(int(self.ipv6_csum)),
-            "request-multicast-control": str(int(self.multicast_control)),
+            MULTICAST_KEY: str(int(self.multicast_control)),
         }
         if self.ctrl is not None:
             keys[CTRL_REF_KEY], keys[CTRL_PORT_KEY] = str(self.ctrl.ring_refs[0]), str(self.ctrl.event_channel)
@@ -350,7 +355,7 @@ class VifRequest:
             gso_tcpv6=_flag(keys, "feature-gso-tcpv6"),
             no_csum=_flag(keys, "feature-no-csum-offload"),
             ipv6_csum=_flag(keys, "feature-ipv6-csum-offload"),
-            multicast_control=_flag(keys, "request-multicast-control"),
+            multicast_control=_flag(keys, MULTICAST_KEY),
             ctrl=ctrl,
             xdp_headroom=headroom,
         )

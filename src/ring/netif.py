@@ -188,14 +188,19 @@ class NetBack:
         *,
         drain_s: float | None = None,
         stall_s: float | None = None,
+        beside: "NetBack | None" = None,
     ) -> None:
         """Rings and mapper stay the caller's and must outlive this. `drain_s`: how long a frame waits for buffers;
-        `stall_s`: how long the guest may have none before nothing is kept for it. None: as Linux' netback.
+        `stall_s`: how long the guest may have none before nothing is kept for it. None: as Linux' netback. `beside`:
+        another queue of the same device, in the same thread: both have the groups that the guest asks for at either.
         """
         self._rings = tx, rx
+        self._beside = beside
         self._kept = mapper
         self.core: CData = ffi.new("struct pv_netback *")
         lib.pv_netback_init(self.core, tx.core, rx.core, mapper.core, int(features))
+        if beside is not None:
+            lib.pv_netback_share_groups(self.core, beside.core)
         notifies = Feature.RX_NOTIFY in features
         if drain_s is None:
             drain_s = DRAIN_S if notifies else DRAIN_WITHOUT_NOTIFY_S
@@ -207,6 +212,10 @@ class NetBack:
     def set_rate(self, n_bytes: int, window_us: int) -> None:
         """What the guest may send; 0: as much as it likes."""
         lib.pv_netback_set_rate(self._usable(), n_bytes, window_us)
+
+    def filter_multicast(self, on: bool) -> None:
+        """Whether it gets the groups that it asks for alone, from now on."""
+        lib.pv_netback_filter(self._usable(), on)
 
     def take(self, burst: Burst, max_packets: int = 64, *, now_ns: int | None = None) -> int:
         """Packets of the guest to the end of `burst`; how many. `PeerError` (`fatal` says more), `Closed`."""
@@ -296,6 +305,16 @@ class NetFront:
         """Frames of a burst from `start`: how many were dealt with (`status` of each: 0, or an error)."""
         core = burst.core
         return checked(lib.pv_netfront_send(self.usable, core.memory, core.frames + start, core.n - start), "backend")
+
+    def wish(self, address: bytes, *, join: bool) -> bool:
+        """Ask for what goes to a group, or no more; False when there is no room. See `wishes`."""
+        kind = lib.PV_NETIF_EXTRA_MCAST_ADD if join else lib.PV_NETIF_EXTRA_MCAST_DEL
+        return bool(checked(lib.pv_netfront_wish(self.usable, kind, address), "backend"))
+
+    @property
+    def wishes(self) -> tuple[int, int]:
+        """How many have no answer yet, and how many were refused."""
+        return self.core.wishes_out, self.core.wishes_refused
 
     def reap(self) -> None:
         """Take answers to what was sent."""

@@ -90,7 +90,7 @@ def test_fio_verifies_while_backends_are_killed(host: RunningHost, image: Path) 
     """Clients see pauses and nothing else."""
     need("fio")
     with exported(host) as export, Killer(host) as killer:
-        fio(export.uri, "--rw=randrw", "--bsrange=4k-64k", "--fsync=64", "--size=8m", "--rate_iops=80,80")
+        fio(export.uri, "--rw=randrw", "--bsrange=4k-64k", "--fsync=64", "--size=4m", "--rate_iops=80,80")
     assert killer.killed == 3
 
 

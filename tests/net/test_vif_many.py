@@ -17,7 +17,7 @@ from paravirt.frontend.domain import Domain
 from paravirt.frontend.vif import Vif
 from paravirt.ring.netif import Burst
 
-from ..eventually import eventually
+from ..eventually import eventually, steady
 from ..held import Held, settled
 from .frames import BROADCAST, frame
 
@@ -108,7 +108,7 @@ def test_devices_come_and_go_and_the_others_lose_nothing(host: paravirt.Host) ->
 
     for n in range(12):
         life(n)
-    before = Held.now(host)
+    before = steady(lambda: Held.now(host))
     stream = Stream(one, other)
     try:
         for n in range(ROUNDS):

@@ -248,9 +248,15 @@ class LiveRing:
         """Domain and reference of its first page: 1:8. No two live rings have the same."""
         return f"{self.domid}:{self.refs[0]}"
 
+    def succeeds(self, other: "LiveRing") -> bool:
+        """Whether it is that ring, or the one that its device had made in its place."""
+        return (self.name, self.end.protocol) == (other.name, other.end.protocol)
+
     def is_named(self, text: str) -> bool:
-        """Whether a user means it by `text`."""
-        return text in (self.name, self.place, f"{self.name}/q{self.end.queue}")
+        """Whether a user means it by `text`: of several rings of a queue one is meant with its part, vif/1/0/ctrl."""
+        part = self.end.protocol.rpartition("-")[2]
+        names = (self.name, f"{self.name}/q{self.end.queue}")
+        return text in (*names, self.place, *(f"{name}/{part}" for name in names))
 
 
 class LookedArena:

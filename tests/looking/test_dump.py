@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import paravirt
+from paravirt.errors import InvalidRequest
 from paravirt.hypervisor.looking import Looker
 from paravirt.looking.dump import messages_of, slots_of
 from paravirt.looking.view import view_of
@@ -118,3 +119,17 @@ def test_a_disk_s_ring_is_decoded() -> None:
             ring = looker.find("vbd/1/51712")
             slots = slots_of(looker, ring, view_of(looker, host.hypervisor, ring), every=True)
             assert "read" in [slot.entry.kind for slot in slots]
+
+
+def test_a_control_ring_is_found_and_decoded() -> None:
+    with paravirt.Host() as host:
+        domain = host.create_domain("guest")
+        host.attach_vif(domain)
+        with domain.open_vif() as vif, Looker(host.hypervisor) as looker:
+            assert vif.control.mapping_size() == 128
+            with pytest.raises(InvalidRequest):
+                looker.find("vif/1/0")  # it has three
+            ring = looker.find("vif/1/0/ctrl")
+            assert ring.end.protocol == "netif-ctrl"
+            slots = slots_of(looker, ring, view_of(looker, host.hypervisor, ring), every=True)
+            assert "get-hash-mapping-size" in [slot.entry.kind for slot in slots]

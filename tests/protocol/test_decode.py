@@ -96,6 +96,27 @@ def test_netif_says_what_is_wrong() -> None:
     assert rx.response(struct.pack("<HHHh", 3, 0, 0, -9)).wrong == ("no status -9",)
 
 
+def test_control_messages_of_network_devices() -> None:
+    decoder = decoder_for("netif-ctrl")
+
+    def request(kind: int, *data: int) -> str:
+        return str(decoder.request(struct.pack("<HH3I", 7, kind, *data)))
+
+    assert request(1, 0, 0, 0) == "get-hash-flags id 7"
+    assert request(2, 3, 0, 0) == "set-hash-flags id 7 flags (ipv4 ipv4_tcp)"
+    assert request(3, 20, 40, 0) == "set-hash-key id 7 gref 20 bytes 40"
+    assert request(6, 20, 128, 64) == "set-hash-mapping id 7 gref 20 entries 128 from 64"
+    assert request(7, 1, 0, 0) == "set-hash-algorithm id 7 algorithm toeplitz"
+    assert request(9, 2, 20, 512) == "add-gref-mapping id 7 queue 2 gref 20 entries 512"
+    assert decoder.request(struct.pack("<HH3I", 7, 10, 2, 20, 5)).grefs == (20,)
+    assert decoder.request(struct.pack("<HH3I", 7, 11, 2, 20, 5)).wrong == ("no type 11",)
+    assert decoder.request(struct.pack("<HH3I", 7, 7, 2, 0, 0)).wrong == ("no algorithm 2",)
+    assert decoder.request(struct.pack("<HH3I", 7, 2, 16, 0, 0)).wrong == ("no flags 0x10",)
+    answer = decoder.response(struct.pack("<HHII", 7, 8, 0, 512))
+    assert str(answer) == "get-gref-mapping-size id 7 status 0 is success data 512"
+    assert decoder.response(struct.pack("<HHII", 7, 0, 4, 0)).wrong == ("no type 0", "no status 4")
+
+
 def test_declared_messages_by_their_names() -> None:
     decoder = decoder_for("vecho", MessagePair.of(ECHO))
     request = np.zeros(1, ECHO.request)
@@ -133,7 +154,7 @@ ODD = DeviceProtocol(
 
 
 @given(
-    st.sampled_from(["vbd", "netif-tx", "netif-rx", "vecho", "vodd", "hex"]),
+    st.sampled_from(["vbd", "netif-tx", "netif-rx", "netif-ctrl", "vecho", "vodd", "hex"]),
     st.lists(st.binary(max_size=300), max_size=6),
 )
 def test_junk_is_shown(protocol: str, messages: list[bytes]) -> None:

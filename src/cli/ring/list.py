@@ -30,7 +30,8 @@ COLUMNS = {
 def list_(context: Context, domain: str | None, as_json: bool) -> None:
     """All live rings, or those of DOMAIN's devices: one line a ring, with the process of each end.
 
-    A ring is named by its device (vbd/1/51712) or by the domain and the grant reference of its first page (1:8).
+    A ring is named by its device (vbd/1/51712, vif/1/0/ctrl) or by the domain and the grant reference of its first page
+    (1:8).
     """
     from paravirt.host import domains
 

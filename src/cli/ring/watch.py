@@ -45,14 +45,15 @@ def watch(
     with ExitStack() as stack:
         hypervisor = stack.enter_context(context.hypervisor())
         looker = stack.enter_context(Looker(hypervisor))
-        name = None if ring is None else looker.find(ring).name
+        chosen = None if ring is None else looker.find(ring)
         show = stack.enter_context(_printer(as_json))
         watched = Watch()
         for _ in ticks(interval, seconds):
-            rings = [found for found in looker.look() if name in (None, found.name)]
+            rings = [found for found in looker.look() if chosen is None or found.succeeds(chosen)]
             if exact:
                 _want_latencies(looker, rings)
             step = watched.step(rings)
+            name = None if chosen is None else chosen.name
             if name is not None and not rings:
                 show([], name)
             elif any(ends for _, ends in step):

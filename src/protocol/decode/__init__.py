@@ -8,6 +8,7 @@ about it. `decoder_for` knows which decoder a ring needs.
 from paravirt.protocol.decode.blkif import BlkifDecoder
 from paravirt.protocol.decode.entry import Decoder, Entry, HexDecoder
 from paravirt.protocol.decode.messages import MessageDecoder
+from paravirt.protocol.decode.netctrl import NetifCtrlDecoder
 from paravirt.protocol.decode.netif import NetifRxDecoder, NetifTxDecoder
 from paravirt.protocol.layout import MessagePair
 
@@ -18,6 +19,7 @@ _KNOWN: dict[str, type[Decoder]] = {
     "blkif": BlkifDecoder,
     "netif-tx": NetifTxDecoder,
     "netif-rx": NetifRxDecoder,
+    "netif-ctrl": NetifCtrlDecoder,
 }
 
 

@@ -150,6 +150,11 @@ static void add(struct pv_netback *netback, struct batch *batch, struct pv_burst
 		frame->flags = PV_FRAME_VALIDATED;
 	frame->gso_size = packet->gso_size;
 	frame->gso_type = packet->gso_type;
+	if (packet->has_hash) {
+		frame->flags |= PV_FRAME_HASH;
+		frame->hash_type = packet->hash_type;
+		frame->hash = packet->hash;
+	}
 	pv_burst_keep(burst, frame);
 }
 

@@ -30,6 +30,19 @@ static int read_gso(const struct pv_netif_extra *extra, struct pv_netif_packet *
 	return 0;
 }
 
+#define HASH_TYPES 4               /* of IPv4, with TCP, of IPv6, with TCP */
+#define TOEPLITZ 1
+
+/* What a frontend says of a hash that nobody knows is passed over, as by Linux. */
+static void read_hash(const struct pv_netif_extra *extra, struct pv_netif_packet *packet)
+{
+	packet->has_hash = extra->content[0] < HASH_TYPES && extra->content[1] == TOEPLITZ;
+	packet->hash_type = packet->has_hash ? extra->content[0] : 0;
+	packet->hash = 0;
+	if (packet->has_hash)
+		memcpy(&packet->hash, extra->content + 2, sizeof(packet->hash));
+}
+
 /* Of several of one type the last counts; of two wishes, the one to add. What is said of segments is read at the end: it
  * does not matter to what is no packet or is dropped. */
 static int parse_extra(const struct pv_netif_extra *extra, struct pv_netif_packet *packet, struct pv_netif_extra *gso)
@@ -46,6 +59,8 @@ static int parse_extra(const struct pv_netif_extra *extra, struct pv_netif_packe
 		memcpy(packet->mcast_address, extra->content, sizeof(packet->mcast_address));
 		return 0;
 	case PV_NETIF_EXTRA_HASH:
+		read_hash(extra, packet);
+		return 0;
 	case PV_NETIF_EXTRA_XDP:
 		return 0;
 	default:
@@ -62,8 +77,8 @@ static int parse_extras(const struct pv_netif_tx_request *requests, uint32_t n, 
 	while (extra.flags & PV_NETIF_EXTRA_MORE) {
 		int result;
 
-		/* Each type once or twice is odd but well; a chain that is nothing but extra information is none. */
-		if (packet->n_extras == PV_NETIF_MAX_REQUESTS - PV_NETIF_FATAL_FOLLOWING - 1)
+		/* Many of one type are odd but well; a chain that is nothing but extra information is none. */
+		if (packet->n_extras == PV_NETIF_MAX_EXTRAS)
 			return -PV_NETIF_FATAL_EXTRA;
 		if (1 + packet->n_extras >= n)
 			return 0;
@@ -126,7 +141,8 @@ int pv_netif_parse(const struct pv_netif_tx_request *requests, uint32_t n, struc
 	packet->bytes = requests[0].size;
 	packet->flags = requests[0].flags;
 	packet->gso_size = 0;
-	packet->gso_type = packet->mcast = 0;
+	packet->gso_type = packet->mcast = packet->has_hash = packet->hash_type = 0;
+	packet->hash = 0;
 	packet->data[0] = requests[0];
 	if (packet->flags & PV_NETIF_EXTRA_INFO) {
 		result = parse_extras(requests, n, packet, &gso);

@@ -41,7 +41,8 @@
 #define PV_NETIF_MAX_FOLLOWING 18  /* pages after the first; with more a packet is dropped ... */
 #define PV_NETIF_FATAL_FOLLOWING 20 /* ... and with still more the frontend is not to be trusted */
 #define PV_NETIF_MAX_DATA 19
-#define PV_NETIF_MAX_REQUESTS 28   /* that one packet can take, well or not: data, and extra information of each type */
+#define PV_NETIF_MAX_REQUESTS 256  /* that one packet can take, well or not: as many as a ring of one page has */
+#define PV_NETIF_MAX_EXTRAS 235    /* of them extra information, which Linux does not limit otherwise */
 
 struct pv_netif_tx_request {
 	uint32_t gref;
@@ -126,6 +127,9 @@ struct pv_netif_packet {
 	uint8_t gso_type;
 	uint8_t mcast;             /* PV_NETIF_EXTRA_MCAST_*: not a packet but a wish */
 	uint8_t mcast_address[6];
+	uint8_t has_hash;          /* 1: the frontend has hashed it, and says how and what came of it */
+	uint8_t hash_type;         /* number of its PV_NETHASH_* bit */
+	uint32_t hash;
 	struct pv_netif_tx_request data[PV_NETIF_MAX_DATA]; /* `size` is of this page in the first, too */
 };
 

@@ -19,6 +19,7 @@ from paravirt.protocol.netif import (
     Extra,
     Fatal,
     GsoType,
+    HashAlgorithm,
     Status,
     TxFlag,
 )
@@ -28,7 +29,7 @@ MAX_FOLLOWING = 18
 """Requests for data after the first; a packet with more is dropped."""
 FATAL_FOLLOWING = 20
 """With more than that its frontend is not to be trusted."""
-MAX_EXTRAS = 7
+MAX_EXTRAS = 235
 """Slots of extra information in one packet."""
 
 
@@ -81,6 +82,7 @@ def _parse(rows: Iterator[Any]) -> Chain:
         flags=int(first["flags"]),
         gso_size=size,
         gso_type=kind,
+        hash=_hash(last.get(Extra.HASH)),
         pieces=(own, *following),
     )
 
@@ -120,6 +122,13 @@ def _is_whole(n_bytes: int, following: list[Piece]) -> bool:
             return False
         left -= piece.n_bytes
     return len(following) <= MAX_FOLLOWING
+
+
+def _hash(extra: bytes | None) -> tuple[int, int] | None:
+    """Type and value; None: there is none, or none that anybody knows."""
+    if extra is None or extra[0] > 3 or extra[1] != HashAlgorithm.TOEPLITZ:
+        return None
+    return extra[0], int.from_bytes(extra[2:6], "little")
 
 
 def _gso(extra: bytes | None) -> tuple[int, int]:

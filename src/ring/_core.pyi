@@ -277,6 +277,7 @@ class _Lib(Protocol):
     PV_NETIF_MAX_DATA: int
     PV_NETIF_MAX_FOLLOWING: int
     PV_NETIF_MAX_FRAME: int
+    PV_NETIF_MAX_EXTRAS: int
     PV_NETIF_MAX_REQUESTS: int
     PV_NETIF_MIN_FRAME: int
     PV_NETIF_MIN_SLOTS: int

@@ -383,6 +383,8 @@ class Chain:
     mcast: int = 0
     """MCAST_ADD or MCAST_DEL: not a packet but a wish."""
     mcast_address: bytes = b""
+    hash: tuple[int, int] | None = None
+    """Type and value of a hash that the frontend has made."""
 
 
 def parse_chain(requests: NDArray[Any]) -> Chain | int:
@@ -406,6 +408,7 @@ def parse_chain(requests: NDArray[Any]) -> Chain | int:
         flags=packet.flags,
         gso_size=packet.gso_size,
         gso_type=packet.gso_type,
+        hash=(packet.hash_type, packet.hash) if packet.has_hash else None,
         pieces=tuple(Piece(one.gref, one.offset, one.size) for one in packet.data[0 : packet.n_data]),
     )
 

@@ -120,7 +120,7 @@ def test_extra_information_that_is_missing_is_fatal(stage: NetStage) -> None:
 
 
 def test_extra_information_that_goes_on_without_end_is_fatal(stage: NetStage) -> None:
-    extras = [stage.extra(Extra.XDP, more=True)] * 100
+    extras = [stage.extra(Extra.XDP, more=True)] * 240
     assert fatal(stage, stage.request(0, 60, flags=EXTRA), *extras) is Fatal.EXTRA
 
 

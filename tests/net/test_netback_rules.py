@@ -177,7 +177,7 @@ def test_extra_information_of_no_known_type_is_fatal(stage: NetStage, kind: int)
 
 
 def test_endless_extra_information_is_fatal(stage: NetStage) -> None:
-    stage.send(stage.request(0, 60, flags=EXTRA), *(stage.extra(Extra.HASH, more=True) for _ in range(200)))
+    stage.send(stage.request(0, 60, flags=EXTRA), *(stage.extra(Extra.HASH, more=True) for _ in range(240)))
     ends(stage.back(), Fatal.EXTRA)
 
 

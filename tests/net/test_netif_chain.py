@@ -29,6 +29,8 @@ def extra(kind: int, content: bytes = b"", *, flags: int = 0) -> Requests:
 def some_extra(random_: random.Random, *, more: bool) -> Requests:
     kind = random_.choice([Extra.GSO] * 3 + [Extra.MCAST_ADD, Extra.MCAST_DEL] + [Extra.HASH, Extra.XDP] * 3)
     content = random_.randbytes(6)
+    if kind == Extra.HASH and random_.random() < 0.7:
+        content = bytes([random_.randrange(5), random_.randrange(2)]) + content[2:]
     if kind == Extra.GSO:
         content = random_.choice([1, 536, 1448, 65535]).to_bytes(2, "little") + bytes([random_.choice([1, 2])])
     return extra(kind, content, flags=int(more))
@@ -36,7 +38,7 @@ def some_extra(random_: random.Random, *, more: bool) -> Requests:
 
 def good_chain(random_: random.Random) -> Requests:
     """That every backend takes."""
-    n_extras, following = random_.choice([0, 0, 0, 1, 1, 2, 3]), random_.choice([0, 0, 1, 2, 5, 17, 18])
+    n_extras, following = random_.choice([0, 0, 0, 1, 1, 2, 3, 9]), random_.choice([0, 0, 1, 2, 5, 17, 18])
     sizes = [random_.choice([0, 1, 64, 1000, 3500]) for _ in range(following)]
     own = random_.choice([14, 60, 128, 1514])
     flags = random_.choice([0, 1, 2, 3]) | (TxFlag.EXTRA_INFO if n_extras else 0)
@@ -157,3 +159,34 @@ def test_segments_of_what_is_dropped_are_not_looked_at() -> None:
     assert parse_chain(chain) == netif_chain.parse_chain(chain) == Chain(2, 1, status=Status.ERROR)
     chain["size"][0] = 14
     assert parse_chain(chain) == netif_chain.parse_chain(chain) == Fatal.GSO_SIZE
+
+
+def test_a_hash_is_read_and_one_that_nobody_knows_is_passed_over() -> None:
+    first = row(1, 0, TxFlag.EXTRA_INFO, 7, 60)
+    for content, expected in [
+        (b"\x00\x01\x78\x56\x34\x12", (0, 0x12345678)),
+        (b"\x03\x01\xff\xff\xff\xff", (3, 0xFFFFFFFF)),
+        (b"\x04\x01\x78\x56\x34\x12", None),  # no such type
+        (b"\x00\x00\x78\x56\x34\x12", None),  # of no algorithm
+    ]:
+        chain = np.concatenate([first, extra(Extra.HASH, content)])
+        said = parse_chain(chain)
+        assert isinstance(said, Chain)
+        assert said.status == Status.OKAY
+        assert said.hash == expected
+        assert netif_chain.parse_chain(chain) == said
+    again = [extra(Extra.HASH, b"\0\1\1\0\0\0", flags=1), extra(Extra.HASH, b"\x09\1\1\0\0\0")]
+    last = parse_chain(np.concatenate([first, *again]))
+    assert isinstance(last, Chain)
+    assert last.hash is None
+
+
+def test_extra_information_is_bounded_by_a_ring_of_one_page() -> None:
+    first = row(1, 0, TxFlag.EXTRA_INFO, 7, 60)
+    slots = [extra(Extra.XDP, flags=1)] * 234
+    for n, expected in [(8, 10), (234, 236)]:
+        said = parse_chain(np.concatenate([first, *slots[:n], extra(Extra.XDP)]))
+        assert isinstance(said, Chain)
+        assert (said.n_requests, said.n_extras, said.status) == (expected, n + 1, Status.OKAY)
+    chain = np.concatenate([first, *slots, slots[0], extra(Extra.XDP)])
+    assert parse_chain(chain) == netif_chain.parse_chain(chain) == Fatal.EXTRA

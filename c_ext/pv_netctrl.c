@@ -77,8 +77,10 @@ static uint32_t set_algorithm(struct pv_nethash *hash, uint32_t algorithm)
 	return PV_NETCTRL_SUCCESS;
 }
 
-struct pv_netctrl_response pv_netctrl_answer(struct pv_nethash *hash, struct pv_mapper *mapper, const struct pv_netctrl_request *request)
+struct pv_netctrl_response pv_netctrl_answer(struct pv_netctrl *ctrl, const struct pv_netctrl_request *request)
 {
+	struct pv_nethash *hash = ctrl->hash;
+	struct pv_mapper *mapper = ctrl->mapper;
 	struct pv_netctrl_response response = { .id = request->id, .type = request->type };
 	const uint32_t *data = request->data;
 
@@ -106,7 +108,14 @@ struct pv_netctrl_response pv_netctrl_answer(struct pv_nethash *hash, struct pv_
 		response.status = set_algorithm(hash, data[0]);
 		break;
 	case PV_NETCTRL_GET_GREF_MAPPING_SIZE:
-		response.status = data[0] < hash->n_queues ? PV_NETCTRL_SUCCESS : PV_NETCTRL_INVALID;
+		response.status = data[0] < ctrl->grefs->n_queues ? PV_NETCTRL_SUCCESS : PV_NETCTRL_INVALID;
+		response.data = response.status ? 0 : PV_NETGREFS_MAX;
+		break;
+	case PV_NETCTRL_ADD_GREF_MAPPING:
+		response.status = pv_netgrefs_add(ctrl->grefs, data[0], data[1], data[2]);
+		break;
+	case PV_NETCTRL_DEL_GREF_MAPPING:
+		response.status = pv_netgrefs_del(ctrl->grefs, data[0], data[1], data[2], &response.data);
 		break;
 	default:
 		response.status = PV_NETCTRL_NOT_SUPPORTED;
@@ -124,7 +133,7 @@ int64_t pv_netctrl_serve(struct pv_netctrl *ctrl)
 	if (n <= 0)
 		return n;
 	for (int64_t i = 0; i < n; i++) {
-		responses[i] = pv_netctrl_answer(ctrl->hash, ctrl->mapper, &requests[i]);
+		responses[i] = pv_netctrl_answer(ctrl, &requests[i]);
 		ctrl->refused += responses[i].status != PV_NETCTRL_SUCCESS;
 	}
 	ctrl->requests += (uint64_t)n;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The control ring of a network device, the backend's half: how the frontend wants packets to be hashed, and which of its
- * queues gets which of them.
+ * The control ring of a network device, the backend's half: how the frontend wants packets to be hashed, which of its
+ * queues gets which of them, and which of its pages stay mapped.
  *
  * One thread has it at a time, the one that moves the frames of the device. Requests and tables are copied before they are
  * looked at; a table counts as a whole or not at all.
@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "pv_grant.h"
+#include "pv_netgrefs.h"
 #include "pv_netif.h"
 #include "pv_ring.h"
 
@@ -24,7 +25,7 @@
 #define PV_NETCTRL_SET_MAPPING_SIZE 5
 #define PV_NETCTRL_SET_MAPPING 6
 #define PV_NETCTRL_SET_HASH_ALGORITHM 7
-#define PV_NETCTRL_GET_GREF_MAPPING_SIZE 8 /* here 0: pages of an arena are mapped as long as it is */
+#define PV_NETCTRL_GET_GREF_MAPPING_SIZE 8
 #define PV_NETCTRL_ADD_GREF_MAPPING 9
 #define PV_NETCTRL_DEL_GREF_MAPPING 10
 
@@ -71,13 +72,14 @@ struct pv_netctrl {
 	struct pv_ring *ring;
 	struct pv_mapper *mapper;
 	struct pv_nethash *hash;
+	struct pv_netgrefs *grefs;
 	uint32_t stale;            /* 1: the frontend could not be notified; for the owner, who clears it */
 	uint64_t requests;
 	uint64_t refused;          /* of these: with another status than success */
 };
 
-/* One request; what it answers. Tables come from the guest through `mapper`. */
-struct pv_netctrl_response pv_netctrl_answer(struct pv_nethash *hash, struct pv_mapper *mapper, const struct pv_netctrl_request *request);
+/* One request; what it answers. Tables come from the guest through the mapper. */
+struct pv_netctrl_response pv_netctrl_answer(struct pv_netctrl *ctrl, const struct pv_netctrl_request *request);
 /* Some requests of the ring. How many; -EPROTO: the ring is dead; another -errno. */
 int64_t pv_netctrl_serve(struct pv_netctrl *ctrl);
 

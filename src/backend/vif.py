@@ -192,6 +192,7 @@ class VifBackend(BackendDevice[VifStatistics]):
         self._hash: NetHash | None = None
         self._first: NetBack | None = None  # of the queues
         self._filters = False
+        self._control: VifControl | None = None
         self._rate_text: str | None = None
         self._port_keys: dict[str, str] | None = None
 
@@ -284,7 +285,9 @@ class VifBackend(BackendDevice[VifStatistics]):
         if connection.queue == 0:
             self._first, self._filters = back, self._request.multicast_control
             self._hash = NetHash(len(self._request.queues)) if self._request.ctrl else None
-            control = self._make_control()
+            control = self._control = self._make_control()
+        if self._control is not None:
+            self._control.add_queue(connection.queue, back)
         return QueueEngine(connection, back, self._port, self.fail, self._hash, control)
 
     def _make_control(self) -> VifControl | None:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from paravirt.backend.bridge import BridgePort
 from paravirt.backend.connection import Connection
 from paravirt.errors import ParavirtError, PeerError
-from paravirt.ring.netctrl import NetCtrl, NetHash
+from paravirt.ring.netctrl import NetCtrl, NetGrefs, NetHash
+from paravirt.ring.netif import NetBack
 from paravirt.ring.netloop import Leg, LegState
 
 
@@ -22,11 +23,16 @@ class VifControl:
         """`connection`: of the ring, closed with this. `fail`: called when the frontend is wrong."""
         self.net_hash = net_hash
         self._connection = connection
-        self._ctrl = NetCtrl(connection.ring, connection.mapper, net_hash)
+        self.grefs = NetGrefs(connection.mapper, net_hash.core.n_queues)
+        self._ctrl = NetCtrl(connection.ring, connection.mapper, net_hash, self.grefs)
         self._port = port
         self._fail = fail
         self._leg: Leg | None = None
         self._closed = False
+
+    def add_queue(self, queue: int, back: NetBack) -> None:
+        """Before `start`."""
+        self.grefs.add_queue(queue, back)
 
     def start(self) -> None:
         self._leg = self._port.bridge.add_ctrl(self._port, self._ctrl, self._connection.port, self._hear)
@@ -38,6 +44,7 @@ class VifControl:
         self._closed = True
         if self._leg is not None:
             self._port.bridge.remove_leg(self._port, self._leg)
+        self.grefs.close()
         self._connection.close()
 
     def _hear(self, leg: Leg) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The control ring of a network device: how its backend hashes packets, and which queue gets which of them.
+"""The control ring of a network device: how its backend hashes packets, which queue gets which of
+them, and which pages it keeps mapped.
 
 Source: Xen public/io/netif.h, control messages. What was set is set again after a backend was away.
 """
@@ -7,7 +8,7 @@ Source: Xen public/io/netif.h, control messages. What was set is set again after
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from paravirt.protocol.netif import (
     CTRL_NAME,
     CTRL_REQUEST,
     CTRL_RESPONSE,
+    GREF_ENTRY,
+    GREF_MAPPING_ENTRIES,
+    GREF_READONLY,
     HASH_KEY_BYTES,
     HASH_MAPPING_ENTRIES,
     CtrlStatus,
@@ -48,6 +52,7 @@ class VifControl:
         self._connected = False
         self._next_id = 0
         self._said: dict[CtrlType, tuple[int, bytes | None]] = {}  # what is to be said again
+        self._mapped: dict[int, dict[int, bool]] = {}  # references of each queue, read-only or not
 
     # -- the device's thread
 
@@ -65,7 +70,7 @@ class VifControl:
         assert arena is not None
         if self._table is None:
             self._table = arena.allocate(1)
-            arena.grant(self._table.gref, read_only=True)
+            arena.grant(self._table.gref)  # answers are written to it, too
         return RingRequest(refs, port)
 
     def connect(self) -> None:
@@ -74,6 +79,9 @@ class VifControl:
             self._connected = True
             for kind, (value, table) in list(self._said.items()):
                 self._send(kind, value, table)
+            for queue, grefs in self._mapped.items():
+                for some in _lists(list(grefs)):
+                    self._change_grefs(CtrlType.ADD_GREF_MAPPING, queue, [(gref, grefs[gref]) for gref in some])
 
     def pause(self) -> None:
         """Let go of ring and port."""
@@ -118,8 +126,35 @@ class VifControl:
             self._ask(CtrlType.SET_MAPPING, len(queues), struct.pack(f"<{len(queues)}I", *queues))
 
     def gref_mapping_size(self, queue: int = 0) -> int:
-        """References that the backend keeps mapped when it is asked to; 0: it does not need that."""
+        """References of a queue that the backend keeps mapped when it is asked to; 0: none."""
         return self._ask(CtrlType.GET_GREF_MAPPING_SIZE, queue)
+
+    def map_grefs(self, grefs: Iterable[int], *, queue: int = 0, read_only: bool = False) -> None:
+        """Have the backend keep granted pages mapped until `unmap_grefs`, all of these or none; a new backend too. Such
+        a page cannot be taken back meanwhile. Refused: more than `gref_mapping_size`, what is mapped already, what is
+        not granted.
+        """
+        wanted = list(grefs)
+        if len(wanted) > GREF_MAPPING_ENTRIES or len(set(wanted)) != len(wanted):
+            raise InvalidRequest(
+                f"a list of {len(wanted)} references; it has up to {GREF_MAPPING_ENTRIES} different ones"
+            )
+        with self._lock:
+            self._change_grefs(CtrlType.ADD_GREF_MAPPING, queue, [(gref, read_only) for gref in wanted])
+            self._mapped.setdefault(queue, {}).update(dict.fromkeys(wanted, read_only))
+
+    def unmap_grefs(self, grefs: Iterable[int], *, queue: int = 0) -> list[int]:
+        """The opposite; those that the backend keeps: they are not mapped, or requests that it has taken name them."""
+        wanted, kept = list(grefs), list[int]()
+        with self._lock:
+            for some in _lists(wanted):
+                statuses = self._change_grefs(CtrlType.DEL_GREF_MAPPING, queue, [(gref, False) for gref in some])
+                for gref, status in zip(some, statuses, strict=True):
+                    if status == CtrlStatus.SUCCESS:
+                        self._mapped.get(queue, {}).pop(gref, None)
+                    else:
+                        kept.append(gref)
+        return kept
 
     def ask(self, kind: int, data: Sequence[int] = (0, 0, 0), table: bytes = b"") -> tuple[CtrlStatus, int]:
         """One request as it is; (status, data). `table`: of a page, whose reference goes into `data` for a -1."""
@@ -138,6 +173,19 @@ class VifControl:
         if status is CtrlStatus.SUCCESS:
             return data
         raise InvalidRequest(f"the backend answers {kind.name} with {status.name}")
+
+    def _change_grefs(self, kind: CtrlType, queue: int, entries: Sequence[tuple[int, bool]]) -> list[int]:
+        """What stands as status of each entry afterwards. `InvalidRequest` when the whole list is refused."""
+        table = np.zeros(len(entries), GREF_ENTRY)
+        for row, (gref, read_only) in zip(table, entries, strict=True):
+            row["gref"], row["flags"] = gref, GREF_READONLY if read_only else 0
+        status, _ = self._exchange(kind, (queue, -1, len(entries)), table.tobytes())
+        if status is not CtrlStatus.SUCCESS:
+            raise InvalidRequest(f"the backend answers {kind.name} of {len(entries)} references with {status.name}")
+        pages = self._table
+        assert pages is not None
+        answered = np.frombuffer(bytes(pages.view[: table.nbytes]), GREF_ENTRY)
+        return [int(one) for one in answered["status"]]
 
     def _exchange(self, kind: int, data: Sequence[int], table: bytes) -> tuple[CtrlStatus, int]:
         ring, pages = self._end.ring, self._table
@@ -166,6 +214,12 @@ class VifControl:
             return CtrlStatus(status)
         except ValueError:
             raise PeerError(f"the backend answers on the control ring with status {status}") from None
+
+
+def _lists(grefs: Sequence[int]) -> Iterator[Sequence[int]]:
+    """As many as one page of entries holds."""
+    for start in range(0, len(grefs), GREF_MAPPING_ENTRIES):
+        yield grefs[start : start + GREF_MAPPING_ENTRIES]
 
 
 _KEPT = (

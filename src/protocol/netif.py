@@ -139,6 +139,11 @@ class HashFlag(IntFlag):
 HASH_KEY_BYTES = 40
 HASH_MAPPING_ENTRIES = 128
 CTRL_NAME = "netif-ctrl"
+GREF_ENTRY = np.dtype([("gref", "<u4"), ("flags", "<u2"), ("status", "<u2")])
+"""An entry of a list of references to be mapped or unmapped."""
+GREF_READONLY = 1
+GREF_MAPPING_ENTRIES = 512
+"""References that a backend of ours keeps mapped for a queue; a list of one page has as many."""
 CTRL_REQUEST = np.dtype([("id", "<u2"), ("type", "<u2"), ("data", "<u4", (3,))])
 CTRL_RESPONSE = np.dtype([("id", "<u2"), ("type", "<u2"), ("status", "<u4"), ("data", "<u4")])
 TX_REQUEST = np.dtype([("gref", "<u4"), ("offset", "<u2"), ("flags", "<u2"), ("id", "<u2"), ("size", "<u2")])

@@ -75,7 +75,7 @@ def test_the_calls_of_a_guest(host: paravirt.Host) -> None:
     with pytest.raises(InvalidRequest, match="SET_MAPPING with INVALID_PARAMETER"):
         control.set_mapping([0, 2])
     control.set_mapping([])
-    assert control.gref_mapping_size() == 0
+    assert control.gref_mapping_size() == 512
     with pytest.raises(InvalidRequest):
         control.gref_mapping_size(2)
     with pytest.raises(InvalidRequest, match="41 bytes"):
@@ -205,7 +205,10 @@ class Model:
                 if data[1] and (table is None or max(table[: data[1]]) >= self.n_queues):
                     return S.INVALID_PARAMETER, 0
             case T.GET_GREF_MAPPING_SIZE:
-                return (S.SUCCESS if data[0] < self.n_queues else S.INVALID_PARAMETER), 0
+                return (S.SUCCESS, 512) if data[0] < self.n_queues else (S.INVALID_PARAMETER, 0)
+            case T.ADD_GREF_MAPPING | T.DEL_GREF_MAPPING:
+                # The list is none that was granted.
+                return (S.INVALID_PARAMETER if data[0] >= self.n_queues or data[2] else S.SUCCESS), 0
             case _:
                 return S.NOT_SUPPORTED, 0
         return S.SUCCESS, 0
@@ -243,6 +246,8 @@ def test_requests_of_any_kind_beside_the_model(guest: Vif, script: list[tuple[in
         first = data[0]
         if kind in (T.SET_HASH_KEY, T.SET_MAPPING):
             first = -1 if has_table else 1 << 31 | data[0]  # which nothing was granted as
+        if kind in (T.ADD_GREF_MAPPING, T.DEL_GREF_MAPPING):
+            first, data[1] = data[0], 1 << 31 | data[1]
         found = control.ask(kind, (first, data[1], data[2]), struct.pack("<128I", *table))
         expected = model.answer(kind, (data[0], data[1], data[2]), table if first == -1 else None)
         assert found == expected, (kind, first, data)

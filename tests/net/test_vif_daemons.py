@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,8 @@ def host() -> Iterator[RunningHost]:
         yield running
 
 
-def run(host: RunningHost, domain: str, role: str, *options: str) -> "subprocess.Popen[bytes]":
-    """A guest, once it is connected."""
+def run(host: RunningHost, domain: str, role: str, *options: str, word: str = "") -> "subprocess.Popen[bytes]":
+    """A guest, once it is connected. `word`: of those that talk to each other."""
     guest = host.spawn(
         "run",
         *options,
@@ -35,6 +35,7 @@ def run(host: RunningHost, domain: str, role: str, *options: str) -> "subprocess
         sys.executable,
         str(WORKER),
         role,
+        *([word] if word else []),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -128,3 +129,77 @@ def test_guests_talk_on_after_the_backend_was_killed(host: RunningHost, isolated
                 pass
     for name in names:
         host.ask("vif", "detach", name)
+
+
+@contextmanager
+def flooded(host: RunningHost, bridge: str) -> Iterator[dict[str, "subprocess.Popen[bytes]"]]:
+    """Two guests that talk, and beside them on the same bridge one that floods another, which sends everything back."""
+    roles = {"echo": "echo", "ask": "ask", "target": "echo", "flood": "flood"}
+    for name in roles:
+        host.ask("domain", "create", f"{bridge}-{name}", "--shared")
+        host.ask("vif", "attach", f"{bridge}-{name}", "--bridge", bridge)
+    with ExitStack() as stack:
+        guests: dict[str, subprocess.Popen[bytes]] = {}
+        for name, role in roles.items():
+            word = "flood" if name in ("target", "flood") else ""
+            guest = guests[name] = stack.enter_context(run(host, f"{bridge}-{name}", role, "--shared", word=word))
+            stack.callback(guest.kill)
+        assert read_line(guests["ask"].stdout) == "answered 10"
+        yield guests
+
+
+def go_on(ask: "subprocess.Popen[bytes]") -> None:
+    """Until so many answers more have come that they were asked for after now."""
+    before = int(read_line(ask.stdout).split()[1])
+    while int(read_line(ask.stdout).split()[1]) < before + 50:
+        pass
+
+
+def program_of(guest: "subprocess.Popen[bytes]") -> int:
+    """The process that `paravirt run` has started."""
+    (pid,) = Path(f"/proc/{guest.pid}/task/{guest.pid}/children").read_text().split()
+    return int(pid)
+
+
+def last_words(guest: "subprocess.Popen[bytes]") -> list[str]:
+    assert guest.stdin is not None
+    guest.stdin.close()
+    words = read_all(guest.stdout).decode().splitlines()[-2:]
+    assert guest.wait(20) == 0
+    return words
+
+
+@pytest.mark.parametrize("victim", ["flood", "target"])
+def test_a_guest_that_is_killed_in_its_traffic_costs_others_nothing(host: RunningHost, victim: str) -> None:
+    with flooded(host, f"br-{victim}") as guests:
+        assert read_line(guests["flood"].stdout).startswith("sent ")
+        go_on(guests["ask"])
+        os.kill(program_of(guests[victim]), signal.SIGKILL)
+        assert guests[victim].wait(20) != 0
+        go_on(guests["ask"])
+        role = "ask" if victim == "flood" else "echo"
+        again = run(host, f"br-{victim}-{victim}", role, "--shared", word="flood")
+        with again:
+            try:
+                if victim == "flood":
+                    # What was on its way when it died is in no queue's way.
+                    assert read_line(again.stdout) == "answered 10"
+                else:
+                    for _ in range(3):
+                        assert read_line(guests["flood"].stdout).startswith("sent ")
+            finally:
+                again.kill()
+        assert last_words(guests["ask"]) == ["lost 0", "reconnects 0"]
+
+
+def test_a_backend_that_is_killed_in_the_traffic_leaves_no_queue_stuck(host: RunningHost) -> None:
+    with flooded(host, "br-backend") as guests:
+        pid = 0
+        for _ in range(2):
+            read_line(guests["flood"].stdout)
+            pid = network_backend(host, pid)
+            os.kill(pid, signal.SIGKILL)
+            for _ in range(3):
+                read_line(guests["flood"].stdout)
+            go_on(guests["ask"])
+        assert last_words(guests["ask"])[1] == "reconnects 2"

@@ -7,7 +7,7 @@ Source: Xen public/io/netif.h. What is in flight when a backend dies is lost, as
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -72,6 +72,9 @@ class Mover(Protocol):
 
     def paused(self) -> None:
         """It is not used any more when this returns."""
+
+    def still(self) -> AbstractContextManager[None]:
+        """It is not used meanwhile."""
 
 
 class VifQueueEnd:
@@ -155,14 +158,15 @@ class VifQueueEnd:
         front.post_all()
         for group in groups:
             front.wish(group, join=True)
-        with self._changed:
-            self.front = front
-            self._connected = True
-            self._changed.notify_all()
-            mover = self._mover
-        self.tell(front)
-        if mover is not None:
-            mover.connected(front, self.events)
+        with self._sending:  # a mover may send before it moves, and a wish may come
+            with self._changed:
+                self.front = front
+                self._connected = True
+                self._changed.notify_all()
+                mover = self._mover
+            self.tell(front)
+            if mover is not None:
+                mover.connected(front, self.events)
         self._tell_listeners()
 
     def lend(self, mover: Mover | None) -> None:
@@ -242,11 +246,13 @@ class VifQueueEnd:
         ring.wait(timeout_s=left)
 
     def wish(self, group: Mac, *, join: bool, deadline: float | None) -> bool:
-        """Ask the backend for what goes to a group, or no more; whether it granted that. One at a time. `TimedOut`."""
+        """Ask the backend for what goes to a group, or no more; whether it granted that. One at a time; also while a
+        mover has the queue. `TimedOut`.
+        """
         asked: NetFront | None = None
         refused = 0
         while True:
-            with self._usable(self._sending, deadline) as front:
+            with self._still(deadline) as (front, is_moved):
                 if front is not None:
                     front.reap()
                     if front is not asked:
@@ -255,7 +261,10 @@ class VifQueueEnd:
                         self.tell(front)
                     elif not front.wishes[0]:
                         return front.wishes[1] == refused
-                    self._await_room(deadline)
+                    if not is_moved:
+                        self._await_room(deadline)
+            if is_moved:
+                time.sleep(ROOM_POLL_S)  # the mover waits for events
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimedOut(f"the backend did not say in time whether {group} is {'joined' if join else 'left'}")
 
@@ -359,6 +368,17 @@ class VifQueueEnd:
             self._check()
         with lock:
             yield self.front if self._connected else None
+
+    @contextmanager
+    def _still(self, deadline: float | None) -> Iterator[tuple[NetFront | None, bool]]:
+        """As `_usable` for who sends; a mover, if there is one, stands still meanwhile. And whether there is one."""
+        with self._changed:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._changed.wait_for(lambda: self._connected or self._error is not None, left)
+            if self._error is not None:
+                raise self._error
+        with self._sending, nullcontext() if self._mover is None else self._mover.still():
+            yield self.front if self._connected else None, self._mover is not None
 
     def _check(self) -> None:
         if self._error is not None:

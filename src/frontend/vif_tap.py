@@ -6,6 +6,7 @@ The kernel's offloads reach the backend: large packets and blank checksums go as
 
 import logging
 import threading
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
@@ -98,6 +99,10 @@ class VifTap:
             leg, self._leg, self._front = self._leg, None, None
         if leg is not None:
             leg.remove()
+
+    def still(self) -> AbstractContextManager[None]:
+        """No frames are moved meanwhile."""
+        return self._loop.still()
 
     # -- the thread
 

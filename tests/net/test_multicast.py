@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Groups: which of their frames a device gets, as it joins and leaves them, with every backend that comes."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from paravirt.protocol.vif import MULTICAST_KEY
 from paravirt.protocol.xenbus import DevicePath
 
 from ..eventually import eventually
+from ..needs import missing
 from .frames import BROADCAST, frame
 
 SECOND = 5.0
@@ -203,3 +206,27 @@ def test_who_waits_for_an_answer_is_not_forgotten(host: paravirt.Host) -> None:
     with pytest.raises(Closed):
         vif.join(ONE)
     closing.join()
+
+
+TAP = """
+import paravirt
+from paravirt.frontend.vif_tap import VifTap
+with paravirt.Host() as host:
+    guest = host.create_domain("guest")
+    host.attach_vif(guest)
+    with guest.open_vif(multicast=[]) as vif, VifTap(vif, "eth0"):
+        for i in range(64):
+            vif.join(bytes([1, 0, 0x5E, 0, 0, i]))
+        vif.suspend()
+        vif.resume()
+        vif.leave(bytes([1, 0, 0x5E, 0, 0, 1]))
+        print(sum(one.counters.mcast_changes for one in host.vif_statistics().values()))
+"""
+
+
+def test_groups_are_joined_while_an_interface_has_the_queue() -> None:
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
+        missing("no network namespace can be made here")
+    command = ["unshare", "-rn", sys.executable, "-c", TAP]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("65\n", "")

@@ -124,6 +124,20 @@ def test_extra_information_that_goes_on_without_end_is_fatal(stage: NetStage) ->
     assert fatal(stage, stage.request(0, 60, flags=EXTRA), *extras) is Fatal.EXTRA
 
 
+def test_a_hash_that_a_guest_made_comes_with_its_frame_and_many_slots_are_answered(stage: NetStage) -> None:
+    back, burst = stage.back(), Burst()
+    stage.put(0, bytes(60))
+    hashed = stage.extra(Extra.HASH, b"\x01\x01\x78\x56\x34\x12")
+    stage.send(stage.request(0, 60, flags=EXTRA, id=5), *[stage.extra(Extra.XDP, more=True)] * 200, hashed)
+    stage.send(stage.request(0, 60, id=6))
+    while len(burst) < 2:
+        back.take(burst)
+    assert [int(one) for one in burst.frames["hash"]] == [0x12345678, 0]
+    assert [int(one) for one in burst.frames["hash_type"]] == [1, 0]
+    assert [bool(one & FrameFlag.HASH) for one in burst.frames["flags"]] == [True, False]
+    assert stage.answers() == [(5, Status.OKAY), *[(0, Status.NULL)] * 201, (6, Status.OKAY)]
+
+
 @pytest.mark.parametrize("kind", [0, 6, 255])
 def test_extra_information_of_an_unknown_type_is_fatal(stage: NetStage, kind: int) -> None:
     assert fatal(stage, stage.request(0, 60, flags=EXTRA), stage.extra(kind)) is Fatal.EXTRA

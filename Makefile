@@ -11,7 +11,7 @@ FOREIGN := $(addprefix tests/ring/test_, xen_macros.py interleavings.py many_por
 	tests/hypervisor/test_advisories.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz-xenstore engines test-sanitized test-thread-sanitizer test-aarch64 coverage stress linearizability devices integrity proofs fuzz-ring bench bench-xenstore lint stub clean
+.PHONY: help demo test fuzz-xenstore engines test-sanitized test-thread-sanitizer test-aarch64 coverage stress linearizability devices integrity proofs fuzz-ring fuzz-net bench bench-xenstore lint stub clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ integrity: $(STAMP) ## fio and ext4 on exported disks, in peace and while backen
 
 fuzz-ring: $(STAMP) ## Fuzz rings, streams, grants, event words and what Dom0 looks at, at length (FUZZ_RUNS=10000000)
 	@$(BIN)/python -m tests.ring.fuzz $${FUZZ_RUNS:-10000000}
+
+fuzz-net: $(STAMP) ## Fuzz both halves of network devices, offloads and the switch, at length (FUZZ_RUNS=10000000)
+	@$(BIN)/python -m tests.net.fuzz $${FUZZ_RUNS:-10000000}
 
 proofs: $(STAMP) ## Models, every schedule, symbolic proofs, all at length (10 to 20 minutes, 6 GiB)
 	@$(BIN)/python -m tests.proofs.spin

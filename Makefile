@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard c_ext/*.h c_ext/*.c c_ext/*.py) setup.py pyproject.toml
 # Tests of what several threads do with the C core at once, and those whose C programs have threads.
-THREADED := tests/ring tests/hypervisor tests/backend tests/frontend
+THREADED := tests/ring tests/hypervisor tests/backend tests/frontend \
+	$(addprefix tests/net/test_, vif.py vif_async.py multicast.py holding_back.py capture.py netctrl.py)
 # Tests whose C programs `make test-aarch64` builds for another machine.
 FOREIGN := $(addprefix tests/ring/test_, xen_macros.py interleavings.py many_ports.py stress.py xen_header.py flex.py) \
 	tests/hypervisor/test_advisories.py

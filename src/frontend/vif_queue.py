@@ -7,7 +7,7 @@ Source: Xen public/io/netif.h. What is in flight when a backend dies is lost, as
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -327,17 +327,18 @@ class VifQueueEnd:
         """An event, to be given to `end_event` after what there is was taken; () if there is none; None, and the
         doorbell rings on, when a thread hears it.
         """
-        lock, end = (self._sending, self.tx_end) if doorbell == "tx" else (self._receiving, self.rx_end)
-        if not lock.acquire(blocking=False):
-            return None
-        try:
+        end, lock = (self.tx_end, self._sending) if doorbell == "tx" else (self.rx_end, self._receiving)
+        with ExitStack() as stack:
+            # One channel for both rings: a thread that receives waits at the doorbell of the other one.
+            for needed in (self._sending, self._receiving) if self.doorbell("rx") == "tx" else (lock,):
+                if not needed.acquire(blocking=False):
+                    return None
+                stack.callback(needed.release)
             end.waiter.drain_bells()
             if not self._connected or end.channel is None or not end.channel.take_pending():
                 return ()
             ends = (self.tx_end, self.rx_end) if self.rx_end.channel is self.tx_end.channel else (end,)
             return Event(end.channel, tuple((each.ring, each.ring.core.cons) for each in ends if each.ring is not None))
-        finally:
-            lock.release()
 
     def end_event(self, event: Event) -> None:
         """The channel may ring again: at once if something was taken, else later and later."""

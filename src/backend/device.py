@@ -96,6 +96,7 @@ class BackendDevice(ABC, Generic[S]):
         self._rings = rings or RingPolicy()
         self.path = path
         self.removed = False
+        self.replaced = False  # removed, and its directory is another device's now
         self.retry_at: float | None = None  # monotonic seconds: look again then
         self._hypervisor = hypervisor
         self._store = store
@@ -105,6 +106,7 @@ class BackendDevice(ABC, Generic[S]):
         self._failure: ParavirtError | None = None
         self._stale: RingPlaces | str | None = None  # keys of our predecessor's time, or what is wrong with them
         self._adopted = False
+        self._has_offered = False
         self._complained = False
         self._refused: dict[str, str] | None = None  # configuration that could not be served
 
@@ -186,6 +188,11 @@ class BackendDevice(ABC, Generic[S]):
         own = xenbus.read_state(self._store, self.path.backend)
         if own is XenbusState.UNKNOWN:
             self._forget()
+            return False
+        if own is XenbusState.INITIALISING and self._has_offered:
+            # Detached and attached before anybody looked: what we have open may be another disk, of another mode.
+            self._forget()
+            self.replaced = True
             return False
         frontend = self._frontend_state()
         online = xenbus.read_key(self._store, f"{self.path.backend}/online") == "1"
@@ -276,7 +283,9 @@ class BackendDevice(ABC, Generic[S]):
             keys = {**keys, FENCE_KEY: word}
         else:
             self._forget_fence(self.path.backend)  # of a predecessor who offered one
-        return self._switch(XenbusState.INIT_WAIT, {**keys, "hotplug-status": "connected"})
+        switched = self._switch(XenbusState.INIT_WAIT, {**keys, "hotplug-status": "connected"})
+        self._has_offered = True
+        return switched
 
     def _refuse(self, keys: dict[str, str], error: Exception) -> None:
         """The configuration `keys` cannot be served: say why, once."""

@@ -189,6 +189,8 @@ class DeviceService(Generic[S]):
             device.give_up(ParavirtError(f"a defect of the backend: {error}"))
         if device.removed:
             self._drop(path, watched=known)
+            if device.replaced:
+                self._evaluate(path)
         elif not known:
             # Fires once at once, so no change between the first look and here is missed.
             for key in self.watched:

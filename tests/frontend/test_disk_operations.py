@@ -14,10 +14,13 @@ import pytest
 import paravirt
 from paravirt.backend import disks
 from paravirt.backend.c_engine import EngineName
+from paravirt.backend.device import BackendDevice
 from paravirt.backend.disks import MemoryDisk
 from paravirt.errors import InvalidRequest, IoError, NotFound, ReadOnly
+from paravirt.host import vbd
 from paravirt.protocol.blkif import MAX_REQUEST_BYTES, Status
 from paravirt.xenstore import xenbus
+from tests.eventually import eventually
 
 SIZE = 4 << 20
 DEADLINE_S = 20.0
@@ -283,6 +286,30 @@ def test_kinds(running: paravirt.Host, guest: paravirt.Domain, image: Path) -> N
         assert (disk.cdrom, disk.removable, disk.read_only) == (False, False, False)
     with pytest.raises(InvalidRequest, match="'tape'"):
         running.attach_disk(guest, str(image), device="xvdb", device_type="tape")  # type: ignore[arg-type]
+
+
+def test_another_disk_in_its_place_before_the_backend_looks(
+    running: paravirt.Host, guest: paravirt.Domain, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However busy the backend is: what is attached last is what is served."""
+    path = running.attach_disk(guest, str(image), device_type="cdrom", removable=True, mode="r")
+    with guest.open_disk() as disk:
+        assert disk.cdrom
+    eventually(lambda: xenbus.read_key(running.store, f"{path.backend}/state") in ("2", "6"))
+    looks, evaluate = threading.Event(), BackendDevice.evaluate
+
+    def late(device: BackendDevice[object]) -> None:
+        looks.wait(DEADLINE_S)
+        evaluate(device)
+
+    monkeypatch.setattr(BackendDevice, "evaluate", late)
+    vbd.detach(running.store, guest.domid, "xvda", timeout_s=0.01)
+    busy = threading.Timer(0.5, looks.set)
+    busy.start()
+    running.attach_disk(guest, "1M", driver="memory")
+    busy.join()
+    with guest.open_disk() as disk:
+        assert (disk.cdrom, disk.removable, disk.read_only, disk.size_bytes) == (False, False, False, 1 << 20)
 
 
 def test_a_disk_grows_and_shrinks_while_it_is_used(running: paravirt.Host, guest: paravirt.Domain, image: Path) -> None:

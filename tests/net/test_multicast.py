@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Groups: which of their frames a device gets, as it joins and leaves them, with every backend that comes."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -41,20 +42,18 @@ def join(host: paravirt.Host, name: str, *, without: str | None = None, **option
 
 def heard(sender: Vif, listener: Vif) -> set[bytes]:
     """To which of two groups, to everybody, to itself: what the listener gets of frames to each, on all its queues."""
-    to = [ONE, OTHER, BROADCAST, listener.mac]
-    for i in range(16):  # flows, for all queues
-        sender.send([frame(address, sender.mac[:5] + bytes([i]), b"group") for address in to])
+    sources = [sender.mac[:5] + bytes([i]) for i in range(16)]  # flows, for all queues
+    last = LAST + os.urandom(8)
+    for to in (ONE, OTHER, BROADCAST, listener.mac):
+        sender.send([frame(to, source, b"group" + last[-8:]) for source in sources])
+    sender.send([frame(listener.mac, source, last) for source in sources])
     found: set[bytes] = set()
     for queue in range(listener.n_queues):
-        for i in range(16):
-            sender.send([frame(listener.mac, sender.mac[:5] + bytes([i]), LAST)])
         packets: list[bytes] = []
-        while not any(LAST in packet for packet in packets):
+        while not any(last in packet for packet in packets):
             packets = listener.receive(queue=queue, timeout_s=SECOND)
             assert packets
-            found |= {packet[:6] for packet in packets if b"group" in packet}
-        while listener.receive(queue=queue, timeout_s=0.01):
-            pass
+            found |= {packet[:6] for packet in packets if b"group" + last[-8:] in packet}
     return found
 
 

@@ -336,9 +336,10 @@ static void fuzz_control(void)
 		struct pv_frame frame = { .length = n };
 
 		if (byte() % 4) {
-			request.data[0] = request.type == 3 || request.type == 7 ? BASE + byte() % PAGES : byte() % 4;
-			request.data[1] = request.type > 8 ? BASE + byte() % PAGES : byte() % 8;
-			request.data[2] = byte() % 8;
+			request.data[0] = request.type == PV_NETCTRL_SET_HASH_KEY || request.type == PV_NETCTRL_SET_MAPPING ?
+						  BASE + byte() % PAGES : byte() % 4;
+			request.data[1] = request.type > 8 ? BASE + byte() % PAGES : byte() % 3;
+			request.data[2] = byte() % (request.type > 8 ? 8 : 2);
 		}
 		/* A list of references, where it may look for one. */
 		if (byte() & 1)

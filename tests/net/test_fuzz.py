@@ -18,6 +18,7 @@ MISTAKES: dict[str, Change] = {
         "response->status < 0 || (uint32_t)response->offset + (uint32_t)response->status > PAGE_BYTES",
         "response->status < 0",
     ),
+    "queues of any number": ("pv_netctrl.c", "if (table[i] >= hash->n_queues)", "if (0)"),
     "too many queues to map": ("pv_netctrl.c", "from > hash->mapping_size || n > hash->mapping_size - from", "0"),
 }
 pytestmark = pytest.mark.timeout(300)

@@ -106,7 +106,7 @@ class BackendDevice(ABC, Generic[S]):
         self._failure: ParavirtError | None = None
         self._stale: RingPlaces | str | None = None  # keys of our predecessor's time, or what is wrong with them
         self._adopted = False
-        self._has_offered = False
+        self._has_prepared = False
         self._complained = False
         self._refused: dict[str, str] | None = None  # configuration that could not be served
 
@@ -189,7 +189,7 @@ class BackendDevice(ABC, Generic[S]):
         if own is XenbusState.UNKNOWN:
             self._forget()
             return False
-        if own is XenbusState.INITIALISING and self._has_offered:
+        if own is XenbusState.INITIALISING and self._has_prepared:
             # Detached and attached before anybody looked: what we have open may be another disk, of another mode.
             self._forget()
             self.replaced = True
@@ -283,9 +283,8 @@ class BackendDevice(ABC, Generic[S]):
             keys = {**keys, FENCE_KEY: word}
         else:
             self._forget_fence(self.path.backend)  # of a predecessor who offered one
-        switched = self._switch(XenbusState.INIT_WAIT, {**keys, "hotplug-status": "connected"})
-        self._has_offered = True
-        return switched
+        self._has_prepared = True
+        return self._switch(XenbusState.INIT_WAIT, {**keys, "hotplug-status": "connected"})
 
     def _refuse(self, keys: dict[str, str], error: Exception) -> None:
         """The configuration `keys` cannot be served: say why, once."""
@@ -304,6 +303,7 @@ class BackendDevice(ABC, Generic[S]):
         self._disconnect()
         if self._prepare() is None:
             return False
+        self._has_prepared = True
         request = self._read_request()
         fence = self._agreed_fence()
         for queue in range(len(request.queues)):

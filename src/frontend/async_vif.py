@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from paravirt.errors import Closed, PeerError
 from paravirt.frontend.loop import LoopListener
-from paravirt.frontend.vif_queue import Way
+from paravirt.frontend.vif_queue import ROOM_POLL_S, Way
 from paravirt.ring.netif import Burst
 
 if TYPE_CHECKING:
     from paravirt.frontend.vif import Vif
     from paravirt.frontend.vif_queue import VifQueueEnd
 
-_BUSY_POLL_S = 0.001
 BURST_BYTES = 262_144
 
 
@@ -83,7 +82,7 @@ class AsyncVif:
             self._vif.fail(error)
             raise
         if moved is None:  # a thread is there
-            await asyncio.sleep(_BUSY_POLL_S)
+            await asyncio.sleep(ROOM_POLL_S)
         elif not moved:
             await ears.hear(way)
         return moved or 0
@@ -130,6 +129,9 @@ class _Ears:
         try:
             if self._end.is_ready(way):
                 await asyncio.sleep(0)  # whatever the peer does, the loop goes on
+            elif way == "tx" and self._end.doorbell("rx") == "tx":
+                # A thread that receives may be the one that hears of room.
+                await asyncio.wait([future], timeout=ROOM_POLL_S)
             else:
                 await future
         finally:
@@ -149,7 +151,7 @@ class _Ears:
             asyncio.get_running_loop().call_soon(self._end.end_event, event)  # behind the tasks that are woken
 
     def _on_change(self) -> None:
-        """There is a connection, or there will be none. From any thread."""
+        """There is a connection, or will be none, or a thread has left. From any thread."""
         with self._lock:
             self._wake()
 

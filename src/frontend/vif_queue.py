@@ -88,7 +88,7 @@ class VifQueueEnd:
         self.rx_end: RingEnd = RingEnd(hypervisor, path, netif.RX_NAME, queue=queue, beside=first or self.tx_end)
         self.front: NetFront | None = None
         self.listeners: set[Callable[[], None]] = set()
-        """Called when it is connected or given up, from any thread."""
+        """Called when it is connected or given up, and after each call of a thread; from any thread."""
         self._mover: Mover | None = None  # who moves its frames instead of callers
         self._max_spin_ns = max_spin_ns
         self._pages: PageRun | None = None
@@ -367,8 +367,11 @@ class VifQueueEnd:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             self._changed.wait_for(lambda: self._connected or self._error is not None, left)
             self._check()
-        with lock:
-            yield self.front if self._connected else None
+        try:
+            with lock:
+                yield self.front if self._connected else None
+        finally:
+            self._tell_listeners()  # the event that they wait for may have been ours
 
     @contextmanager
     def _still(self, deadline: float | None) -> Iterator[tuple[NetFront | None, bool]]:

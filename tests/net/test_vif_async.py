@@ -225,6 +225,48 @@ def test_a_thread_may_receive_meanwhile(pair: Pair) -> None:
     run(main())
 
 
+def test_what_a_thread_leaves_behind_comes_to_the_loop(pair: Pair) -> None:
+    """Also when the event that told of all of it was the thread's."""
+
+    async def main() -> None:
+        in_thread: list[int] = []
+        found: list[int] = []
+
+        async def receive() -> None:
+            while len(found) + len(in_thread) < 5:
+                found.extend(map(number_of, await pair.other.aio.receive()))
+
+        receiving = asyncio.create_task(receive())
+        await asyncio.sleep(0.02)
+        taking = threading.Thread(
+            target=lambda: in_thread.extend(map(number_of, pair.other.receive(2, timeout_s=DEADLINE_S)))
+        )
+        taking.start()
+        pair.one.send(pair.numbered(0, 5))
+        taking.join()  # the loop stands still: it hears of nothing meanwhile
+        await receiving
+        assert in_thread + found == list(range(5))
+        assert in_thread
+
+    for _ in range(20):
+        run(main())
+
+
+def test_it_sends_while_a_thread_receives_on_the_same_queue(pair: Pair) -> None:
+    """The thread hears of the room for more, where both rings have one channel."""
+    waiting = threading.Thread(target=lambda: pair.one.receive(timeout_s=DEADLINE_S))
+
+    async def main() -> None:
+        waiting.start()
+        await asyncio.sleep(0.05)
+        sent, found = await asyncio.gather(pair.one.aio.send(pair.numbered(0, N)), numbers(pair.other, N))
+        assert (sent, found) == (N, list(range(N)))
+
+    run(main())
+    pair.other.send([frame(pair.one.mac, pair.other.mac)])
+    waiting.join()
+
+
 def test_one_loop_at_a_time(pair: Pair) -> None:
     heard = threading.Event()
     complaint: list[BaseException] = []
